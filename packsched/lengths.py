@@ -1,0 +1,71 @@
+"""Argument checks shared by every public call: lengths are positive integers, or the call is refused."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import SupportsIndex
+
+import numpy as np
+
+from packsched.errors import OversizedSegmentError, PackingError
+
+
+def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int | None = None) -> list[int]:
+    """Returns the lengths as plain Python integers. O(n).
+
+    Args:
+        encoded_lens: Segment lengths in tokens, in insertion order: a list, a tuple, a 1-d integer array, ...
+        packing_length: When given, the cap in tokens that every length must respect.
+
+    Raises:
+        PackingError: A length is not an integer, or is smaller than 1 (index and value are named).
+        OversizedSegmentError: A length is larger than `packing_length`.
+
+    >>> checked_lengths(np.array([5, 3]), 8)
+    [5, 3]
+    """
+    lengths = [checked_encoded_len(length, index) for index, length in enumerate(encoded_lens)]
+    if packing_length is not None:
+        for index, length in enumerate(lengths):
+            if length > packing_length:
+                raise OversizedSegmentError.for_segment(index, length, packing_length)
+    return lengths
+
+
+def checked_encoded_len(encoded_len: SupportsIndex, index: int) -> int:
+    """Returns one segment's length as a plain integer of at least 1; `index` names it in the error. O(1)."""
+    length = _as_int(encoded_len)
+    if length is None:
+        raise PackingError(
+            f"segment {index} has encoded_len {encoded_len!r} of type {type(encoded_len).__name__}; "
+            "lengths are integers (tokens)."
+        )
+    if length < 1:
+        raise PackingError(
+            f"segment {index} has encoded_len {length}; a segment has at least 1 token. "
+            "Leave out samples that produced nothing instead of passing them on."
+        )
+    return length
+
+
+def checked_count(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
+    """Returns the argument `name` as a plain integer of at least `minimum`, or raises `PackingError`. O(1)."""
+    count = _as_int(value)
+    if count is None:
+        raise PackingError(f"{name} is {value!r} of type {type(value).__name__}; it must be an integer.")
+    if count < minimum:
+        raise PackingError(f"{name} is {count}; it must be at least {minimum}.")
+    return count
+
+
+def _as_int(value: SupportsIndex) -> int | None:
+    # A boolean is an int to Python, but as a length it is always a mistake (a mask instead of lengths).
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
