@@ -1,7 +1,7 @@
 """The ways a call can be refused. Every message states the numbers first and then what to do about them.
 
-All are raised before anything has been changed, so the caller may correct the input and call again. They carry
-nothing but their text, which makes them safe to pickle between processes.
+All are raised before anything has been changed, so the caller may correct the input and call again. They
+carry nothing but their text, which makes them safe to pickle between processes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class OversizedSegmentError(PackingError):
 Raise global_max_length (or template.max_length), lower max_new_tokens, or disable training.packing.
         """
         return cls(
-            f"segment {index} has encoded_len {encoded_len}, which is {encoded_len - packing_length} more than "
-            f"packing_length {packing_length}. Raise global_max_length (or template.max_length), "
+            f"segment {index} has encoded_len {encoded_len}, which is {encoded_len - packing_length} more "
+            f"than packing_length {packing_length}. Raise global_max_length (or template.max_length), "
             "lower max_new_tokens, or disable training.packing."
         )
 

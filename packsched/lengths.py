@@ -50,7 +50,7 @@ def checked_encoded_len(encoded_len: SupportsIndex, index: int) -> int:
 
 
 def checked_count(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
-    """Returns the argument `name` as a plain integer of at least `minimum`, or raises `PackingError`. O(1)."""
+    """Returns the argument `name` as a plain integer, or raises `PackingError` if below `minimum`. O(1)."""
     count = _as_int(value)
     if count is None:
         raise PackingError(f"{name} is {value!r} of type {type(value).__name__}; it must be an integer.")

@@ -1,0 +1,147 @@
+"""Which buffered segments go into the next packed forward pass.
+
+One selection problem, three answers. All pin the oldest segment (index 0), so nothing starves, and none
+splits a segment or exceeds the cap.
+
+- `fifo`: scan in insertion order, take what still fits. O(n).
+- `binpacking`: constant-volume bin packing over what fits beside the oldest segment; the best bin replaces
+  the FIFO answer only if it is strictly longer. O(n * bins). The heuristic of the installed `binpacking`
+  decides, so its version is bounded: 1.5.2 puts an item into the fullest bin that has room, 2.0.x into the
+  emptiest, and the two select different segments in most states of a buffer.
+- `optimal`: the fullest pack there is, see `packsched.subset_sum`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Literal, SupportsIndex, get_args
+
+from packsched.errors import MissingBinpackingError, PackingError
+from packsched.lengths import checked_count, checked_lengths
+
+Policy = Literal["fifo", "binpacking", "optimal"]
+POLICIES: tuple[str, ...] = get_args(Policy)
+
+
+def select(
+    encoded_lens: Iterable[SupportsIndex], packing_length: SupportsIndex, *, policy: str = "binpacking"
+) -> list[int]:
+    """Selects the segments of the next pack: the oldest, and others that fit beside it.
+
+    The same lengths in the same order give the same answer in every process. The total is never below that of
+    `fifo`, and on equal totals the answer of `binpacking` *is* that of `fifo`.
+
+    Args:
+        encoded_lens: Lengths in tokens of the buffered segments, in insertion order; index 0 is the oldest.
+        packing_length: The hard cap of a pack, in tokens.
+        policy: `"fifo"`, `"binpacking"` or `"optimal"`; the header of this module says what each costs.
+
+    Returns:
+        Indices into `encoded_lens`, ascending, starting with 0; empty if there are no segments.
+
+    Raises:
+        PackingError: A length or the cap is not a positive integer, or the policy is unknown.
+        OversizedSegmentError: Any segment, not only the oldest, is longer than `packing_length`.
+        MissingBinpackingError: Policy `binpacking` needs a module that is absent or of another version.
+
+    >>> lens = [4, 1, 5, 3]
+    >>> select(lens, 9, policy="fifo")  # 4 + 1 + 3 = 8
+    [0, 1, 3]
+    >>> select(lens, 9)  # 4 + 5 = 9
+    [0, 2]
+    """
+    check_policy(policy)
+    cap = checked_count("packing_length", packing_length)
+    lengths = checked_lengths(encoded_lens, cap)
+    if not lengths:
+        return []
+    if policy == "fifo":
+        return _fifo(lengths, cap)
+    if policy == "binpacking":
+        return _binpacking_or_fifo(lengths, cap)
+    from packsched.subset_sum import select_optimal
+
+    return select_optimal(lengths, cap)
+
+
+def check_policy(policy: str) -> None:
+    """Raises `PackingError` unless `policy` is a name that `select` knows. O(1)."""
+    if policy not in POLICIES:
+        raise PackingError(f"unknown policy {policy!r}; choose one of {', '.join(map(repr, POLICIES))}.")
+
+
+def require_binpacking() -> ModuleType:
+    """Imports `binpacking` and checks that its version decides as this project expects. O(1) after the first.
+
+    Raises:
+        MissingBinpackingError: The module is absent, or its version is outside the range that
+            `pyproject.toml` declares; both ways out are named.
+    """
+    try:
+        import binpacking
+    except ImportError as error:
+        raise MissingBinpackingError(
+            f"policy 'binpacking' needs the module binpacking, which fails to import ({error}). {_WAYS_OUT}",
+            name="binpacking",
+        ) from error
+    version = _installed_version()
+    if version is None or not _SUPPORTED[0] <= _release(version) < _SUPPORTED[1]:
+        found = "of unknown version" if version is None else version
+        raise MissingBinpackingError(
+            f"policy 'binpacking' needs binpacking {_REQUIREMENT}, but the one installed is {found}; "
+            f"other versions select other segments. {_WAYS_OUT}",
+            name="binpacking",
+        )
+    return binpacking  # type: ignore[no-any-return,unused-ignore]
+
+
+_SUPPORTED = ((2, 0, 1), (3,))
+_REQUIREMENT = ">=2.0.1,<3"
+_WAYS_OUT = f"Install it (pip install 'binpacking{_REQUIREMENT}') or disable training.packing."
+
+
+def _fifo(lengths: list[int], cap: int) -> list[int]:
+    selected, used = [], 0
+    for index, length in enumerate(lengths):
+        if used + length <= cap:
+            selected.append(index)
+            used += length
+    return selected
+
+
+def _binpacking_or_fifo(lengths: list[int], cap: int) -> list[int]:
+    baseline = _fifo(lengths, cap)
+    residual = cap - lengths[0]
+    if residual == 0:
+        return baseline
+    binpacking = require_binpacking()
+    items = [(index, length) for index, length in enumerate(lengths) if index > 0 and length <= residual]
+    if not items:
+        return baseline
+    bins = binpacking.to_constant_volume(items, residual, weight_pos=1)
+    # The order of the bins is the heuristic's own affair; this key makes the choice among them unique.
+    rests = [sorted(index for index, _ in found) for found in bins]
+    best = min(rests, key=lambda rest: (-_total(lengths, rest), len(rest), rest))
+    candidate = [0, *best]
+    return candidate if _total(lengths, candidate) > _total(lengths, baseline) else baseline
+
+
+def _total(lengths: list[int], indices: list[int]) -> int:
+    return sum(lengths[index] for index in indices)
+
+
+@functools.cache
+def _installed_version() -> str | None:
+    try:
+        return importlib.metadata.version("binpacking")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers.group().split("."))) if numbers else ()

@@ -1,0 +1,120 @@
+"""How full the packs were, as sums that stay correct when steps and ranks are merged.
+
+With a fixed number of packs and no carry the mean fill depends on the window's tokens alone, whatever the
+packing. One number could therefore flatter: fill over all packs hides how they were used, fill over the
+non-empty ones hides idle micro-steps. Both are kept, next to the packs used and the bound they are judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import SupportsIndex
+
+from packsched.errors import PackingError
+from packsched.lengths import checked_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillStats:
+    """Numerators and denominators of the packing metrics. `FillStats()` is neutral in `merge`.
+
+    Attributes:
+        windows: How many windows (of one rank each) are summed up here.
+        segments: Segments in them.
+        tokens: Tokens of these segments.
+        capacity: Tokens that all packs could have held, empty ones included.
+        capacity_non_empty: Tokens that the non-empty packs could have held.
+        non_empty_packs: Packs with at least one segment.
+        lower_bound: Packs that these windows needed at the very least.
+        min_fill: Fill of the least filled non-empty pack; 1.0 while there is none.
+
+    >>> step = FillStats.from_packs([9, 3, 0], 10, segments=4)
+    >>> step.metrics()["packing/post_rollout_fill"], step.metrics()["packing/fill_non_empty"]
+    (0.4, 0.6)
+    """
+
+    windows: int = 0
+    segments: int = 0
+    tokens: int = 0
+    capacity: int = 0
+    capacity_non_empty: int = 0
+    non_empty_packs: int = 0
+    lower_bound: int = 0
+    min_fill: float = 1.0
+
+    @classmethod
+    def from_packs(
+        cls,
+        pack_lens: Iterable[SupportsIndex],
+        packing_length: SupportsIndex,
+        *,
+        segments: SupportsIndex,
+        lower_bound: SupportsIndex | None = None,
+    ) -> FillStats:
+        """Counts the packs of one rank's window. O(packs).
+
+        Args:
+            pack_lens: Tokens in each pack, padding not counted; 0 for an empty pack, which is counted too.
+            packing_length: The cap of a pack, in tokens.
+            segments: How many segments the packs hold together.
+            lower_bound: Packs needed at the very least, as a `WindowPlan` knows it; by default the tokens
+                over the cap, rounded up.
+
+        Raises:
+            PackingError: A number is negative or not an integer, or a pack exceeds the cap.
+        """
+        cap = checked_count("packing_length", packing_length)
+        lens = [checked_count(f"pack_lens[{i}]", n, minimum=0) for i, n in enumerate(pack_lens)]
+        for index, length in enumerate(lens):
+            if length > cap:
+                raise PackingError(
+                    f"pack {index} has {length} tokens, which is {length - cap} more than packing_length "
+                    f"{cap}; a pack never exceeds its cap, so check that padding is left out."
+                )
+        non_empty = [length for length in lens if length]
+        bound = -(-sum(lens) // cap) if lower_bound is None else lower_bound
+        return cls(
+            windows=1,
+            segments=checked_count("segments", segments, minimum=0),
+            tokens=sum(lens),
+            capacity=len(lens) * cap,
+            capacity_non_empty=len(non_empty) * cap,
+            non_empty_packs=len(non_empty),
+            lower_bound=checked_count("lower_bound", bound, minimum=0),
+            min_fill=min(non_empty, default=cap) / cap,
+        )
+
+    def merge(self, other: FillStats) -> FillStats:
+        """Returns the statistics of both together; order and grouping do not matter. O(1)."""
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return FillStats(**{**sums, "min_fill": min(self.min_fill, other.min_fill)})
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers to log, by name. O(1).
+
+        Fills are shares of capacity; packs, bound and segments are means per window of one rank. Without a
+        non-empty pack every fill is 0.0: nothing was filled.
+        """
+        windows = max(self.windows, 1)
+        return {
+            "packing/post_rollout_fill": self.tokens / max(self.capacity, 1),
+            "packing/fill_non_empty": self.tokens / max(self.capacity_non_empty, 1),
+            "packing/min_fill": self.min_fill if self.non_empty_packs else 0.0,
+            "packing/non_empty_packs": self.non_empty_packs / windows,
+            "packing/lower_bound": self.lower_bound / windows,
+            "packing/segments": self.segments / windows,
+        }
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Returns plain numbers for transport between ranks; `from_dict` undoes it. O(1).
+
+        For a reduction instead of a gather: `min_fill` takes the minimum, every other entry the sum.
+        """
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, int | float]) -> FillStats:
+        """Undoes `as_dict`; whole floats, as a reduction returns them, are fine. O(1)."""
+        counts = {name: int(number) for name, number in numbers.items() if name != "min_fill"}
+        return cls(**counts, min_fill=numbers["min_fill"])
