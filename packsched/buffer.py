@@ -153,7 +153,7 @@ class CarryBuffer(Generic[S]):
         if pack.fill < self.min_fill_ratio:
             logger.warning(
                 "post-rollout packing underfilled: %d of %d tokens (fill %.3f < min_fill_ratio %.3f) in %d "
-                "segments, %d left in the buffer. Make more segments per micro-step, or pack over the window.",
+                "segments, %d left in the buffer. Make more segments per micro-step or pack over the window.",
                 pack.layout.tokens,
                 self.packing_length,
                 pack.fill,
