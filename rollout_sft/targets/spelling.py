@@ -1,0 +1,110 @@
+"""
+Between token ids and characters, exactly and in both directions.
+
+Supervision is decided on characters ("this number") and applied to tokens. The bridge has to be the decoder
+itself: offsets from encoding belong to the tokens the tokenizer would choose, not to those the model
+generated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class Speller:
+    """
+    Spells token ids and encodes text that continues other text.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`):
+            Any fast tokenizer that has an end token and can write JSON. It is copied: padding or truncation
+            that somebody switches on later does not reach this one.
+
+    Raises:
+        `ValueError`: no fast backend, no end token, or `[` and `]` do not survive encoding and decoding.
+    """
+
+    def __init__(self, tokenizer: Any):
+        name = type(tokenizer).__name__
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"{name} has no `backend_tokenizer`, so tokens cannot be placed in the text; "
+                "load a fast tokenizer (PreTrainedTokenizerFast)."
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"{name} has no end token (eos_token_id is None), so answers could never end; "
+                "set `eos_token` on the tokenizer."
+            )
+        self.eos_id = int(tokenizer.eos_token_id)
+        self._backend = copy.deepcopy(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        # A description that contains "<eos>" is text, not the end of the answer.
+        self._backend.encode_special_tokens = True
+        self._anchor = ""
+        self._bracket = self._ids("[")
+        # Tokenizers of the SentencePiece kind put a space before whatever they encode. Behind a line break,
+        # which is cut off again, they do not.
+        for anchor in ("", "\n"):
+            self._anchor = anchor
+            if self.spell(self._bracket + self.encode("]"))[0] == "[]":
+                break
+        else:
+            text, _ = self.spell(self._bracket + self.encode("]"))
+            raise ValueError(
+                f"{name} cannot write JSON: '[' and ']' in a row decode to {text!r}; "
+                "use a tokenizer whose decode undoes its encode."
+            )
+
+    def spell(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        """
+        The text of `ids` and where each token ends in it.
+
+        Args:
+            ids (`Sequence[int]`):
+                Tokens as generated, special ones included. O(len(ids)).
+
+        Returns:
+            `tuple[str, list[int]]`: the text, and for every token the number of characters up to its end.
+            Token `i` covers the characters from the previous end to its own: none for a token that only
+            begins a character, which belongs to the token that completes it; an incomplete character at the
+            end is not in the text.
+        """
+        stream = DecodeStream([], skip_special_tokens=False)
+        chunks: list[str] = []
+        ends: list[int] = []
+        length = 0
+        for token in ids:
+            if chunk := stream.step(self._backend, int(token)):
+                chunks.append(chunk)
+                length += len(chunk)
+            ends.append(length)
+        return "".join(chunks), ends
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of `text` where it continues other text: no special tokens, no space put before it."""
+        if not self._anchor:
+            return self._ids(text)
+        anchor, ids = self._ids(self._anchor), self._ids(self._anchor + text)
+        if ids[: len(anchor)] != anchor:
+            raise ValueError(
+                f"the tokenizer merges a line break with {text[:40]!r}; it cannot encode continuations."
+            )
+        return ids[len(anchor) :]
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """[`encode`] together with the end of each token in `text`, as in [`spell`]."""
+        ids = self.encode(text)
+        # Decoders strip a space at the very beginning; behind a bracket there is no beginning.
+        _, ends = self.spell(self._bracket + ids)
+        return ids, [end - 1 for end in ends[len(self._bracket) :]]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
