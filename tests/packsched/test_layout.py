@@ -1,0 +1,321 @@
+"""A layout places every token once, restarts every segment, and undoes what it did."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packsched import PackingError, PackLayout
+
+ROOT = Path(__file__).resolve().parents[2]
+lengths = st.lists(st.integers(1, 12), max_size=8)
+some_lengths = st.lists(st.integers(1, 12), min_size=1, max_size=8)
+multiples = st.none() | st.integers(1, 16)
+
+
+def token_table(lens, padding):
+    """Brute force: (span, position within it) of each packed token; padding is the last span."""
+    spans = [*lens, padding] if padding else lens
+    return [(span, position) for span, length in enumerate(spans) for position in range(length)]
+
+
+# --- Fields ---
+
+
+@given(lengths, multiples)
+def test_every_field_agrees_with_a_table_of_tokens(lens, multiple):
+    layout = PackLayout.from_lengths(lens, pad_to_multiple_of=multiple)
+    table = token_table(lens, layout.padding)
+    assert layout.num_segments == len(lens)
+    assert layout.tokens == sum(lens)
+    assert layout.total == len(table)
+    assert layout.segment_ids.tolist() == [span for span, _ in table]
+    assert layout.position_ids.tolist() == [position for _, position in table]
+    assert layout.offsets == tuple(table.index((segment, 0)) for segment in range(len(lens)))
+    starts = [index for index, (_, position) in enumerate(table) if position == 0]
+    assert layout.cu_seqlens.tolist() == ([*starts, len(table)] if table else [0])
+    assert layout.max_seqlen == max(np.diff(layout.cu_seqlens), default=0)
+
+
+@given(some_lengths, st.integers(1, 16))
+def test_padding_is_a_span_of_its_own_and_the_smallest_that_does(lens, multiple):
+    layout = PackLayout.from_lengths(lens, pad_to_multiple_of=multiple)
+    assert layout.total % multiple == 0
+    assert 0 <= layout.padding < multiple
+    assert np.diff(layout.cu_seqlens)[: len(lens)].tolist() == lens
+    assert (layout.segment_ids == len(lens)).sum() == layout.padding
+
+
+def test_types_and_shapes_are_those_that_varlen_kernels_take():
+    layout = PackLayout.from_lengths(np.array([3, 2], dtype=np.uint16), pad_to_multiple_of=np.int64(4))
+    assert layout.cu_seqlens.dtype == np.int32
+    assert layout.segment_ids.dtype == np.int32
+    assert layout.position_ids.dtype == np.int64
+    assert type(layout.max_seqlen) is int
+    assert type(layout.total) is int
+    assert all(type(n) is int for n in (*layout.encoded_lens, *layout.offsets))
+
+
+def test_an_empty_pack_is_legal_and_stays_empty_under_padding():
+    layout = PackLayout.from_lengths([], pad_to_multiple_of=8)
+    assert (layout.total, layout.max_seqlen, layout.offsets) == (0, 0, ())
+    assert layout.cu_seqlens.tolist() == [0]
+    assert layout.position_ids.shape == layout.segment_ids.shape == (0,)
+    assert layout.position_ids.dtype == np.int64
+    assert layout.split(np.zeros((0, 4))) == []
+    assert layout.locate([]) == ([], [])
+
+
+def test_arrays_belong_to_the_caller_so_writing_into_one_changes_no_layout():
+    layout = PackLayout.from_lengths([3, 2])
+    layout.position_ids[:] = -1
+    layout.cu_seqlens[:] = -1
+    assert layout.position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert layout.cu_seqlens.tolist() == [0, 3, 5]
+
+
+def test_layouts_are_values():
+    layout = PackLayout.from_lengths([3, 2])
+    assert layout == PackLayout.from_lengths(np.array([3, 2]))
+    assert hash(layout) == hash(PackLayout.from_lengths([3, 2]))
+    assert layout != PackLayout.from_lengths([3, 2], pad_to_multiple_of=4)
+    assert pickle.loads(pickle.dumps(layout)) == layout
+    with pytest.raises(AttributeError):
+        layout.padding = 3
+
+
+@pytest.mark.parametrize(
+    ("lens", "multiple", "message"),
+    [
+        ([3, 0], None, r"^segment 1 has encoded_len 0;"),
+        ([3.0], None, r"^segment 0 has encoded_len 3\.0 of type float;"),
+        ([3], 0, r"^pad_to_multiple_of is 0; it must be at least 1\.$"),
+        ([3], 1.5, r"^pad_to_multiple_of is 1\.5 of type float; it must be an integer\.$"),
+    ],
+)
+def test_bad_lengths_and_multiples_are_refused(lens, multiple, message):
+    with pytest.raises(PackingError, match=message):
+        PackLayout.from_lengths(lens, pad_to_multiple_of=multiple)
+
+
+# --- remap and locate ---
+
+
+@given(some_lengths, multiples)
+def test_locate_undoes_remap_for_every_token(lens, multiple):
+    layout = PackLayout.from_lengths(lens, pad_to_multiple_of=multiple)
+    for packed, (segment, position) in enumerate(token_table(lens, 0)):
+        assert layout.remap(segment, position) == packed
+        assert layout.locate(packed) == (segment, position)
+
+
+@given(some_lengths, st.data())
+def test_a_remapped_position_points_at_the_same_token(lens, data):
+    layout = PackLayout.from_lengths(lens)
+    arrays = [np.arange(length) + 100 * segment for segment, length in enumerate(lens)]
+    packed = layout.concat(arrays)
+    segment = data.draw(st.integers(0, len(lens) - 1))
+    positions = np.array(data.draw(st.lists(st.integers(0, lens[segment] - 1))), dtype=np.int64)
+    assert packed[layout.remap(segment, positions)].tolist() == arrays[segment][positions].tolist()
+
+
+def test_what_goes_into_remap_comes_out_in_kind():
+    layout = PackLayout.from_lengths([3, 2])
+    assert layout.remap(1, 0) == 3
+    assert type(layout.remap(1, 0)) is int
+    assert layout.remap(1, [1, 0]) == [4, 3]
+    assert layout.remap(1, range(2)) == [3, 4]
+    assert layout.remap(1, []) == []
+    grid = layout.remap(np.int64(1), np.array([[0, 1]], dtype=np.int32))
+    assert isinstance(grid, np.ndarray)
+    assert grid.tolist() == [[3, 4]]
+    assert layout.locate(np.array([[0, 4]]))[0].tolist() == [[0, 1]]
+    assert layout.locate([0, 4]) == ([0, 1], [0, 1])
+    assert layout.locate(4) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("segment", "positions", "message"),
+    [
+        (1, 2, r"^position 2 is outside segment 1, whose encoded_len is 2 tokens\.$"),
+        (0, [0, -1], r"^position -1 is outside segment 0, whose encoded_len is 3 tokens\.$"),
+        (0, np.array([[0], [9]]), r"^position 9 is outside segment 0, whose encoded_len is 3 tokens\.$"),
+        (2, 0, r"^segment is 2, but the pack has 2 segments\.$"),
+        (-1, 0, r"^segment is -1; it must be at least 0\.$"),
+        (0, [0.0], r"^positions have dtype float64; they must be integers\.$"),
+        (
+            0,
+            np.array([True, False, True]),
+            r"^positions have dtype bool; they must be integers; np\.flatnonzero turns a mask into positions",
+        ),
+    ],
+)
+def test_remap_refuses_what_is_not_inside_the_segment(segment, positions, message):
+    with pytest.raises(PackingError, match=message):
+        PackLayout.from_lengths([3, 2], pad_to_multiple_of=8).remap(segment, positions)
+
+
+@pytest.mark.parametrize("position", [5, 7, 8, -1])
+def test_locate_refuses_padding_and_what_lies_outside(position):
+    layout = PackLayout.from_lengths([3, 2], pad_to_multiple_of=8)
+    message = rf"^position {position} is outside the pack's 2 segments, which without padding hold 5 tokens\.$"
+    with pytest.raises(PackingError, match=message):
+        layout.locate([0, position])
+
+
+def test_locate_on_an_empty_pack_refuses_every_position():
+    with pytest.raises(PackingError, match="hold 0 tokens"):
+        PackLayout.from_lengths([]).locate(0)
+
+
+def test_positions_of_another_framework_are_only_added_to():
+    """A device tensor must not be read: that would make the host wait once per segment."""
+
+    class DeviceArray:
+        def __add__(self, offset):
+            return ("added", offset)
+
+        def __array__(self, *_):
+            raise AssertionError("the values were read")
+
+        __bool__ = __iter__ = __len__ = __lt__ = __getitem__ = __array__
+
+    assert PackLayout.from_lengths([3, 2]).remap(1, DeviceArray()) == ("added", 3)
+
+
+# --- concat and split ---
+
+
+@given(some_lengths, multiples, st.sampled_from([(), (2,), (2, 3)]))
+def test_split_undoes_concat(lens, multiple, trailing):
+    layout = PackLayout.from_lengths(lens, pad_to_multiple_of=multiple)
+    arrays = [np.random.default_rng(k).integers(0, 99, (n, *trailing)) for k, n in enumerate(lens)]
+    packed = layout.concat(arrays, pad_value=-100)
+    assert packed.shape == (layout.total, *trailing)
+    assert packed.dtype == arrays[0].dtype
+    assert (packed[layout.tokens :] == -100).all()
+    parts = layout.split(packed)
+    assert len(parts) == len(lens)
+    assert all((part == array).all() for part, array in zip(parts, arrays, strict=True))
+
+
+def test_split_takes_anything_that_slices():
+    assert PackLayout.from_lengths([3, 2]).split("abcde") == ["abc", "de"]
+    assert PackLayout.from_lengths([3, 2], pad_to_multiple_of=4).split([*"abcde", 0, 0, 0]) == [
+        [*"abc"],
+        [*"de"],
+    ]
+
+
+def test_split_gives_views_of_an_array():
+    packed = np.zeros(5)
+    PackLayout.from_lengths([3, 2]).split(packed)[1][:] = 1
+    assert packed.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ([np.zeros(3)], r"^got 1 arrays for 2 segments; give one for each\.$"),
+        (
+            [np.zeros(3), np.zeros((3, 2))],
+            r"^array 1 has shape \(3, 2\), but segment 1 has encoded_len 2; the first dimension must be 2\.$",
+        ),
+        ([np.zeros(3), np.float64(1)], r"^array 1 has shape \(\), but segment 1 has encoded_len 2;"),
+        ([[1, 2, 3], [4, 5]], r"^array 0 has shape \(\), but segment 0 has encoded_len 3;"),
+        ([np.zeros(3), np.zeros(2)], r"^the layout has 3 tokens of padding; give pad_value\.$"),
+    ],
+)
+def test_concat_refuses_arrays_that_do_not_match_the_layout(arrays, message):
+    with pytest.raises(PackingError, match=message):
+        PackLayout.from_lengths([3, 2], pad_to_multiple_of=8).concat(arrays)
+
+
+def test_concat_of_an_empty_pack_is_refused_because_no_array_says_what_to_build():
+    with pytest.raises(PackingError, match=r"^an empty pack has nothing to concatenate; build its dummy"):
+        PackLayout.from_lengths([]).concat([])
+
+
+def test_split_refuses_another_length():
+    message = r"^got 5 packed positions, but the layout has 8 \(2 segments, 3 tokens of padding\)\.$"
+    with pytest.raises(PackingError, match=message):
+        PackLayout.from_lengths([3, 2], pad_to_multiple_of=8).split(np.zeros(5))
+
+
+def test_an_array_of_an_unknown_framework_is_refused():
+    class Strange:
+        shape = (3,)
+
+    with pytest.raises(PackingError, match=r"^cannot concatenate objects of type Strange; give arrays of numpy"):
+        PackLayout.from_lengths([3]).concat([Strange()])
+
+
+def test_an_array_that_names_its_namespace_is_joined_by_it():
+    """JAX arrays: their class lives in jaxlib, which has no `concatenate` of its own."""
+
+    class Namespace:
+        float32 = "float32"
+
+        @staticmethod
+        def concatenate(parts):
+            return [number for part in parts for number in part.numbers]
+
+        @staticmethod
+        def full(shape, value, dtype, device):
+            assert (dtype, device) == ("float32", "tpu")
+            return Array([value] * shape[0])
+
+    class Array:
+        dtype, device = "float32", "tpu"
+
+        def __init__(self, numbers):
+            self.numbers, self.shape = numbers, (len(numbers),)
+
+        def __array_namespace__(self):
+            return Namespace
+
+    layout = PackLayout.from_lengths([2, 1], pad_to_multiple_of=4)
+    assert layout.concat([Array([7, 8]), Array([9])], pad_value=0) == [7, 8, 9, 0]
+
+
+# --- torch, without ever importing it from packsched ---
+
+
+@given(some_lengths, multiples)
+def test_tensors_are_joined_and_cut_as_arrays_are(lens, multiple):
+    torch = pytest.importorskip("torch")
+    layout = PackLayout.from_lengths(lens, pad_to_multiple_of=multiple)
+    tensors = [torch.arange(2.0 * n).reshape(n, 2) for n in lens]
+    packed = layout.concat(tensors, pad_value=-1)
+    expected = layout.concat([tensor.numpy() for tensor in tensors], pad_value=-1)
+    assert isinstance(packed, torch.Tensor)
+    assert packed.dtype == torch.float32
+    assert packed.tolist() == expected.tolist()
+    assert all(torch.equal(a, b) for a, b in zip(layout.split(packed), tensors, strict=True))
+    assert torch.equal(layout.remap(len(lens) - 1, torch.tensor([0])), torch.tensor([sum(lens[:-1])]))
+    assert layout.locate(torch.arange(sum(lens)))[0].tolist() == [s for s, _ in token_table(lens, 0)]
+
+
+def test_gradients_flow_through_concat_and_split_and_padding_gets_none():
+    torch = pytest.importorskip("torch")
+    layout = PackLayout.from_lengths([3, 2], pad_to_multiple_of=8)
+    tensors = [torch.nn.Parameter(torch.ones(n, dtype=torch.float64)) for n in (3, 2)]
+    packed = layout.concat(tensors, pad_value=5)
+    assert packed.dtype == torch.float64
+    weights = torch.arange(8.0, dtype=torch.float64)
+    sum(part.sum() for part in layout.split(packed * weights)).backward()
+    assert [t.grad.tolist() for t in tensors] == [[0, 1, 2], [3, 4]]
+
+
+def test_joining_numpy_arrays_loads_no_framework():
+    code = (
+        "import sys, numpy as np; from packsched import PackLayout; layout = PackLayout.from_lengths([1, 2]);"
+        "layout.split(layout.concat([np.zeros(1), np.zeros(2)])); layout.remap(0, [0]); layout.locate([0]);"
+        "sys.exit('torch' in sys.modules or 'jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,94 @@
+"""Imports run one way: packsched knows no framework, rollout_sft knows packsched's public names only.
+
+Sources are read, not run, so an import inside a function counts as well.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import packsched
+
+ROOT = Path(__file__).resolve().parents[1]
+LIGHT = {*sys.stdlib_module_names, "numpy", "packsched"}
+
+
+def violations(source: str, package: str) -> list[str]:
+    """Names what a file of `package` ("packsched", "rollout_sft" or another folder) must not import."""
+    tree = ast.parse(source)
+    at_import = {node for statement in tree.body for node in _run_at_import(statement)}
+    found = []
+    for node in ast.walk(tree):
+        for module, name in _imported(node):
+            root = module.partition(".")[0]
+            whole = f"{module}.{name}" if name else module
+            if root in {"benchmarks", "examples"} and package not in {"benchmarks", "examples"}:
+                found.append(whole)
+            elif package == "packsched" and root not in LIGHT:
+                if root != "binpacking" or node in at_import:
+                    found.append(whole)
+            elif package == "rollout_sft" and root == "packsched" and not _is_public(module, name):
+                found.append(whole)
+    return found
+
+
+def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for child in ast.iter_child_nodes(node):
+            yield from _run_at_import(child)
+
+
+def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yields (module, name) of an import, an `import_module("...")`, or a use of `packsched.name`."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, "") for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from ((node.module or "", alias.name) for alias in node.names)
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if called in {"import_module", "__import__"}:
+            yield str(node.args[0].value), ""
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "packsched":
+        yield "packsched", node.attr
+
+
+def _is_public(module: str, name: str) -> bool:
+    return module == "packsched" and (not name or name in packsched.__all__)
+
+
+@pytest.mark.parametrize("folder", ["packsched", "rollout_sft", "tests"])
+def test_no_file_imports_what_its_folder_must_not(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files, f"no sources under {ROOT / folder}"
+    found = {str(f.relative_to(ROOT)): bad for f in files if (bad := violations(f.read_text(), folder))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "expected"),
+    [
+        ("packsched", "import torch", ["torch"]),
+        ("packsched", "def f():\n    from torch.nn import Linear", ["torch.nn.Linear"]),
+        ("packsched", "import importlib\nimportlib.import_module('torch')", ["torch"]),
+        ("packsched", "if True:\n    import rollout_sft.trainer", ["rollout_sft.trainer"]),
+        ("packsched", "import binpacking", ["binpacking"]),
+        ("packsched", "class A:\n    import binpacking", ["binpacking"]),
+        ("packsched", "def f():\n    import binpacking", []),
+        ("packsched", "import json, numpy.typing\nfrom packsched.errors import PackingError", []),
+        ("rollout_sft", "from packsched.selection import select", ["packsched.selection.select"]),
+        ("rollout_sft", "from packsched import selection", ["packsched.selection"]),
+        ("rollout_sft", "import packsched.layout", ["packsched.layout"]),
+        ("rollout_sft", "import packsched\npacksched.lengths", ["packsched.lengths"]),
+        ("rollout_sft", "import packsched\npacksched.select([1], 2)", []),
+        ("rollout_sft", "import torch\nfrom packsched import select, PackLayout", []),
+        ("rollout_sft", "from benchmarks import replay", ["benchmarks.replay"]),
+        ("tests", "import examples.digits", ["examples.digits"]),
+        ("tests", "import torch\nfrom packsched.errors import PackingError", []),
+    ],
+)
+def test_the_test_above_can_fail(package, source, expected):
+    assert violations(source, package) == expected
