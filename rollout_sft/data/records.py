@@ -1,0 +1,157 @@
+"""
+The user's own data: a JSONL file or a `datasets` data set with a prompt and the true objects in each record.
+
+A record is `{"messages": [...] | "prompt": str, "objects": [{"desc": str, "bbox_2d": [x1, y1, x2, y2]},
+...]}`, with an optional `id`. Every record is checked when the data is loaded and none is skipped; prompts
+are encoded when they are asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from rollout_sft.targets.parsing import read_truth
+
+
+class RecordsDataset(Dataset[dict[str, Any]]):
+    """
+    Checked records as samples: `{"id": str, "prompt_ids": list[int], "objects": list[dict]}`.
+
+    Made by [`load_records`].
+
+    Args:
+        records (`list[dict]`):
+            Records with an `id`.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Encodes the prompts.
+    """
+
+    def __init__(self, records: list[dict[str, Any]], tokenizer: Any):
+        self.records = records
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        if "messages" in record:
+            prompt_ids = self.tokenizer.apply_chat_template(
+                record["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        else:
+            prompt_ids = self.tokenizer(record["prompt"])["input_ids"]
+        return {"id": record["id"], "prompt_ids": list(prompt_ids), "objects": record["objects"]}
+
+
+def load_records(
+    path_or_name: str,
+    tokenizer: Any,
+    *,
+    split: str = "train",
+    name: str | None = None,
+    limit: int | None = None,
+) -> RecordsDataset:
+    """
+    Loads and checks records.
+
+    Args:
+        path_or_name (`str`):
+            A file that ends in .jsonl, or whatever `datasets.load_dataset` takes.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Encodes the prompts: `messages` with its chat template and the generation prompt, `prompt` as it
+            is.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a `datasets` data set; a file has none.
+        name (`str`, *optional*):
+            Configuration name of a `datasets` data set.
+        limit (`int`, *optional*):
+            Takes the first so many records.
+
+    Returns:
+        `RecordsDataset`: a map-style data set of samples.
+
+    Raises:
+        `ValueError`: a malformed record, with file and line number (or data set and row) and the field; no
+        records;
+            messages but no chat template.
+        `FileNotFoundError`: the file does not exist.
+    """
+    if str(path_or_name).endswith(".jsonl"):
+        rows = _read_jsonl(Path(path_or_name))
+    else:
+        rows = _read_datasets(path_or_name, split, name)
+    records: list[dict[str, Any]] = []
+    for place, row in rows:
+        if limit is not None and len(records) >= limit:
+            break
+        records.append(_check(row, place, tokenizer))
+    if not records:
+        raise ValueError(
+            f"{path_or_name}: no records{'' if limit is None else f' within the limit of {limit}'}; "
+            "training needs at least one."
+        )
+    return RecordsDataset(records, tokenizer)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the path is taken from {os.getcwd()}.")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except json.JSONDecodeError as error:
+                what = "the line is empty" if not line.strip() else f"not JSON: {error.msg} at column {error.colno}"
+                raise ValueError(f"{place}: {what}; give one JSON object per line.") from error
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}: not UTF-8: {error.reason}; save the file as UTF-8.") from error
+            yield place, row
+
+
+def _read_datasets(name_or_path: str, split: str, name: str | None) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    for number, row in enumerate(load_dataset(name_or_path, name, split=split)):
+        # A table has every column in every row: what a row does not give is None there.
+        yield f"{name_or_path}[{split}], row {number}", {key: v for key, v in row.items() if v is not None}
+
+
+def _check(row: Any, place: str, tokenizer: Any) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{place}: a {type(row).__name__}; give an object with a prompt and objects.")
+    given = [key for key in ("messages", "prompt") if key in row]
+    if len(given) != 1:
+        raise ValueError(
+            f"{place}: {'both' if given else 'neither'} of messages and prompt; give one (keys: {sorted(row)})."
+        )
+    if "objects" not in row:
+        raise ValueError(f"{place}: objects is missing; give the list of true objects (keys: {sorted(row)}).")
+    if given == ["messages"]:
+        _check_messages(row["messages"], place, tokenizer)
+    elif not isinstance(row["prompt"], str) or not row["prompt"]:
+        raise ValueError(f"{place}: prompt is {row['prompt']!r}; give a text that is not empty.")
+    read_truth(row["objects"], place)
+    return {"id": str(row.get("id", place)), given[0]: row[given[0]], "objects": row["objects"]}
+
+
+def _check_messages(messages: Any, place: str, tokenizer: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{place}: messages is {messages!r}; give a list with at least one message.")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f'{place}: messages[{i}] is {message!r}; give {{"role": ..., "content": ...}}.')
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{place}: the last message is the assistant's; leave it out, the answer is made of objects.")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{place}: messages need a chat template and {type(tokenizer).__name__} has none; "
+            "set tokenizer.chat_template, or give prompt instead."
+        )
