@@ -1,1 +1,1 @@
-"""."""
+"""What generates: the protocol, and one module per engine."""

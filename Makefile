@@ -1,0 +1,38 @@
+# Every target makes what it needs in .venv; nothing else has to be set up.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Threads of a single training process; accelerate would otherwise start it with one.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help install quickstart quickstart-micro test lint clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(STAMP)  ## Make .venv with everything but vLLM
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+quickstart: install  ## Train on handwritten digits: two stages, scope window (minutes on a CPU)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		-m rollout_sft.train --config configs/quickstart.yaml
+
+quickstart-micro: install  ## The same in scope micro
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		-m rollout_sft.train --config configs/quickstart-micro.yaml
+
+test: install  ## Run the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --doctest-modules packsched tests
+
+lint: install  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove .venv and what runs wrote
+	rm -rf .venv runs

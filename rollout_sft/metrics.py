@@ -1,0 +1,106 @@
+"""Numbers for the log line that stay honest when they are summed: (numerator, denominator) pairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from packsched import FillStats
+from rollout_sft.targets.base import Counters
+
+
+class Ratios:
+    """
+    Named (numerator, denominator) pairs, summed over samples, micro-steps, steps and ranks before they are divided.
+
+    A mean of means would weigh a micro-batch with one rollout like one with thirty.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: Counters = {}
+
+    def add(self, counters: Mapping[str, tuple[float, float]]) -> None:
+        """Adds each pair to the one of the same name."""
+        for name, (numerator, denominator) in counters.items():
+            n, d = self._pairs.get(name, (0.0, 0.0))
+            self._pairs[name] = (n + numerator, d + denominator)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds that the block takes as one observation of `name`."""
+        start = time.perf_counter()
+        yield
+        self.add({name: (time.perf_counter() - start, 1.0)})
+
+    def pairs(self) -> Counters:
+        """A copy of the pairs, to send to other ranks."""
+        return dict(self._pairs)
+
+    def values(self) -> dict[str, float]:
+        """Name -> numerator / denominator; a name whose denominator is 0 is left out rather than invented."""
+        return {name: n / d for name, (n, d) in self._pairs.items() if d}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowReport:
+    """
+    What one rank tells the others about its window: plain numbers only.
+
+    Args:
+        raw_micro_batches (`int`):
+            Micro-batches that the data still had.
+        weight_sum (`float`):
+            Sum of the loss weights trained in this window.
+        fill (`FillStats`):
+            How full the packs are.
+        counters (`Counters`):
+            Rollout, target and time metrics.
+        left_over (`int`):
+            Segments that wait in the carry buffer.
+    """
+
+    raw_micro_batches: int
+    weight_sum: float
+    fill: FillStats
+    counters: Counters = field(default_factory=dict)
+    left_over: int = 0
+
+
+class StepMetrics:
+    """Collects the windows' reports and the training time between two log lines."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ratios = Ratios()
+        self._fill = FillStats()
+        self._buffered: dict[str, float] = {}
+        self._training_since: float | None = None
+
+    def add(self, reports: list[WindowReport]) -> None:
+        """Adds one window, as reported by every rank."""
+        for report in reports:
+            self._ratios.add(report.counters)
+            self._fill = self._fill.merge(report.fill)
+        self._buffered = {"packing/post_rollout_buffer": float(sum(r.left_over for r in reports))}
+
+    def training_begins(self) -> None:
+        """The window is built; from here on the micro-steps run."""
+        self._training_since = time.perf_counter()
+
+    def training_ends(self) -> None:
+        """The optimizer step is over; may be called more than once."""
+        if self._training_since is not None:
+            self._ratios.add({"time/train_s": (time.perf_counter() - self._training_since, 1.0)})
+            self._training_since = None
+
+    def take(self) -> dict[str, float]:
+        """The numbers of the log line; starts afresh."""
+        self.training_ends()
+        packing = self._fill.metrics() if self._fill.windows else {}
+        values = {**packing, **self._buffered, **self._ratios.values()}
+        self._clear()
+        return values

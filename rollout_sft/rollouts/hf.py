@@ -1,0 +1,176 @@
+"""Rollouts by Hugging Face `generate` on the live model.
+
+Requests are sorted by prompt length, left-padded and generated in chunks. Every request samples with a generator
+of its own, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.decoding import Decoding
+
+
+class HFBackend:
+    """
+    Generates with the model that is being trained.
+
+    Args:
+        model (`Callable[[], PreTrainedModel]`):
+            Returns the unwrapped live model; called at each use, since trainers wrap it late.
+        decoding (`Decoding`):
+            How to sample.
+        eos_token_ids (`Sequence[int]`):
+            Tokens that end a response; at least one.
+        pad_token_id (`int`):
+            Fills prompts on the left; masked out.
+        batch_size (`int`):
+            Prompts generated together.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], PreTrainedModel],
+        decoding: Decoding,
+        *,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        batch_size: int,
+    ):
+        if not eos_token_ids:
+            raise ValueError("HFBackend needs at least one end token: set tokenizer.eos_token.")
+        self._model = model
+        self._decoding = decoding
+        self._eos = [int(t) for t in eos_token_ids]
+        self._pad = int(pad_token_id)
+        self._batch_size = batch_size
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Returns one [`Rollout`] per request, in the order of the requests; leaves the model as it found it."""
+        for i, request in enumerate(requests):
+            if not request.prompt_ids:
+                raise ValueError(f"rollout request {i} has an empty prompt; a prompt needs at least one token.")
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
+        rollouts: list[Rollout | None] = [None] * len(requests)
+        model = self._model()
+        with _generating(model):
+            for start in range(0, len(order), self._batch_size):
+                chunk = order[start : start + self._batch_size]
+                for i, rollout in zip(chunk, self._generate_chunk(model, [requests[i] for i in chunk]), strict=True):
+                    rollouts[i] = rollout
+        return [r for r in rollouts if r is not None]
+
+    def _generate_chunk(self, model: PreTrainedModel, requests: list[RolloutRequest]) -> list[Rollout]:
+        width = max(len(r.prompt_ids) for r in requests)
+        pads = [width - len(r.prompt_ids) for r in requests]
+        input_ids = torch.tensor([[self._pad] * p + r.prompt_ids for p, r in zip(pads, requests, strict=True)])
+        mask = torch.tensor([[0] * p + [1] * (width - p) for p in pads])
+        # Sampling is one of the processors, so `generate` itself is always greedy.
+        config = GenerationConfig(
+            max_new_tokens=self._decoding.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            eos_token_id=self._eos,
+            pad_token_id=self._pad,
+        )
+        output: Tensor = model.generate(  # type: ignore[operator]  # a mixin's method, which mypy takes for a Tensor
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            logits_processor=_processors(self._decoding, [r.seed for r in requests], input_ids, mask),
+        )
+        return [self._cut(row) for row in output[:, width:].tolist()]
+
+    def _cut(self, row: list[int]) -> Rollout:
+        """Everything before the first end token; padding follows it and is no part of the response."""
+        ends = set(self._eos)
+        for n, token in enumerate(row):
+            if token in ends:
+                return Rollout(response_ids=row[:n], truncated=False)
+        return Rollout(response_ids=row, truncated=True)
+
+
+class _SampleByExponentialRace(LogitsProcessor):
+    """Picks each row's token with the row's own generator and leaves only that token possible.
+
+    `argmax(p / q)` with `q` exponential is a draw from `p` (the Gumbel-max trick in another dress).
+    """
+
+    def __init__(self, seeds: Sequence[int]):
+        self._seeds = seeds
+        self._generators: list[torch.Generator] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self._generators:
+            self._generators = [torch.Generator(device=scores.device).manual_seed(s) for s in self._seeds]
+        race = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(race, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        drawn = (torch.softmax(scores.float(), dim=-1) / race).argmax(dim=-1, keepdim=True)
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
+
+
+class _RepetitionPenaltyWithoutPadding(LogitsProcessor):
+    """The repetition penalty, blind to the padding on the left: a padded prompt must not be penalised more."""
+
+    def __init__(self, penalty: float, pads: Sequence[int]):
+        self._penalty = RepetitionPenaltyLogitsProcessor(penalty)
+        self._pads = pads
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = [self._penalty(i[None, p:], s[None]) for i, s, p in zip(input_ids, scores, self._pads, strict=True)]
+        return torch.cat(rows)
+
+
+def _processors(decoding: Decoding, seeds: list[int], input_ids: Tensor, mask: Tensor) -> LogitsProcessorList:
+    processors = LogitsProcessorList()
+    if decoding.repetition_penalty != 1:
+        pads = (mask == 0).sum(dim=1).tolist()
+        processors.append(_RepetitionPenaltyWithoutPadding(decoding.repetition_penalty, pads))
+    if decoding.temperature == 0:
+        return processors
+    if decoding.temperature != 1:
+        processors.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_k:
+        processors.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        processors.append(TopPLogitsWarper(decoding.top_p))
+    if decoding.min_p:
+        processors.append(MinPLogitsWarper(decoding.min_p))
+    processors.append(_SampleByExponentialRace(seeds))
+    return processors
+
+
+@contextmanager
+def _generating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; training modes, generation defaults and generators come back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    devices = [model.device] if model.device.type == "cuda" else []
+    defaults = model.generation_config
+    try:
+        model.eval()
+        # `generate` fills what a config leaves open from the model's own defaults, sampling knobs among them.
+        model.generation_config = GenerationConfig()
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        model.generation_config = defaults

@@ -1,0 +1,132 @@
+"""Which segments share a forward: one schedule per scope, and one for training without packing.
+
+Each turns the segments of a window, given micro-batch by micro-batch, into exactly `micro_steps` groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from packsched import CarryBuffer, FillStats, WindowBuffer
+from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.segments import Segment
+from rollout_sft.targets.base import Counters
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledWindow:
+    """
+    What one rank trains in one optimizer step.
+
+    Args:
+        micro_steps (`list[tuple[Segment, ...]]`):
+            The segments of each micro-step's forward; an empty one becomes a zero-weight dummy.
+        fill (`FillStats`):
+            How full the packs are; neutral without packing.
+        counters (`Counters`):
+            Further pairs for the log line.
+        left_over (`int`):
+            Segments that wait in the carry buffer.
+    """
+
+    micro_steps: list[tuple[Segment, ...]]
+    fill: FillStats
+    counters: Counters
+    left_over: int = 0
+
+    @property
+    def weight_sum(self) -> float:
+        """Sum of the loss weights trained in this window on this rank: the rank's share of the denominator."""
+        return sum(segment.weight_sum for segments in self.micro_steps for segment in segments)
+
+
+class Schedule(Protocol):
+    """From the segments of a window to its micro-steps."""
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """Returns exactly `micro_steps` groups; `micro_batches` may be fewer where the data ended."""
+        ...
+
+
+class MicroSchedule:
+    """
+    Scope `micro`: after each micro-batch one pack is popped from a carry buffer; the rest waits.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Gives the packing length, the buffer's cap, the policy and the warning threshold.
+    """
+
+    def __init__(self, config: RolloutSFTConfig):
+        self.buffer: CarryBuffer[Segment] = CarryBuffer(
+            config.packing_length,
+            packing_buffer=config.packing_buffer,
+            policy=config.pack_policy,
+            min_fill_ratio=config.packing_min_fill_ratio,
+        )
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""
+        groups: list[tuple[Segment, ...]] = []
+        for step in range(micro_steps):
+            for segment in micro_batches[step] if step < len(micro_batches) else ():
+                self.buffer.add(segment, segment.encoded_len)
+            groups.append(self.buffer.pop_pack().segments if len(self.buffer) else ())
+        fill = FillStats.from_packs(
+            [sum(s.encoded_len for s in group) for group in groups],
+            self.buffer.packing_length,
+            segments=sum(len(group) for group in groups),
+        )
+        return ScheduledWindow(micro_steps=groups, fill=fill, counters={}, left_over=len(self.buffer))
+
+
+class WindowSchedule:
+    """
+    Scope `window`: one plan for all micro-steps; nothing is carried into the next window.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Gives the packing length and the objective.
+    """
+
+    def __init__(self, config: RolloutSFTConfig):
+        self._packing_length = config.packing_length
+        self._objective = config.pack_objective
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """The packs of the whole window, the empty ones last."""
+        window: WindowBuffer[Segment] = WindowBuffer(self._packing_length, micro_steps, objective=self._objective)
+        for segments in micro_batches:
+            for segment in segments:
+                window.add(segment, segment.encoded_len)
+        packs = window.take_packs()
+        assert window.plan is not None
+        fill = FillStats.from_packs(
+            [pack.layout.tokens for pack in packs],
+            self._packing_length,
+            segments=sum(len(pack.segments) for pack in packs),
+            lower_bound=window.plan.lower_bound,
+        )
+        return ScheduledWindow(micro_steps=[pack.segments for pack in packs], fill=fill, counters={})
+
+
+class PaddedSchedule:
+    """`training.packing: false`: each micro-batch is trained by itself, padded to its longest segment."""
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """The micro-batches as they are."""
+        groups = [tuple(segments) for segments in micro_batches]
+        groups += [()] * (micro_steps - len(groups))
+        tokens = sum(s.encoded_len for group in groups for s in group)
+        rectangle = sum(len(group) * max(s.encoded_len for s in group) for group in groups if group)
+        counters = {"padding/fill": (float(tokens), float(rectangle))}
+        return ScheduledWindow(micro_steps=groups, fill=FillStats(), counters=counters)
+
+
+def make_schedule(config: RolloutSFTConfig) -> MicroSchedule | WindowSchedule | PaddedSchedule:
+    """The schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name."""
+    if not config.packing:
+        return PaddedSchedule()
+    return WindowSchedule(config) if config.post_rollout_pack_scope == "window" else MicroSchedule(config)

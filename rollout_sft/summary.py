@@ -1,0 +1,133 @@
+"""What a run shows at its end: a table, and a picture of how one window was packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROWS = {
+    "eval F1 before": ("f1_before", "{:.3f}"),
+    "eval F1 after": ("f1_after", "{:.3f}"),
+    "eval parse rate after": ("parse_rate_after", "{:.3f}"),
+    "false positives per sample after": ("false_positives_after", "{:.2f}"),
+    "optimizer steps": ("steps", "{:.0f}"),
+    "fill, mean over all GA packs": ("fill", "{:.3f}"),
+    "fill, non-empty packs": ("fill_non_empty", "{:.3f}"),
+    "non-empty packs per window": ("non_empty_packs", "{:.2f}"),
+    "lower bound of packs per window": ("lower_bound", "{:.2f}"),
+    "seconds per optimizer step": ("step_s", "{:.3f}"),
+    "rollout seconds, total": ("rollout_s", "{:.1f}"),
+    "training seconds, total": ("train_s", "{:.1f}"),
+}
+
+
+def summarise(
+    log_history: Sequence[dict[str, Any]], before: dict[str, float], after: dict[str, float]
+) -> dict[str, float]:
+    """
+    The numbers of one stage's column.
+
+    Args:
+        log_history (`Sequence[dict]`):
+            The trainer's log.
+        before (`dict`):
+            Evaluation before training.
+        after (`dict`):
+            Evaluation after training.
+
+    Returns:
+        `dict`: name -> value; what was not measured is left out.
+    """
+    lines = [entry for entry in log_history if "time/train_s" in entry]
+
+    def column(name: str) -> list[float]:
+        return [entry[name] for entry in lines if name in entry]
+
+    def mean(name: str) -> float | None:
+        values = column(name)
+        return sum(values) / len(values) if values else None
+
+    parts = ("time/rollout_s", "time/build_s", "time/pack_s", "time/train_s")
+    found = {
+        "f1_before": before.get("eval_rollout/f1"),
+        "f1_after": after.get("eval_rollout/f1"),
+        "parse_rate_after": after.get("eval_rollout/parse_rate"),
+        "false_positives_after": after.get("eval_rollout/false_positives"),
+        "steps": float(len(lines)),
+        "fill": mean("packing/post_rollout_fill"),
+        "fill_non_empty": mean("packing/fill_non_empty"),
+        "non_empty_packs": mean("packing/non_empty_packs"),
+        "lower_bound": mean("packing/lower_bound"),
+        "step_s": sum(sum(column(name)) for name in parts) / len(lines) if lines else None,
+        "rollout_s": sum(column("time/rollout_s")),
+        "train_s": sum(column("time/train_s")),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def print_table(stages: Sequence[tuple[str, dict[str, float]]], title: str) -> None:
+    """
+    Prints one column per stage.
+
+    Args:
+        stages (`Sequence[tuple[str, dict]]`):
+            Name and numbers of each stage.
+        title (`str`):
+            Stands above the table.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name, _ in stages:
+        table.add_column(name, justify="right")
+    for label, (key, form) in ROWS.items():
+        if any(key in numbers for _, numbers in stages):
+            table.add_row(label, *(form.format(n[key]) if key in n else "-" for _, n in stages))
+    Console().print(table)
+
+
+def draw_packs(pack_lens: Sequence[Sequence[int]], packing_length: int, path: str | Path, title: str) -> None:
+    """
+    Draws how the segments of one window sat in its packs.
+
+    Args:
+        pack_lens (`Sequence[Sequence[int]]`):
+            For each micro-step the lengths of its segments, in order.
+        packing_length (`int`):
+            The cap, drawn as a line.
+        path (`str` or `Path`):
+            The PNG file to write.
+        title (`str`):
+            Stands above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.42 * len(pack_lens)), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    drawn = 0
+    for row, lens in enumerate(pack_lens):
+        start = 0
+        for length in lens:
+            axes.barh(row, length, left=start, height=0.8, color=colours(drawn % 20), edgecolor="white", linewidth=0.8)
+            axes.text(start + length / 2, row, str(length), ha="center", va="center", fontsize=7)
+            start, drawn = start + length, drawn + 1
+        note = f"{start / packing_length:.0%}" if lens else "empty: zero-weight dummy"
+        axes.text(packing_length * 1.01, row, note, va="center", fontsize=8)
+    axes.axvline(packing_length, color="black", linewidth=1)
+    axes.set(
+        xlim=(0, packing_length * 1.2),
+        yticks=range(len(pack_lens)),
+        yticklabels=[f"micro-step {i + 1}" for i in range(len(pack_lens))],
+        xlabel=f"tokens (packing_length {packing_length})",
+        title=title,
+    )
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,106 @@
+"""`accelerate launch -m rollout_sft.train --config x.yaml`: runs the stages of a configuration one after the other.
+
+Each stage evaluates, trains, evaluates again, and writes to its folder: the model and tokenizer, `log.jsonl`,
+`summary.json`, `packs.png` (how the last window was packed) and, for the digits, `canvases.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from rollout_sft.loading import load_dataset, load_model, load_tokenizer
+from rollout_sft.run_config import StageConfig, load_run
+from rollout_sft.summary import draw_packs, print_table, summarise
+from rollout_sft.trainer import RolloutSFTTrainer
+
+SUMMARY_FILE = "summary.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Trains as the configuration says and prints a table.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*):
+            The command line; there is only `--config`.
+    """
+    parser = argparse.ArgumentParser(prog="rollout_sft.train", description="Rollout-matching SFT, packed.")
+    parser.add_argument("--config", required=True, help="YAML file; see the README")
+    path = parser.parse_args(arguments).config
+    columns: list[tuple[str, dict[str, float]]] = []
+    weights: str | None = None
+    for stage in load_run(path):
+        if weights is not None:
+            tokenizer = stage.model.tokenizer_name_or_path or weights
+            stage = replace(
+                stage,
+                model=replace(stage.model, model_name_or_path=weights, config=None, tokenizer_name_or_path=tokenizer),
+            )
+        columns.append((stage.name, run_stage(stage)))
+        weights = stage.training.output_dir
+        if stage.training.should_log:
+            print_table(columns, f"{Path(path).name}, so far" if stage.name != "train" else Path(path).name)
+
+
+def run_stage(stage: StageConfig) -> dict[str, float]:
+    """
+    Trains one stage, or finds it finished when resuming.
+
+    Args:
+        stage (`StageConfig`):
+            What to train on what and how.
+
+    Returns:
+        `dict[str, float]`: the numbers of its column in the table.
+    """
+    args = stage.training
+    folder = Path(str(args.output_dir))
+    summary = folder / SUMMARY_FILE
+    resume: str | bool | None = args.resume_from_checkpoint
+    if resume and summary.is_file():
+        finished: dict[str, float] = json.loads(summary.read_text(encoding="utf-8"))
+        return finished
+    if resume is True:
+        # A stage that has not saved yet starts from its beginning.
+        resume = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    tokenizer = load_tokenizer(stage.model)
+    trainer = RolloutSFTTrainer(
+        model=load_model(stage.model, tokenizer, seed=args.seed),
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=load_dataset(stage.train, tokenizer, seed=args.seed),
+        eval_dataset=load_dataset(stage.eval, tokenizer, seed=args.seed) if stage.eval else None,
+    )
+    before = trainer.evaluate() if stage.eval else {}
+    trainer.train(resume_from_checkpoint=resume)
+    after = trainer.evaluate() if stage.eval else {}
+    trainer.save_model()
+    numbers = summarise(trainer.state.log_history, before, after)
+    if trainer.is_world_process_zero():
+        _draw(trainer, stage)
+        summary.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    return numbers
+
+
+def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
+    args = stage.training
+    folder = Path(str(args.output_dir))
+    if args.packing and trainer.last_window:
+        scope = args.post_rollout_pack_scope
+        title = f"The last window of stage {stage.name}: scope {scope}"
+        draw_packs(trainer.last_window, args.packing_length, folder / "packs.png", title)
+    if stage.eval is not None and stage.eval.source == "digits":
+        from rollout_sft.data.digits import draw_answers
+
+        draw_answers(trainer, stage.eval, folder / "canvases.png")
+
+
+if __name__ == "__main__":
+    main()

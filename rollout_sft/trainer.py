@@ -1,0 +1,333 @@
+"""`RolloutSFTTrainer`: Hugging Face's loop, fed with packs.
+
+    get_batch_samples    once per optimizer step: GA raw micro-batches -> rollouts -> targets -> segments -> packs
+    compute_loss         one pack: sum of weight * cross-entropy, divided by the whole window's weight
+    evaluation_loop      rollouts are scored; nothing is packed and no training state is touched
+    log                  adds the window's metrics to the line of the optimizer step
+
+No loop is forked: exactly as many batches are returned as the Trainer asked for, since it finds its
+synchronising step by counting them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+
+from rollout_sft.agreement import together
+from rollout_sft.carry_state import load_carry_buffer, save_carry_buffer
+from rollout_sft.collate import Batch, collate_pack, collate_padded, weighted_loss
+from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.log_line import LogLineCallback
+from rollout_sft.metrics import Ratios, StepMetrics
+from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
+from rollout_sft.rollouts.decoding import Decoding
+from rollout_sft.rollouts.hf import HFBackend
+from rollout_sft.schedule import MicroSchedule, make_schedule
+from rollout_sft.seeds import derive_seed
+from rollout_sft.segments import Segment
+from rollout_sft.targets import make_target_builder
+from rollout_sft.targets.base import Counters, Sample, TargetBuilder
+from rollout_sft.window import MicroBatch, WindowBuilder, collate_raw
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutSFTTrainer(Trainer):
+    """
+    Trains a causal language model on its own rollouts, packed per micro-batch or per accumulation window.
+
+    Args:
+        model (`PreTrainedModel`):
+            A causal language model whose forward takes `position_ids`.
+        args (`RolloutSFTConfig`):
+            Everything that can be configured.
+        processing_class (`PreTrainedTokenizerBase`):
+            The tokenizer; needs an end token.
+        target_builder (`TargetBuilder`, *optional*):
+            Makes segments of samples and rollouts; the one that `args.target_builder` names when not given.
+        rollout_backend (`RolloutBackend`, *optional*):
+            Generates for training; the one that `args.rollout_backend` names when not given.
+        kwargs:
+            As in `Trainer`: `train_dataset`, `eval_dataset`, `callbacks`, `optimizers`, ...
+
+    Attributes:
+        last_window (`list[list[int]]`):
+            For each micro-step of the last window of this rank, the lengths of its segments.
+
+    Raises:
+        `ValueError`: the tokenizer has no end token, or the model adds a loss of its own that packing would change.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: RolloutSFTConfig,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        target_builder: TargetBuilder | None = None,
+        rollout_backend: RolloutBackend | None = None,
+        **kwargs: Any,
+    ):
+        if processing_class is None or processing_class.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no end token, so no response could end; "
+                "set tokenizer.eos_token to one of its tokens."
+            )
+        if "data_collator" in kwargs:
+            raise ValueError("data_collator is refused: packs are built from raw samples inside the trainer.")
+        super().__init__(model=model, args=args, processing_class=processing_class, data_collator=collate_raw, **kwargs)
+        # transformers before 5.19 reads this instead of `loss_is_scaled_for_ga`.
+        self.model_accepts_loss_kwargs = True
+        self.args: RolloutSFTConfig
+        self._tokenizer = processing_class
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        _reject_own_loss(unwrapped)
+        self._forward_names = _forward_names(unwrapped, packing=args.packing)
+        self.schedule = make_schedule(args)
+        self.target_builder = target_builder or make_target_builder(processing_class, args)
+        self._eval_backend = rollout_backend or self._hf_backend(args.evaluation_decoding())
+        self._window_builder = WindowBuilder(
+            args,
+            schedule=self.schedule,
+            target_builder=self.target_builder,
+            backend=rollout_backend or self._hf_backend(args.train_decoding()),
+            collate=self._collate,
+            rank=args.process_index,
+        )
+        self._metrics = StepMetrics()
+        self.last_window: list[list[int]] = []
+        self.pop_callback(ProgressCallback)
+        self.pop_callback(PrinterCallback)
+        self.add_callback(LogLineCallback)
+
+    # --- one window --------------------------------------------------------------------------------------------
+
+    def get_batch_samples(  # type: ignore[override]  # the denominator of the loss need not be an integer
+        self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], float | None]:
+        """
+        Pulls the window's raw micro-batches and returns exactly `num_batches` packed ones.
+
+        Args:
+            epoch_iterator (`Iterator[MicroBatch]`):
+                Raw micro-batches.
+            num_batches (`int`):
+                GA, or what is left of the epoch.
+            device (`torch.device`):
+                Where the batches shall lie.
+
+        Returns:
+            `tuple[list[Batch], float]`: the batches, and the sum of the loss weights over all of them and all
+            ranks, which `compute_loss` divides by. No batches at all once no rank has data left.
+        """
+        self._metrics.training_ends()
+        window, reports = together(
+            lambda: self._window_builder.build(epoch_iterator, num_batches, self.state.global_step),
+            share=lambda window: window.report,
+        )
+        if not any(report.raw_micro_batches for report in reports):
+            return [], None
+        weight_sum = sum(report.weight_sum for report in reports)
+        if weight_sum <= 0:
+            raise ValueError(
+                f"step {self.state.global_step + 1}: no position of the window is supervised (loss weights sum to "
+                f"{weight_sum} over {len(reports)} ranks), so there is nothing to train; check the target builder."
+            )
+        self.last_window = window.pack_lens
+        self._metrics.add(reports)
+        self._metrics.training_begins()
+        return [_to_device(batch, device) for batch in window.batches], weight_sum
+
+    def _collate(self, segments: tuple[Segment, ...]) -> Batch:
+        filler = self._tokenizer.eos_token_id
+        if not self.args.packing:
+            return collate_padded(segments, filler_id=filler)
+        return collate_pack(segments, self.args.packing_length, filler_id=filler)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | float | None = None,
+    ) -> Any:
+        """
+        The micro-step's share of the window's loss.
+
+        Args:
+            model (`nn.Module`):
+                The wrapped model.
+            inputs (`Batch`):
+                A batch of [`~rollout_sft.collate.collate_pack`] or `collate_padded`.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the model's outputs as well.
+            num_items_in_batch (`float`):
+                Sum of the loss weights over the window and all ranks. Ranks average their gradients, so each
+                multiplies by their number.
+
+        Returns:
+            `Tensor`: The scalar loss, or `(loss, outputs)`.
+        """
+        if num_items_in_batch is None:
+            raise ValueError("num_items_in_batch is None; the loss is divided by the weight of the whole window.")
+        inputs = dict(inputs)
+        targets, weights, kept = inputs.pop("targets"), inputs.pop("weights"), inputs.pop("kept", None)
+        if self._forward_names is not None:
+            kept = inputs.get("logits_to_keep") if "logits_to_keep" not in self._forward_names else kept
+            inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
+        outputs = model(**inputs)
+        logits = outputs.logits.flatten(0, 1)
+        loss = weighted_loss(logits if kept is None else logits[kept], targets, weights)
+        loss = loss * (self.args.world_size / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Generates, scores and reports; see `Trainer.evaluate`. Metrics are `{prefix}_rollout/f1` and so on."""
+        self._metrics.training_ends()
+        self.callback_handler.eval_dataloader = dataloader
+        totals, samples = Ratios(), 0
+        for batch in dataloader:
+            scores, _ = together(partial(self._score, batch.samples), share=len)
+            for counters in self.accelerator.gather_for_metrics(scores, use_gather_object=True):
+                totals.add(counters)
+                samples += 1
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if not samples:
+            raise ValueError("the evaluation data set is empty, so there is nothing to report; check data.eval.")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.values().items()}
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=samples)
+
+    def roll_out(self, samples: Sequence[Sample]) -> list[Rollout]:
+        """
+        Answers samples as evaluation does.
+
+        Args:
+            samples (`Sequence[Sample]`):
+                Samples with `id` and `prompt_ids`.
+
+        Returns:
+            `list[Rollout]`: one per sample.
+        """
+        requests = [
+            RolloutRequest(prompt_ids=list(s["prompt_ids"]), seed=derive_seed("eval", self.args.seed, str(s["id"])))
+            for s in samples
+        ]
+        return self._eval_backend.generate(requests)
+
+    def _score(self, samples: Sequence[Sample]) -> list[Counters]:
+        rollouts = self.roll_out(samples)
+        return [self.target_builder.score(s, r) for s, r in zip(samples, rollouts, strict=True)]
+
+    def _hf_backend(self, decoding: Decoding) -> HFBackend:
+        tokenizer = self._tokenizer
+        pad = tokenizer.pad_token_id
+        return HFBackend(
+            lambda: self.accelerator.unwrap_model(self.model),
+            decoding,
+            eos_token_ids=[tokenizer.eos_token_id],
+            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+            batch_size=self.args.rollout_batch_size or self.args.per_device_train_batch_size,
+        )
+
+    # --- log and checkpoint ------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics of the windows since the last line to a training line; see `Trainer.log`."""
+        if "loss" in logs:
+            logs = {**logs, **self._metrics.take()}
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._metrics.training_ends()
+        if isinstance(self.schedule, MicroSchedule):
+            # Before anything else: a checkpoint without the segments that wait would lose them on resume.
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=self.args.world_size)
+        super()._save_checkpoint(model, trial)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        if isinstance(self.schedule, MicroSchedule) and checkpoint:
+            load_carry_buffer(
+                self.schedule.buffer, checkpoint, rank=self.args.process_index, ranks=self.args.world_size
+            )
+        output = super()._inner_training_loop(*args, **kwargs)
+        if isinstance(self.schedule, MicroSchedule):
+            self._report_left_over(self.schedule.buffer.encoded_lens)
+        return output
+
+    def _report_left_over(self, encoded_lens: Sequence[int]) -> None:
+        """Segments that still wait when training ends are not trained (`packing_drop_last`); say so, with numbers."""
+        _, left = together(lambda: (len(encoded_lens), sum(encoded_lens)), share=lambda pair: pair)
+        segments, tokens = sum(n for n, _ in left), sum(t for _, t in left)
+        if segments and self.is_world_process_zero():
+            logger.warning(
+                "%d segments (%d tokens) were still in the carry buffer when training ended and were not trained "
+                "(training.packing_drop_last: true). Scope window leaves none.",
+                segments,
+                tokens,
+            )
+
+
+def _forward_names(model: nn.Module, *, packing: bool) -> set[str] | None:
+    """
+    What the model's forward takes by name, or None when it takes anything.
+
+    Raises:
+        `ValueError`: it does not take `position_ids`, so it could not tell packed segments apart.
+    """
+    unwrap = getattr(model, "get_base_model", None)  # PEFT's
+    base: Any = model if unwrap is None else unwrap()
+    parameters = inspect.signature(base.forward).parameters
+    if packing and "position_ids" not in parameters:
+        raise ValueError(
+            f"{type(base).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they would "
+            "attend to each other silently. Use a model that does, or set training.packing: false."
+        )
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:
+        return None
+    return set(parameters)
+
+
+def _reject_own_loss(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        raise ValueError(
+            "model.config.output_router_logits is true: the router's auxiliary loss is a mean over the tokens of one "
+            "forward, so it would depend on the packing, and this trainer does not add it. Set it to false."
+        )
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    """One asynchronous copy per tensor of a pack, from pinned memory where there is a GPU."""
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.device == device:
+            return value
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
+
+    return {name: move(value) for name, value in batch.items()}

@@ -1,0 +1,155 @@
+"""What happens once per optimizer step before the first forward: raw micro-batches become packed batches.
+
+    raw micro-batches -> rollouts (one batched call) -> parse, match, build -> schedule -> collate
+
+Everything here is local to the rank and may fail; the trainer makes the ranks agree on the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rollout_sft.collate import Batch
+from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.metrics import Ratios, WindowReport
+from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
+from rollout_sft.schedule import Schedule
+from rollout_sft.seeds import derive_seed, derive_uniform
+from rollout_sft.segments import Segment
+from rollout_sft.targets.base import Sample, Target, TargetBuilder
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Raw samples on their way through a data loader, opaque so that no library looks for tensors inside."""
+
+    samples: tuple[Sample, ...]
+
+
+def collate_raw(samples: Sequence[Mapping[str, Any]]) -> Any:
+    """The trainer's data collator: keeps the samples as they are."""
+    return MicroBatch(tuple(samples))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltWindow:
+    """
+    One rank's window, ready to be collated.
+
+    Args:
+        batches (`list[Batch]`):
+            One per micro-step, where the segments are.
+        pack_lens (`list[list[int]]`):
+            The lengths of the segments in each of them.
+        report (`WindowReport`):
+            What the other ranks and the log need to know of it.
+    """
+
+    batches: list[Batch]
+    pack_lens: list[list[int]]
+    report: WindowReport
+
+
+class WindowBuilder:
+    """
+    Builds windows.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Seed and reference fraction.
+        schedule (`Schedule`):
+            Decides which segments share a forward.
+        target_builder (`TargetBuilder`):
+            Makes segments.
+        backend (`RolloutBackend`):
+            Generates.
+        collate (`Callable[[tuple[Segment, ...]], Batch]`):
+            Makes a batch of the segments of one micro-step.
+        rank (`int`):
+            This process's rank; part of every seed.
+    """
+
+    def __init__(
+        self,
+        config: RolloutSFTConfig,
+        *,
+        schedule: Schedule,
+        target_builder: TargetBuilder,
+        backend: RolloutBackend,
+        collate: Callable[[tuple[Segment, ...]], Batch],
+        rank: int,
+    ):
+        self._config = config
+        self._schedule = schedule
+        self._targets = target_builder
+        self._backend = backend
+        self._collate = collate
+        self._rank = rank
+
+    def build(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
+        """
+        Pulls at most `micro_steps` micro-batches and packs their segments.
+
+        Args:
+            raw (`Iterator[MicroBatch]`):
+                The epoch's data; may end early.
+            micro_steps (`int`):
+                Micro-steps of this window.
+            global_step (`int`):
+                Optimizer steps done so far; part of every seed.
+
+        Returns:
+            [`BuiltWindow`]: with exactly `micro_steps` batches.
+        """
+        ratios = Ratios()
+        micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
+        with ratios.timed("time/rollout_s"):
+            rollouts = self._roll_out(micro_batches, global_step)
+        with ratios.timed("time/build_s"):
+            targets = [
+                [self._build(sample, rollout) for sample, rollout in zip(batch.samples, row, strict=True)]
+                for batch, row in zip(micro_batches, rollouts, strict=True)
+            ]
+        for target in (t for row in targets for t in row):
+            ratios.add(target.counters)
+        with ratios.timed("time/pack_s"):
+            scheduled = self._schedule.schedule([[t.segment for t in row] for row in targets], micro_steps)
+            batches = [self._collate(segments) for segments in scheduled.micro_steps]
+        assert len(batches) == micro_steps, (len(batches), micro_steps)
+        ratios.add(scheduled.counters)
+        report = WindowReport(
+            raw_micro_batches=len(micro_batches),
+            weight_sum=scheduled.weight_sum,
+            fill=scheduled.fill,
+            counters=ratios.pairs(),
+            left_over=scheduled.left_over,
+        )
+        pack_lens = [[segment.encoded_len for segment in segments] for segments in scheduled.micro_steps]
+        return BuiltWindow(batches=batches, pack_lens=pack_lens, report=report)
+
+    def _roll_out(self, micro_batches: list[MicroBatch], global_step: int) -> list[list[Rollout | None]]:
+        """One rollout per sample, or None where the sample is trained on its reference answer."""
+        seed, rank = self._config.seed, self._rank
+        rollouts: list[list[Rollout | None]] = [[None] * len(batch.samples) for batch in micro_batches]
+        places: list[tuple[int, int]] = []
+        requests: list[RolloutRequest] = []
+        for micro_step, batch in enumerate(micro_batches):
+            for i, sample in enumerate(batch.samples):
+                where = (seed, global_step, micro_step, rank, i)
+                if derive_uniform("reference", *where) < self._config.reference_fraction:
+                    continue
+                places.append((micro_step, i))
+                requests.append(
+                    RolloutRequest(prompt_ids=list(sample["prompt_ids"]), seed=derive_seed("rollout", *where))
+                )
+        if requests:
+            for (micro_step, i), rollout in zip(places, self._backend.generate(requests), strict=True):
+                rollouts[micro_step][i] = rollout
+        return rollouts
+
+    def _build(self, sample: Sample, rollout: Rollout | None) -> Target:
+        if rollout is None:
+            return self._targets.build_reference(sample)
+        return self._targets.build(sample, rollout)
