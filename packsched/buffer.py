@@ -49,9 +49,7 @@ class Pack(Generic[S]):
         return self.layout.tokens / self.packing_length
 
     @classmethod
-    def _of(
-        cls, indices: Iterable[int], segments: Sequence[S], lengths: Sequence[int], packing_length: int
-    ) -> Pack[S]:
+    def _of(cls, indices: Iterable[int], segments: Sequence[S], lengths: Sequence[int], packing_length: int) -> Pack[S]:
         chosen = tuple(indices)
         layout = PackLayout.from_lengths([lengths[index] for index in chosen])
         assert layout.tokens <= packing_length, (chosen, list(lengths), packing_length)
@@ -237,9 +235,7 @@ class WindowBuffer(Generic[S]):
     [('a', 'c'), ('b',), ()]
     """
 
-    def __init__(
-        self, packing_length: SupportsIndex, micro_steps: SupportsIndex, *, objective: str = "dense"
-    ) -> None:
+    def __init__(self, packing_length: SupportsIndex, micro_steps: SupportsIndex, *, objective: str = "dense") -> None:
         self.packing_length = checked_count("packing_length", packing_length)
         self.micro_steps = checked_count("micro_steps", micro_steps)
         self.objective = objective
@@ -283,13 +279,8 @@ class WindowBuffer(Generic[S]):
             InfeasibleWindowError: No plan exists; the window is still in the buffer.
             UndecidedWindowError: None was found, and none was excluded; likewise.
         """
-        plan = plan_window(
-            self._encoded_lens, self.packing_length, self.micro_steps, objective=self.objective
-        )
-        packs = [
-            Pack._of(indices, self._segments, self._encoded_lens, self.packing_length)
-            for indices in plan.packs
-        ]
+        plan = plan_window(self._encoded_lens, self.packing_length, self.micro_steps, objective=self.objective)
+        packs = [Pack._of(indices, self._segments, self._encoded_lens, self.packing_length) for indices in plan.packs]
         taken = sorted(index for pack in packs for index in pack.indices)
         assert len(packs) == self.micro_steps, (plan, self._encoded_lens)
         assert taken == list(range(len(self))), (plan, self._encoded_lens)

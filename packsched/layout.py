@@ -157,9 +157,7 @@ class PackLayout:
         host = _on_host(packed_positions)
         if host is None:
             host = _as_integers(np.asarray(packed_positions))
-        _check_inside(
-            host, self.tokens, f"the pack's {self.num_segments} segments, which without padding hold"
-        )
+        _check_inside(host, self.tokens, f"the pack's {self.num_segments} segments, which without padding hold")
         starts = np.array(self.offsets, dtype=np.int64)
         segments = np.searchsorted(starts, host, side="right") - 1
         positions = host - starts[segments] if starts.size else host
@@ -183,9 +181,7 @@ class PackLayout:
                 is no array to take the framework from), or the padding has no value.
         """
         if len(arrays) != self.num_segments:
-            raise PackingError(
-                f"got {len(arrays)} arrays for {self.num_segments} segments; give one for each."
-            )
+            raise PackingError(f"got {len(arrays)} arrays for {self.num_segments} segments; give one for each.")
         if not arrays:
             raise PackingError("an empty pack has nothing to concatenate; build its dummy input instead.")
         for index, (array, length) in enumerate(zip(arrays, self.encoded_lens, strict=True)):
@@ -220,10 +216,7 @@ class PackLayout:
                 f"got {len(packed)} packed positions, but the layout has {self.total} "
                 f"({self.num_segments} segments, {self.padding} tokens of padding)."
             )
-        return [
-            packed[start : start + length]
-            for start, length in zip(self.offsets, self.encoded_lens, strict=True)
-        ]
+        return [packed[start : start + length] for start, length in zip(self.offsets, self.encoded_lens, strict=True)]
 
     @property
     def _spans(self) -> tuple[int, ...]:

@@ -60,10 +60,10 @@ def checked_count(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
 
 
 def _as_int(value: SupportsIndex) -> int | None:
-    # A boolean is an int to Python, but as a length it is always a mistake (a mask instead of lengths).
+    # A bool is an int to Python, but here it is always a mistake: a mask, or a flag in the wrong place.
     if type(value) is int:
         return value
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, bool):
         return None
     try:
         return operator.index(value)

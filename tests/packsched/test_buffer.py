@@ -262,11 +262,12 @@ def test_a_restored_buffer_goes_on_as_the_old_one_would_have(lens, pops):
 def test_a_state_is_a_snapshot():
     buffer = carry([5, 6])
     state = buffer.state_dict()
+    buffer.add("later", 1)
     buffer.pop_pack()
     assert state == {"packing_length": CAP, "encoded_lens": [5, 6], "segments": ["s0", "s1"]}
     other = carry([])
     other.load_state_dict(state)
-    other.pop_pack()
+    other.add("later", 1)
     assert state["segments"] == ["s0", "s1"]
 
 

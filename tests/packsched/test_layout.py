@@ -204,6 +204,12 @@ def test_split_undoes_concat(lens, multiple, trailing):
     assert all((part == array).all() for part, array in zip(parts, arrays, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.bool_])
+def test_padding_does_not_change_the_dtype(dtype):
+    packed = PackLayout.from_lengths([3], pad_to_multiple_of=4).concat([np.ones(3, dtype=dtype)], pad_value=0)
+    assert packed.dtype == dtype
+
+
 def test_split_takes_anything_that_slices():
     assert PackLayout.from_lengths([3, 2]).split("abcde") == ["abc", "de"]
     assert PackLayout.from_lengths([3, 2], pad_to_multiple_of=4).split([*"abcde", 0, 0, 0]) == [
@@ -241,10 +247,11 @@ def test_concat_of_an_empty_pack_is_refused_because_no_array_says_what_to_build(
         PackLayout.from_lengths([]).concat([])
 
 
-def test_split_refuses_another_length():
-    message = r"^got 5 packed positions, but the layout has 8 \(2 segments, 3 tokens of padding\)\.$"
+@pytest.mark.parametrize("length", [5, 9])
+def test_split_refuses_another_length(length):
+    message = rf"^got {length} packed positions, but the layout has 8 \(2 segments, 3 tokens of padding\)\.$"
     with pytest.raises(PackingError, match=message):
-        PackLayout.from_lengths([3, 2], pad_to_multiple_of=8).split(np.zeros(5))
+        PackLayout.from_lengths([3, 2], pad_to_multiple_of=8).split(np.zeros(length))
 
 
 def test_an_array_of_an_unknown_framework_is_refused():

@@ -46,9 +46,7 @@ def document_001(encoded_lens, packing_length):
         return baseline
     import binpacking
 
-    items = [
-        (i, int(encoded_lens[i])) for i in range(1, len(encoded_lens)) if 0 < int(encoded_lens[i]) <= cap_rem
-    ]
+    items = [(i, int(encoded_lens[i])) for i in range(1, len(encoded_lens)) if 0 < int(encoded_lens[i]) <= cap_rem]
     bins = binpacking.to_constant_volume(items, cap_rem, weight_pos=1) if items else []
     best_rest = []
     best_key = None
@@ -186,9 +184,7 @@ def test_a_non_positive_length_is_refused_and_never_skipped(policy):
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():
-    with pytest.raises(
-        PackingError, match=r"^unknown policy 'best'; choose one of 'fifo', 'binpacking', 'optimal'\.$"
-    ):
+    with pytest.raises(PackingError, match=r"^unknown policy 'best'; choose one of 'fifo', 'binpacking', 'optimal'\.$"):
         select([], 9, policy="best")
 
 
@@ -202,6 +198,11 @@ def test_fifo_and_optimal_do_not_need_binpacking(monkeypatch):
     monkeypatch.setitem(sys.modules, "binpacking", None)
     assert select([4, 1, 5, 3], 9, policy="fifo") == [0, 1, 3]
     assert select([4, 1, 5, 3], 9, policy="optimal") == [0, 2]
+
+
+def test_an_oldest_segment_that_fills_the_pack_asks_no_heuristic(monkeypatch):
+    monkeypatch.setitem(sys.modules, "binpacking", None)
+    assert select([9, 1, 2], 9) == [0]
 
 
 @pytest.fixture

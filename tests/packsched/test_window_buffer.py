@@ -29,7 +29,7 @@ def test_every_segment_of_a_window_is_in_exactly_one_of_its_packs(objective, len
     before = contents(buffer)
     try:
         packs = buffer.take_packs()
-    except InfeasibleWindowError:
+    except (InfeasibleWindowError, UndecidedWindowError):
         assert len(lens) > micro_steps  # one segment per pack always fits
         assert contents(buffer) == before
         assert buffer.plan is None
