@@ -39,8 +39,8 @@ class Ratios:
         return dict(self._pairs)
 
     def values(self) -> dict[str, float]:
-        """Name -> numerator / denominator; a name whose denominator is 0 is left out rather than invented."""
-        return {name: n / d for name, (n, d) in self._pairs.items() if d}
+        """Name -> numerator / denominator, and 0.0 where there was nothing to count (say, precision of no object)."""
+        return {name: n / d if d else 0.0 for name, (n, d) in self._pairs.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,6 +241,7 @@ def _check_keys(section: str, mapping: Mapping[str, Any], valid: Iterable[str]) 
         if path in _MOVED:
             raise ValueError(f"{path} is refused: {_MOVED[path]}.")
         near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+        near = near or [name for name in valid if len(str(key)) > 3 and str(key) in name]
         if near:
             hint = f"the nearest valid key is {near[0]}, which takes {_takes(section, near[0])}"
         else:

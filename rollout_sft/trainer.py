@@ -209,12 +209,13 @@ class RolloutSFTTrainer(Trainer):
         self._metrics.training_ends()
         self.callback_handler.eval_dataloader = dataloader
         totals, samples = Ratios(), 0
-        for batch in dataloader:
-            scores, _ = together(partial(self._score, batch.samples), share=len)
-            for counters in self.accelerator.gather_for_metrics(scores, use_gather_object=True):
-                totals.add(counters)
-                samples += 1
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        with torch.random.fork_rng(devices=[]):  # a data loader draws from the generator that dropout uses
+            for batch in dataloader:
+                scores, _ = together(partial(self._score, batch.samples), share=len)
+                for counters in self.accelerator.gather_for_metrics(scores, use_gather_object=True):
+                    totals.add(counters)
+                    samples += 1
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if not samples:
             raise ValueError("the evaluation data set is empty, so there is nothing to report; check data.eval.")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.values().items()}

@@ -1,0 +1,112 @@
+"""A real model, tokenizer, data set and trainer, small enough to run in a second."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback, set_seed
+
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_digits_tokenizer()
+
+
+@pytest.fixture
+def make_model(tokenizer):
+    def make(dtype=torch.float64, **overrides):
+        set_seed(0)
+        config = Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            intermediate_size=48,
+            max_position_embeddings=1024,
+            initializer_range=0.2,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **overrides,
+        )
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+    return make
+
+
+class Recorder:
+    """A target builder that remembers every segment its inner one makes, in order."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.segments = []
+
+    def _remember(self, target):
+        self.segments.append(target.segment)
+        return target
+
+    def build(self, sample, rollout):
+        return self._remember(self.inner.build(sample, rollout))
+
+    def build_reference(self, sample):
+        return self._remember(self.inner.build_reference(sample))
+
+    def score(self, sample, rollout):
+        return self.inner.score(sample, rollout)
+
+
+class GradientCatcher(TrainerCallback):
+    """Keeps the gradient of every optimizer step."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(flat_gradient(model))
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.detach().reshape(-1).clone() for p in model.parameters()])
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tokenizer, make_model):
+    """Builds a trainer on digits; `recorder` and `catcher` hang on it."""
+
+    def make(*, model=None, train=None, evaluation=None, dtype=torch.float64, backend=None, builder=None, **overrides):
+        arguments = {
+            "output_dir": str(tmp_path / "run"),
+            "global_max_length": 700,
+            "per_device_train_batch_size": 3,
+            "gradient_accumulation_steps": 3,
+            "max_steps": 1,
+            "max_grad_norm": 0.0,
+            "decoding": {"max_new_tokens": 24},
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "packing_min_fill_ratio": 0.0,
+            "train_sampling_strategy": "sequential",
+        }
+        config = RolloutSFTConfig(**{**arguments, **overrides})
+        catcher = GradientCatcher()
+        trainer = RolloutSFTTrainer(
+            model=model or make_model(dtype),
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=DigitsDataset("train", 18, seed=5, max_digits=5) if train is None else train,
+            eval_dataset=evaluation,
+            callbacks=[catcher],
+            rollout_backend=backend,
+            target_builder=builder,
+        )
+        recorder = Recorder(trainer.target_builder)
+        trainer.target_builder = recorder
+        trainer._window_builder._targets = recorder
+        trainer.recorder, trainer.catcher = recorder, catcher
+        return trainer
+
+    return make
