@@ -250,7 +250,11 @@ def _like(given: Any, result: npt.NDArray[np.int64]) -> Any:
 
 
 def _framework_of(array: object) -> Any:
-    """Returns the loaded top-level module that the array's class, or a base of it, comes from."""
+    """Returns the loaded top-level module that the array's class, or a base of it, comes from.
+
+    An array cannot exist before its framework is loaded, so the list of loaded modules is enough to find it, and
+    callers need not pass a `concatenate` of their own.
+    """
     for cls in type(array).__mro__:
         module = sys.modules.get(cls.__module__.partition(".")[0])
         if hasattr(module, "concatenate") and hasattr(module, "full"):

@@ -6,8 +6,6 @@ import operator
 from collections.abc import Iterable
 from typing import SupportsIndex
 
-import numpy as np
-
 from packsched.errors import OversizedSegmentError, PackingError
 
 
@@ -22,7 +20,7 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
         PackingError: A length is not an integer, or is smaller than 1 (index and value are named).
         OversizedSegmentError: A length is larger than `packing_length`.
 
-    >>> checked_lengths(np.array([5, 3]), 8)
+    >>> checked_lengths((5, 3), 8)
     [5, 3]
     """
     lengths = [checked_encoded_len(length, index) for index, length in enumerate(encoded_lens)]
