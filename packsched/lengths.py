@@ -6,6 +6,8 @@ import operator
 from collections.abc import Iterable
 from typing import SupportsIndex
 
+import numpy as np
+
 from packsched.errors import OversizedSegmentError, PackingError
 
 
@@ -58,10 +60,10 @@ def checked_count(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
 
 
 def _as_int(value: SupportsIndex) -> int | None:
-    # A bool is an int to Python, but here it is always a mistake: a mask, or a flag in the wrong place.
+    # A bool is an int to Python, and an index to numpy 1.26, but here it is always a mistake: a mask, or a flag.
     if type(value) is int:
         return value
-    if isinstance(value, bool):
+    if isinstance(value, (bool, np.bool_)):
         return None
     try:
         return operator.index(value)
