@@ -8,6 +8,7 @@ are encoded when they are asked for.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -87,11 +88,7 @@ def load_records(
         rows = _read_jsonl(Path(path_or_name))
     else:
         rows = _read_datasets(path_or_name, split, name)
-    records: list[dict[str, Any]] = []
-    for place, row in rows:
-        if limit is not None and len(records) >= limit:
-            break
-        records.append(_check(row, place, tokenizer))
+    records = [_check(row, place, tokenizer) for place, row in itertools.islice(rows, limit)]
     if not records:
         raise ValueError(
             f"{path_or_name}: no records{'' if limit is None else f' within the limit of {limit}'}; "
