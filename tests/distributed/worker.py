@@ -1,0 +1,139 @@
+"""What each of two ranks runs; started by torchrun from the tests beside it. Writes one file per rank."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, set_seed
+
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+
+
+def build(folder, **overrides):
+    tokenizer = build_digits_tokenizer()
+    config = RolloutSFTConfig(
+        **{
+            "output_dir": str(folder),
+            "global_max_length": 700,
+            "per_device_train_batch_size": 3,
+            "gradient_accumulation_steps": 3,
+            "max_steps": 1,
+            "max_grad_norm": 0.0,
+            "decoding": {"max_new_tokens": 12},
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "packing_min_fill_ratio": 0.0,
+            "train_sampling_strategy": "sequential",
+            **overrides,
+        }
+    )
+    set_seed(0)
+    shape = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=48,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen3ForCausalLM(shape).double()
+    return RolloutSFTTrainer(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=DigitsDataset("train", 36, seed=5, max_digits=5),
+        eval_dataset=DigitsDataset("eval", 5, seed=1, max_digits=3),
+    )
+
+
+class Catch(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        inner = getattr(model, "module", model)
+        self.gradient = torch.cat([p.grad.reshape(-1).clone() for p in inner.parameters()])
+
+
+def gradient(folder, overrides):
+    """The gradient of one window over both ranks against all their segments, one by one, unpacked."""
+    trainer = build(folder, **overrides)
+    reference = copy.deepcopy(trainer.model)
+    catch = Catch()
+    trainer.add_callback(catch)
+    segments = []
+    inner = trainer._window_builder._schedule
+
+    class Spy:
+        def schedule(self, micro_batches, micro_steps):
+            if trainer.args.process_index == 1 and overrides.get("post_rollout_pack_scope") == "window":
+                micro_batches = [micro_batches[0][:1]]  # this rank has one segment, so two of its packs are empty
+            window = inner.schedule(micro_batches, micro_steps)
+            segments.extend(s for step in window.micro_steps for s in step)
+            return window
+
+    trainer._window_builder._schedule = Spy()
+    trainer.train()
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, segments)
+    flat = [s for rank in everyone for s in rank]
+    total = sum(float(s.weights.sum()) for s in flat)
+    for s in flat:
+        log_probs = torch.log_softmax(reference(input_ids=s.input_ids[None]).logits[0], dim=-1)
+        (-(s.weights.double() * log_probs[torch.arange(len(s.targets)), s.targets]).sum() / total).backward()
+    expected = torch.cat([p.grad.reshape(-1) for p in reference.parameters()])
+    return {
+        "difference": float((catch.gradient - expected).norm() / expected.norm()),
+        "segments": [len(rank) for rank in everyone],
+        "packs": trainer.last_window,
+        "log": trainer.state.log_history[0],
+    }
+
+
+def evaluation(folder, overrides):
+    """Five samples on two ranks: the padding of the last batch must not be counted twice."""
+    trainer = build(folder, per_device_eval_batch_size=2, **overrides)
+    seen = []
+    score = trainer.target_builder.score
+
+    def spy(sample, rollout):
+        seen.append(sample["id"])
+        return {**score(sample, rollout), "rollout/number": (float(sample["id"].rpartition("-")[2]), 1.0)}
+
+    trainer.target_builder.score = spy
+    metrics = trainer.evaluate()
+    return {"mean_number": metrics["eval_rollout/number"], "seen": seen}
+
+
+def failure(folder, overrides):
+    """Rank 1 alone fails in a rollout; both must raise, with its message."""
+    trainer = build(folder, **overrides)
+    inner = trainer._window_builder._backend
+
+    class Broken:
+        def generate(self, requests):
+            if trainer.args.process_index == 1:
+                raise OSError("the engine on this rank went away")
+            return inner.generate(requests)
+
+    trainer._window_builder._backend = Broken()
+    try:
+        trainer.train()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": None}
+
+
+if __name__ == "__main__":
+    work, folder, overrides = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    result = {"gradient": gradient, "evaluation": evaluation, "failure": failure}[work](folder, overrides)
+    rank = dist.get_rank()
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+    dist.barrier()  # gloo aborts a rank whose peer has already gone
+    dist.destroy_process_group()
