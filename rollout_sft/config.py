@@ -92,6 +92,7 @@ class RolloutSFTConfig(TrainingArguments):
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.
     remove_unused_columns: bool = False
     logging_steps: float = 1
+    resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]  # true: from the last checkpoint
 
     @property
     def packing_length(self) -> int:

@@ -42,16 +42,18 @@ def _number(value: Any) -> str:
 class LogLineCallback(ProgressCallback):
     """Transformers' progress bar with [`format_line`] above it; without a bar (`disable_tqdm`) it prints."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._log: Path | None = None  # a run begins its file afresh with its first entry
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the bar and `log.jsonl`, which on resume begins with what the checkpoint had logged."""
+        """Starts the bar; on resume `log.jsonl` begins with what the checkpoint had logged."""
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            path = Path(str(args.output_dir)) / LOG_FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+        if state.is_world_process_zero and state.log_history:
+            self._begin(args, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves the bar."""
@@ -86,10 +88,15 @@ class LogLineCallback(ProgressCallback):
             self.training_bar.write(line)
         else:
             print(line, flush=True)
-        path = Path(str(args.output_dir)) / LOG_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._log or self._begin(args, "")
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
+
+    def _begin(self, args: TrainingArguments, text: str) -> Path:
+        self._log = Path(str(args.output_dir)) / LOG_FILE
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._log.write_text(text, encoding="utf-8")
+        return self._log
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -33,9 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="rollout_sft.train", description="Rollout-matching SFT, packed.")
     parser.add_argument("--config", required=True, help="YAML file; see the README")
     path = parser.parse_args(arguments).config
+    try:
+        stages = load_run(path)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
     columns: list[tuple[str, dict[str, float]]] = []
     weights: str | None = None
-    for stage in load_run(path):
+    for stage in stages:
         if weights is not None:
             tokenizer = stage.model.tokenizer_name_or_path or weights
             stage = replace(
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         columns.append((stage.name, run_stage(stage)))
         weights = stage.training.output_dir
         if stage.training.should_log:
-            print_table(columns, f"{Path(path).name}, so far" if stage.name != "train" else Path(path).name)
+            print_table(columns, f"{Path(path).name}, {len(columns)} of {len(stages)} stages")
 
 
 def run_stage(stage: StageConfig) -> dict[str, float]:
@@ -62,7 +66,7 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
     args = stage.training
     folder = Path(str(args.output_dir))
     summary = folder / SUMMARY_FILE
-    resume: str | bool | None = args.resume_from_checkpoint
+    resume = args.resume_from_checkpoint
     if resume and summary.is_file():
         finished: dict[str, float] = json.loads(summary.read_text(encoding="utf-8"))
         return finished

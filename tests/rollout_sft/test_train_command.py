@@ -1,0 +1,115 @@
+"""The command a user types, with everything it writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+global_max_length: 768
+model:
+  tokenizer_name_or_path: digits
+  config: {model_type: qwen3, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1,
+           head_dim: 16, intermediate_size: 32}
+data:
+  train: {source: digits, size: 24, max_digits: 3}
+  eval: {source: digits, split: eval, size: 4, max_digits: 3}
+training:
+  output_dir: OUT
+  use_cpu: true
+  report_to: none
+  num_train_epochs: 1
+  save_strategy: steps
+  save_steps: 2
+  per_device_train_batch_size: 3
+  gradient_accumulation_steps: 4
+  resume_from_checkpoint: RESUME
+rollout_matching:
+  post_rollout_pack_scope: window
+  decoding: {max_new_tokens: 8}
+stages:
+  - {name: format, rollout_matching: {reference_fraction: 1.0}}
+  - {name: rollouts, training: {learning_rate: 1e-3}}
+"""
+
+
+def launch(folder, *, resume="null"):
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.replace("OUT", str(folder / "out")).replace("RESUME", resume))
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rollout_sft.train", "--config", str(config)),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    done = launch(folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done
+
+
+def test_both_stages_end_in_one_table(finished):
+    _, done = finished
+    table = done.stdout[done.stdout.rindex("config.yaml") :]
+    for row in ("eval F1 before", "eval F1 after", "non-empty packs per window", "seconds per optimizer step"):
+        assert row in table
+    assert "format" in table
+    assert "rollouts" in table
+
+
+def test_every_stage_writes_model_log_summary_and_pictures(finished):
+    folder, _ = finished
+    for stage in ("format", "rollouts"):
+        out = folder / "out" / stage
+        written = {p.name for p in out.iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "log.jsonl", "summary.json"} <= written
+        assert {"packs.png", "canvases.png"} <= written
+        assert (out / "packs.png").read_bytes()[:4] == b"\x89PNG"
+        entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        steps = [e["step"] for e in entries if "loss" in e]
+        assert steps == [1, 2]
+        assert sum("eval_rollout/f1" in e for e in entries) == 2
+
+
+def test_the_second_stage_starts_from_the_weights_of_the_first(finished):
+    folder, _ = finished
+    first = json.loads((folder / "out" / "format" / "summary.json").read_text())
+    second = json.loads((folder / "out" / "rollouts" / "summary.json").read_text())
+    assert second["f1_before"] == first["f1_after"]
+    assert first["rollout_s"] < 0.1, "stage one trains on reference answers alone"
+    assert second["rollout_s"] > 0
+
+
+def test_a_finished_run_resumes_without_training_again(finished):
+    folder, _ = finished
+    before = (folder / "out" / "rollouts" / "log.jsonl").read_bytes()
+    done = launch(folder, resume="true")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "eval F1 after" in done.stdout
+    assert (folder / "out" / "rollouts" / "log.jsonl").read_bytes() == before
+
+
+def test_a_bad_configuration_is_one_clear_message(finished):
+    folder, _ = finished
+    bad = folder / "bad.yaml"
+    bad.write_text("extends: config.yaml\ntraining: {learning_rat: 1}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "rollout_sft.train", "--config", str(bad)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "unknown key training.learning_rat: the nearest valid key is learning_rate" in done.stderr
