@@ -1,49 +1,97 @@
 """Lower bounds on the number of packs: what turns "no plan found" into "there is none".
 
 Every bound takes the lengths longest first and returns a number of packs that no plan can go below. All of
-them are integer arithmetic.
+them are integer arithmetic. `lower_bound` is their maximum; a bound is taken out by deleting its line there.
 """
 
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
 
-def volume_bound(lengths: list[int], packing_length: int) -> int:
+
+def lower_bound(lengths: Sequence[int], packing_length: int) -> tuple[int, str]:
+    """The best of the bounds and the name of the one that gives it; the first wins ties. `O(n * sqrt(n))`."""
+    bounds = [
+        (volume_bound(lengths, packing_length), "volume"),
+        (martello_toth_bound(lengths, packing_length), "Martello-Toth L2"),
+        (cardinality_bound(lengths, packing_length), "cardinality"),
+        (dual_feasible_bound(lengths, packing_length), "dual-feasible functions"),
+    ]
+    return max(bounds, key=lambda bound: bound[0])
+
+
+def volume_bound(lengths: Sequence[int], packing_length: int) -> int:
     """All tokens over the tokens of one pack, rounded up. `O(n)`."""
     return -(-sum(lengths) // packing_length)
 
 
-def martello_toth_bound(lengths: list[int], packing_length: int) -> int:
-    """Bound L2: for a threshold k, segments longer than `packing_length - k` share with none of length >= k.
+def martello_toth_bound(lengths: Sequence[int], packing_length: int) -> int:
+    """Bound L2: segments over half a pack need one each, and medium ones must fit beside the smaller of those.
 
-    Segments over half a pack need one pack each; the room left beside those of at most `packing_length - k`
-    must hold the medium ones. The best threshold counts. `O(n)` after sorting.
+    For each threshold k: segments over `packing_length - k` can share with none of length k or more; what the
+    medium ones need beyond the room beside the other large ones takes packs of its own. `O(n)`.
 
     Source: S. Martello and P. Toth, "Lower bounds and reduction procedures for the bin packing problem",
-    Discrete Applied Mathematics 28 (1990), equation for L2.
+    Discrete Applied Mathematics 28 (1990).
     """
     half = packing_length // 2
-    n_large = sum(1 for length in lengths if length > half)
-    medium = lengths[n_large:]
+    n_large = bisect_left(lengths, -half, key=lambda length: -length)
     best = n_large
-    # Walk the threshold down through the medium lengths; `alone` segments then exceed packing_length - k.
-    beside_sum = 0
-    first_beside = n_large  # large segments [first_beside:n_large] may share
+    room_beside = 0
+    sharing = n_large  # large segments [sharing:n_large] can share with the threshold
     medium_sum = 0
-    for at, threshold in enumerate(medium):
+    for at in range(n_large, len(lengths)):
+        threshold = lengths[at]
         medium_sum += threshold
-        if at + 1 < len(medium) and medium[at + 1] == threshold:
+        if at + 1 < len(lengths) and lengths[at + 1] == threshold:
             continue
-        while first_beside > 0 and lengths[first_beside - 1] <= packing_length - threshold:
-            first_beside -= 1
-            beside_sum += lengths[first_beside]
-        room_beside = (n_large - first_beside) * packing_length - beside_sum
+        while sharing > 0 and lengths[sharing - 1] <= packing_length - threshold:
+            sharing -= 1
+            room_beside += packing_length - lengths[sharing]
         if medium_sum > room_beside:
-            best = max(best, n_large - (-(medium_sum - room_beside) // packing_length))
+            best = max(best, n_large - (room_beside - medium_sum) // packing_length)
     return best
 
 
-def lower_bound(lengths: list[int], packing_length: int) -> tuple[int, str]:
-    """The best of the bounds and the name of the one that gives it."""
-    bounds = [
-        (volume_bound(lengths, packing_length), "volume"),
-        (martello_toth_bound(lengths, packing_length), "Martello-Toth L2"),
-    ]
-    return max(bounds, key=lambda bound: bound[0])
+def cardinality_bound(lengths: Sequence[int], packing_length: int) -> int:
+    """No pack holds more segments than the shortest ones that fit together, the i longest counted alone.
+
+    For each i: of the i longest, at most k share a pack, where the k shortest of them still fit and k + 1 do not;
+    so they need `i / k` packs. `O(n log n)`.
+
+    Source: folklore; with subset sizes in M. Dell'Amico and S. Martello, "Bounds for the cardinality constrained
+    P||Cmax problem", Journal of Scheduling 4 (2001).
+    """
+    sums = list(accumulate(lengths, initial=0))
+    best = 0
+    most = 1
+    for i in range(len(lengths), 0, -1):
+        # The last k of the i longest: the fewest tokens that k of them can have. k only shrinks as i does.
+        if i == len(lengths):
+            while most < i and sums[i] - sums[i - most - 1] <= packing_length:
+                most += 1
+        most = min(most, i)
+        while most > 1 and sums[i] - sums[i - most] > packing_length:
+            most -= 1
+        best = max(best, -(-i // most))
+    return best
+
+
+def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
+    """Rounded lengths that fit whenever the true ones do, and whose volume is larger: f_k for k = 2 to 20.
+
+    f_k(l) is l itself when (k + 1) * l is a multiple of the packing length, else floor((k + 1) * l / packing
+    length) of k equal parts of a pack. Its volume bound holds for the original lengths. `O(19 * n)`.
+
+    Source: S. P. Fekete and J. Schepers, "New classes of fast lower bounds for bin packing problems",
+    Mathematical Programming 91 (2001), function u^(k).
+    """
+    best = 0
+    for k in range(1, 21):
+        # In units of 1 / (k * packing_length) of a pack, to stay in integers.
+        total = 0
+        for length in lengths:
+            parts, rest = divmod((k + 1) * length, packing_length)
+            total += parts * packing_length if rest else k * length
+        best = max(best, -(-total // (k * packing_length)))
+    return best

@@ -12,6 +12,7 @@ from packsched.fewest import at_most_three, fewest_segments
 
 # Below this many segments pairs and triples seldom fit exactly, so looking for them first is wasted.
 _MANY = 64
+_MOST_HISTORY_BITS = 1 << 27
 
 
 def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int]:
@@ -62,36 +63,43 @@ def largest_sum(lengths: Sequence[int], room: int) -> int:
     return room + 1 - (reach & -reach).bit_length()
 
 
-def fill_room(lengths: Sequence[int], room: int) -> list[int]:
+def fill_room(lengths: Sequence[int], room: int, enough: int = 0) -> list[int]:
     """Positions (ascending) of a subset with the largest sum that is at most `room`.
 
-    Segments are tried in the given order and the search ends at the first exact fit, so segments early in the
-    order are preferred. `O(n * room / 64)` time; `O(sqrt(n) * room / 8)` bytes: only every `sqrt(n)`-th
-    bitset is kept, and those between two kept ones are computed again when the subset is read back.
+    Segments are tried in the given order and the search ends at the first subset that leaves at most `enough` of
+    the room, so segments early in the order are preferred. `O(n * room / 64)` time. Memory: a bitset of room / 8
+    bytes for every segment tried, up to 16 MiB; beyond that only every `sqrt(n)`-th is kept, and those in between
+    are computed again when the subset is read back.
     """
-    step = isqrt(len(lengths)) + 1
-    kept: list[int] = []
+    if room <= enough:
+        return []
+    n = len(lengths)
+    step = max(1, n if n * room <= _MOST_HISTORY_BITS else isqrt(n) + 1)
+    near = (1 << enough + 1) - 1
+    starts: list[int] = []
+    history: list[int] = []
     reach = 1 << room
-    last = len(lengths)
-    for position, length in enumerate(lengths):
-        if position % step == 0:
-            kept.append(reach)
-        reach |= reach >> length
-        if reach & 1:
-            last = position + 1
-            break
+    for start in range(0, n, step):
+        starts.append(reach)
+        history = []
+        for length in lengths[start : start + step]:
+            history.append(reach)
+            reach |= reach >> length
+            if reach & near:
+                break
+        else:
+            continue
+        break
     at_bit = (reach & -reach).bit_length() - 1
     chosen: list[int] = []
-    for block in range(len(kept) - 1, -1, -1):
-        reach = kept[block]
-        if reach >> at_bit & 1:
-            continue  # reached before this block: nothing of it is needed
-        before = [reach]
-        for length in lengths[block * step : min(last, (block + 1) * step)]:
-            reach |= reach >> length
-            before.append(reach)
-        for inside in range(len(before) - 2, -1, -1):
-            if not before[inside] >> at_bit & 1:
+    for block in range(len(starts) - 1, -1, -1):
+        if block < len(starts) - 1:
+            history = [starts[block]]
+            for length in lengths[block * step : (block + 1) * step - 1]:
+                history.append(history[-1] | history[-1] >> length)
+        for inside in range(len(history) - 1, -1, -1):
+            # The segment is needed when the sum was out of reach before it.
+            if not history[inside] >> at_bit & 1:
                 position = block * step + inside
                 chosen.append(position)
                 at_bit += lengths[position]

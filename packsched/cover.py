@@ -1,0 +1,131 @@
+"""Exact cover: windows without any slack, where every pack must come out exactly full.
+
+With three or four segments a pack there are only a few hundred ways to fill a pack exactly. List them all, then
+choose ways that use every segment once, always branching on the segment with the fewest ways left: a segment
+without any prunes the branch. Windows with more ways than can be listed are cut down first: random exact packs
+are set aside until what is left is small enough.
+"""
+
+from collections.abc import Sequence
+
+from packsched.completion import OutOfNodesError
+from packsched.integers import Integers
+from packsched.subset_sum import fill_room
+
+_MOST_WAYS = 4000
+_STEPS_PER_WAY = 64
+
+
+def exact_cover(lengths: Sequence[int], packing_length: int, nodes: int) -> list[list[int]] | None:
+    """Exactly full packs of positions in `lengths` that hold them all, or None: proven that there are none.
+
+    Cost: `O(n * packing_length / 64)` for the sums, then at most `nodes` choices of `O(ways)` each.
+
+    Raises:
+        OutOfNodesError: too many ways to fill a pack, or `nodes` choices made, without an answer.
+
+    Source: D. E. Knuth, "Dancing links" (2000), algorithm X, on bitsets instead of links.
+    """
+    if sum(lengths) % packing_length:
+        return None
+    cover = _Cover(nodes)
+    chosen = cover.search((1 << len(lengths)) - 1, _ways(lengths, packing_length))
+    if chosen is None:
+        return None
+    return [[at for at in range(len(lengths)) if way >> at & 1] for way in chosen]
+
+
+def cover_after_setting_aside(
+    lengths: Sequence[int], packing_length: int, packs: int, tries: int, nodes: int
+) -> list[list[int]] | None:
+    """`packs` exactly full packs that hold all of `lengths` (longest first), or None: not found.
+
+    Each of the `tries` sets random exact packs of the longest segments aside and covers the rest exactly.
+    """
+    draw = Integers(packs)
+    for attempt in range(tries):
+        kept = min(packs, 16 + attempt % 4)
+        aside: list[list[int]] = []
+        left = list(range(len(lengths)))
+        while len(aside) < packs - kept:
+            keyed = sorted((draw.below(1 << 20), position) for position in left[1:])
+            order = [position for _, position in keyed]
+            room = packing_length - lengths[left[0]]
+            chosen = [order[at] for at in fill_room([lengths[at] for at in order], room)]
+            if sum(lengths[at] for at in chosen) < room:
+                break
+            aside.append([left[0], *chosen])
+            taken = {left[0], *chosen}
+            left = [position for position in left if position not in taken]
+        else:
+            try:
+                rest = exact_cover([lengths[at] for at in left], packing_length, nodes)
+            except OutOfNodesError:
+                rest = None
+            if rest is not None:
+                return aside + [[left[at] for at in pack] for pack in rest]
+    return None
+
+
+def _ways(lengths: Sequence[int], packing_length: int) -> list[int]:
+    """Every subset that fills a pack exactly, as a bitset of positions."""
+    n = len(lengths)
+    fits = (1 << packing_length + 1) - 1
+    reach = [1] * (n + 1)  # bit s of reach[k]: some subset of lengths[k:] sums to s
+    for k in range(n - 1, -1, -1):
+        reach[k] = reach[k + 1] | reach[k + 1] << lengths[k] & fits
+    ways: list[int] = []
+    steps = _STEPS_PER_WAY * _MOST_WAYS
+    stack = [(0, packing_length, 0)]
+    while stack:
+        k, room, way = stack.pop()
+        if room == 0:
+            ways.append(way)
+            if len(ways) > _MOST_WAYS:
+                raise OutOfNodesError
+        while room and reach[k] >> room & 1:
+            steps -= 1
+            if lengths[k] <= room:
+                stack.append((k + 1, room - lengths[k], way | 1 << k))
+            k += 1
+        if steps < 0:
+            raise OutOfNodesError
+    return ways
+
+
+class _Cover:
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+        self.failed: set[int] = set()
+
+    def search(self, left: int, ways: list[int]) -> list[int] | None:
+        if not left:
+            return []
+        if left in self.failed:
+            return None
+        self.nodes -= 1
+        if self.nodes < 0:
+            raise OutOfNodesError
+        fewest = _positions_in_fewest(left, ways)
+        branch = fewest & -fewest
+        for way in ways:
+            if way & branch:
+                rest = self.search(left & ~way, [other for other in ways if not other & way])
+                if rest is not None:
+                    return [way, *rest]
+        self.failed.add(left)
+        return None
+
+
+def _positions_in_fewest(left: int, ways: list[int]) -> int:
+    """The positions of `left` that are in the fewest ways, counted in binary up to 15 for all of them at once."""
+    ones = twos = fours = eights = 0
+    for way in ways:
+        carry = ones & way
+        ones ^= way
+        carry, twos = twos & carry, twos ^ carry
+        carry, fours = fours & carry, fours ^ carry
+        eights |= carry
+    for digit in (eights, fours, twos, ones):
+        left = left & ~digit or left
+    return left

@@ -1,0 +1,71 @@
+"""The cascade that answers one question: do these segments fit into that many packs?
+
+Cheap stages first. Every stage lives in its own module and can be taken out of `fit` in one edit.
+"""
+
+from collections.abc import Sequence
+
+from packsched.completion import OutOfNodesError, bin_completion
+from packsched.cover import cover_after_setting_aside, exact_cover
+from packsched.filling import ALLOWANCES, minimum_bin_slack
+from packsched.ruin import ruin_and_recreate
+
+Packs = list[list[int]]
+
+# Beyond this many segments filling pack by pack, which is quadratic, costs more than it gains.
+MOST_SEGMENTS = 4096
+
+# Work at effort 1, in steps that are counted, not timed.
+_COMPLETION_NODES = 6_000
+_COVER_NODES = 1_000
+_COVER_TRIES = 8
+_ROUNDS = 2_000
+
+
+def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) -> Packs | None:
+    """At most `packs` packs of positions in `lengths` (longest first), or None: proven that they do not fit.
+
+    Cost: about a millisecond when filling succeeds, which it nearly always does; a few hundred at effort 1.
+
+    Raises:
+        OutOfNodesError: neither found nor refuted within `effort` times the usual work.
+    """
+    slack = packs * packing_length - sum(lengths)
+    if slack < 0:
+        return None
+    if len(lengths) > MOST_SEGMENTS:
+        raise OutOfNodesError
+    best, least_left = fill(lengths, packing_length, packs)
+    if not least_left:
+        return best
+    if slack == 0:
+        try:
+            return exact_cover(lengths, packing_length, int(_COVER_NODES * effort))
+        except OutOfNodesError:
+            found = cover_after_setting_aside(
+                lengths, packing_length, packs, int(_COVER_TRIES * effort), int(_COVER_NODES * effort)
+            )
+            if found is not None:
+                return found
+    try:
+        return bin_completion(lengths, packing_length, packs, int(_COMPLETION_NODES * effort))
+    except OutOfNodesError:
+        found = ruin_and_recreate(lengths, packing_length, best, least_left, int(_ROUNDS * effort))
+        if found is None:
+            raise
+        return found
+
+
+def fill(lengths: Sequence[int], packing_length: int, packs: int) -> tuple[Packs, list[int]]:
+    """The best of filling pack by pack with every allowance: the packs, and the positions left over."""
+    best: Packs = []
+    least_left, least_tokens = list(range(len(lengths))), sum(lengths) + 1
+    tightest = packs * packing_length == sum(lengths)
+    for allowance in ALLOWANCES[:1] if tightest else ALLOWANCES:
+        filled, left = minimum_bin_slack(lengths, packing_length, packs, allowance)
+        tokens = sum(lengths[position] for position in left)
+        if tokens < least_tokens:
+            best, least_left, least_tokens = filled, left, tokens
+        if not left:
+            break
+    return best, least_left
