@@ -38,15 +38,15 @@ class Draft:
     kept: int
     pairs: dict[int, int]
 
-    def written_tokens_holding(self, spans: Sequence[Span]) -> set[int]:
-        """The tokens behind the prefix that hold at least one character of one of `spans`."""
+    def tokens_holding(self, spans: Sequence[Span]) -> set[int]:
+        """The tokens that hold at least one character of one of `spans`."""
         held: set[int] = set()
         for a, b in spans:
             i = bisect_right(self.ends, a)
             while i < len(self.ends) and (self.ends[i - 1] if i else 0) < b:
                 held.add(i)
                 i += 1
-        return {i for i in held if i >= self.prefix_length}
+        return held
 
 
 def draft_answer(

@@ -118,7 +118,7 @@ class ObjectsTargetBuilder:
         unsupervised = [span for found in own for span in (found.desc_span, *found.number_spans)]
         if not self.supervise_desc:
             unsupervised += [found.desc_span for found in appended]
-        for i in draft.written_tokens_holding(unsupervised):
+        for i in draft.tokens_holding(unsupervised):
             weights[i] = 0.0
 
         decisions: Decisions = {}
@@ -130,7 +130,7 @@ class ObjectsTargetBuilder:
             )
             decisions |= slots
             unaligned += skipped
-        new = draft.written_tokens_holding([span for found in appended for span in found.number_spans])
+        new = draft.tokens_holding([span for found in appended for span in found.number_spans])
         indices = {COORD: sorted({*decisions, *(i for i in new if weights[i])})}
         if self.boundary_supervision:
             boundaries = {i: t for i, t in self._boundaries(draft, truths).items() if i not in decisions}
@@ -149,7 +149,7 @@ class ObjectsTargetBuilder:
             following = next(iter(open_truths), None)
             continuation = "]" if following is None else separator + truths[following].json
             decision = boundary_decision(self.speller, draft.text, draft.ends, boundary, floor, continuation)
-            if decision is not None and decision[0] < draft.prefix_length:
+            if decision is not None:
                 decisions[decision[0]] = decision[1]
             open_truths.pop(draft.pairs.get(m, -1), None)
             found = draft.answer.objects[m]

@@ -75,7 +75,7 @@ def coordinate_decisions(
         wanted_end = begin - start + len(numbers[k])
         for j, (token, wanted_start) in enumerate(zip(wanted_ids, [0, *wanted_ends], strict=False)):
             i = first + j
-            if i >= len(ids) or (wanted_start >= wanted_end and ends[i - 1] >= end and j > 0):
+            if j > 0 and wanted_start >= wanted_end and ends[i - 1] >= end:
                 break
             decisions[i] = token
             if token != ids[i]:
@@ -95,7 +95,8 @@ def boundary_decision(
         text, ends:
             The answer and [`Speller.spell`]'s ends.
         boundary (`int`):
-            The character after an object, or after `[`: the decision is the token that holds it.
+            Where an object (or `[`) ends and the text goes on: the decision is the token that holds the
+            character there.
         floor (`int`):
             That token may begin before the boundary (`},`), but not before this character: it would hold
             numbers.
@@ -107,13 +108,11 @@ def boundary_decision(
         not agree.
     """
     index, start = token_at(ends, boundary)
-    if index == len(ends) or start < floor:
+    if start < floor:
         return None
     wanted_ids, wanted_ends = speller.encode_with_ends(text[start:boundary] + continuation)
-    if (
-        wanted_ends[0] <= boundary - start
-    ):  # the tokenizer would have ended a token at the boundary: nothing decided
-        return None
+    if wanted_ends[0] <= boundary - start:
+        return None  # the tokenizer would have ended a token at the boundary: this one decides nothing
     return index, wanted_ids[0]
 
 

@@ -75,13 +75,31 @@ def test_a_token_across_the_boundary_is_the_decision_when_it_holds_structure_alo
 
 def test_a_token_that_holds_numbers_besides_the_boundary_decides_nothing():
     tokenizer = MAKERS["characters"]()
-    tokenizer.add_tokens(["0]}, "])
+    tokenizer.add_tokens(["0]}, ", "0]}]"])
     builder = ObjectsTargetBuilder(tokenizer=tokenizer, boundary_supervision=True)
     ids = builder.speller.encode(json.dumps([thing("a", 1, 2, 3, 40), thing("a", 5, 6, 7, 8)]))
     answer = Answer(tokenizer, builder.build(sample(), Rollout(response_ids=ids, truncated=False)))
     assert answer.supervised_text() == (
         '[«{→]»"desc": "a", "bbox_2d": [1, 2, 3, 40]}, {"desc": "a", "bbox_2d": [5, 6, 7, 8]}«]»'
     )
+
+
+def test_a_coordinate_comes_before_the_boundary_where_both_ask_for_one_token():
+    tokenizer = MAKERS["characters"]()
+    tokenizer.add_tokens(["]}, "])
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer, boundary_supervision=True)
+    ids = builder.speller.encode(json.dumps([thing("a", 0, 0, 30, 3), thing("a", 5, 6, 7, 8)]))
+    rollout = Rollout(response_ids=ids, truncated=False)
+    ends_there = Answer(tokenizer, builder.build(sample(thing("a", 0, 0, 30, 3)), rollout))
+    goes_on = Answer(tokenizer, builder.build(sample(thing("a", 0, 0, 30, 3.5)), rollout))
+    # `]}` and then `]` is how this tokenizer ends a list, so the token has no counterpart that decides.
+    assert "«3»]}, {" in ends_there.supervised_text()
+    assert "«3·]}, →.»{" in goes_on.supervised_text()
+    open_still = Answer(
+        tokenizer, builder.build(sample(thing("a", 0, 0, 30, 3.5), thing("b", 90, 90, 99, 99)), rollout)
+    )
+    assert "«3·]}, →.»{" in open_still.supervised_text()
+    assert open_still.field("boundary") == [1]
 
 
 @pytest.mark.parametrize("name", ["digits", "characters"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from rollout_sft.rollouts.base import Rollout
 from rollout_sft.targets.objects import ObjectsTargetBuilder
@@ -239,6 +240,19 @@ def test_a_space_in_the_number_s_token_does_not_hide_the_number():
     assert answer.counters["rollout/unaligned_slots"] == (0, 4)
 
 
+def test_the_end_of_a_number_is_asked_for_in_the_tokens_that_follow_it():
+    tokenizer = tokenizer_named("words")
+    text = json.dumps([thing("cat", 10, 2, 30, 178), thing("dog", 0, 0, 1, 1)])
+    pieces = [slow_text(tokenizer, [t]) for t in ObjectsTargetBuilder(tokenizer=tokenizer).speller.encode(text)]
+    assert "]}," in pieces, "this test needs a token across the end of an object"
+    at = pieces.index("]},")
+    first = "".join(pieces[at - 2 : at - 1]).strip()
+    assert pieces[at - 1].isdigit(), "this test needs a number in two tokens"
+    assert first.isdigit(), "this test needs a number in two tokens"
+    answer = build("words", text, thing("cat", 10, 2, 30, int(first)), iou_threshold=0.01)
+    assert f"« {first}·{pieces[at - 1]}→]}},»]}}," in answer.supervised_text()
+
+
 def test_a_slot_that_shares_its_token_with_another_number_is_left_out_and_counted():
     tokenizer = MAKERS["characters"]()
     tokenizer.add_tokens(["0, 2"])
@@ -250,6 +264,8 @@ def test_a_slot_that_shares_its_token_with_another_number_is_left_out_and_counte
     assert answer.counters["rollout/unaligned_slots"] == (1, 4)
     other = Answer(tokenizer, builder.build(sample(thing("cat", 10, 15, 30, 40)), rollout))
     assert other.supervised_text().startswith('[{"desc": "cat", "bbox_2d": [«1·0, 2→0»0, ')
+    wrong = Answer(tokenizer, builder.build(sample(thing("cat", 9, 21, 30, 40)), rollout))
+    assert wrong.supervised_text().startswith('[{"desc": "cat", "bbox_2d": [«1→9»0, 20, ')
 
 
 def test_a_position_has_one_target_where_a_number_should_go_on_and_the_next_one_begins():
@@ -287,6 +303,22 @@ def test_numbers_in_a_straddled_token_are_the_model_s_own():
     assert wrong.supervised_text().startswith('[{"desc": "cat", "bbox_2d": [10, 20, 30, 40«]·}·,· ·{')
     right = Answer(tokenizer, builder.build(sample(thing("cat", 10, 20, 30, 41), dog), rollout))
     assert "30, «4·0→1·]·}·,· ·{" in right.supervised_text().replace("«3·0»", "30")
+
+
+def test_an_object_whose_end_the_tokenizer_would_spell_differently_is_not_kept():
+    tokenizer = MAKERS["characters"]()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    decomposed = "e\N{COMBINING ACUTE ACCENT}"
+    tokenizer.add_tokens([AddedToken(decomposed + '"},', normalized=False)])
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer)
+    first = json.dumps([thing("a", 1, 2, 3, 4)])[:-1]
+    ids = builder.speller.encode(first + ', {"bbox_2d": [5, 6, 7, 8], "desc": "')
+    ids.append(tokenizer.convert_tokens_to_ids(decomposed + '"},'))
+    rollout = Rollout(response_ids=ids, truncated=False)
+    truth = thing("b", 5, 6, 7, 8)
+    answer = Answer(tokenizer, builder.build(sample(truth), rollout))
+    assert answer.counters["rollout/matched"] == (1, 1)
+    assert answer.text == first + ", " + json.dumps(truth) + "]"
 
 
 def test_an_incomplete_character_behind_the_last_object_is_not_kept():
