@@ -7,11 +7,12 @@ built here and nowhere else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from packsched import PackLayout
 from rollout_sft.segments import SUPERVISED, Segment
@@ -41,10 +42,33 @@ def collate_pack(segments: Sequence[Segment], packing_length: int, *, filler_id:
     if not segments:
         segments = [Segment.from_lists([filler_id], [filler_id], [0.0], sample_id="<dummy>")]
     layout = PackLayout.from_lengths([s.encoded_len for s in segments])
-    device = segments[0].input_ids.device
     kept = remapped(segments, layout, SUPERVISED)
+    batch = forward_inputs(segments)
+    assert batch["input_ids"].shape == (1, layout.total), (batch["input_ids"].shape, layout)
+    assert layout.total <= packing_length, (layout.total, packing_length)
+    return {
+        **batch,
+        "logits_to_keep": kept,
+        "targets": layout.concat([s.targets for s in segments])[kept],
+        "weights": layout.concat([s.weights for s in segments])[kept],
+    }
+
+
+def forward_inputs(segments: Sequence[Segment]) -> Batch:
+    """
+    What tells the model which tokens of a packed row belong together.
+
+    Args:
+        segments (`Sequence[Segment]`):
+            The pack's segments, at least one, on one device.
+
+    Returns:
+        `dict`: the part of [`collate_pack`]'s result that the leak probe shares with training.
+    """
+    layout = PackLayout.from_lengths([s.encoded_len for s in segments])
+    device = segments[0].input_ids.device
     cu_seqlens = torch.as_tensor(layout.cu_seqlens, device=device)
-    batch: Batch = {
+    return {
         "input_ids": layout.concat([s.input_ids for s in segments])[None],
         "position_ids": torch.as_tensor(layout.position_ids, device=device)[None],
         "seq_idx": torch.as_tensor(layout.segment_ids, device=device)[None],
@@ -53,13 +77,26 @@ def collate_pack(segments: Sequence[Segment], packing_length: int, *, filler_id:
         "max_length_q": layout.max_seqlen,
         "max_length_k": layout.max_seqlen,
         "use_cache": False,
-        "logits_to_keep": kept,
-        "targets": layout.concat([s.targets for s in segments])[kept],
-        "weights": layout.concat([s.weights for s in segments])[kept],
     }
-    assert batch["input_ids"].shape == (1, layout.total), (batch["input_ids"].shape, layout)
-    assert layout.total <= packing_length, (layout.total, packing_length)
-    return batch
+
+
+def forward_names(model: nn.Module) -> set[str] | None:
+    """
+    What the model's forward takes by name, or None when it takes anything.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model; PEFT's wrapper is looked through.
+
+    Returns:
+        `set[str]` or `None`: the names to keep of a batch.
+    """
+    unwrap = getattr(model, "get_base_model", None)  # PEFT's
+    base: Any = model if unwrap is None else unwrap()
+    parameters = inspect.signature(base.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:
+        return None
+    return set(parameters)
 
 
 def remapped(segments: Sequence[Segment], layout: PackLayout, name: str) -> Tensor:

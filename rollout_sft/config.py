@@ -69,6 +69,10 @@ class RolloutSFTConfig(TrainingArguments):
             `objects`: also trains the decision to go on or to stop after each object of the rollout.
         reference_fraction (`float`, *optional*, defaults to 0.0):
             Share of samples trained on their reference answer instead of a rollout.
+        loss_reduction (`str`, *optional*, defaults to `"token"`):
+            What counts the same in a window: every supervised `token`, every `segment`, or every raw `micro`-batch.
+        check_isolation (`bool`, *optional*, defaults to `True`):
+            Whether to run the leak probe of [`~rollout_sft.isolation.check_isolation`] before the first step.
     """
 
     global_max_length: int = field(default=0, metadata={"section": "top"})
@@ -88,6 +92,8 @@ class RolloutSFTConfig(TrainingArguments):
     supervise_desc: bool = field(default=True, metadata=ROLLOUT_MATCHING)
     boundary_supervision: bool = field(default=False, metadata=ROLLOUT_MATCHING)
     reference_fraction: float = field(default=0.0, metadata=ROLLOUT_MATCHING)
+    loss_reduction: str = field(default="token", metadata=_choice("token", "segment", "micro"))
+    check_isolation: bool = field(default=True, metadata=ROLLOUT_MATCHING)
 
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.
     remove_unused_columns: bool = False

@@ -11,7 +11,6 @@ synchronising step by counting them.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,8 +26,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from rollout_sft.agreement import together
 from rollout_sft.carry_state import load_carry_buffer, save_carry_buffer
-from rollout_sft.collate import Batch, collate_pack, collate_padded, weighted_loss
+from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names, weighted_loss
 from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.isolation import check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.metrics import Ratios, StepMetrics
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
@@ -96,7 +96,10 @@ class RolloutSFTTrainer(Trainer):
         self._tokenizer = processing_class
         unwrapped = self.accelerator.unwrap_model(self.model)
         _reject_own_loss(unwrapped)
-        self._forward_names = _forward_names(unwrapped, packing=args.packing)
+        self._forward_names = forward_names(unwrapped)
+        if args.packing:
+            _reject_unknown_positions(unwrapped, self._forward_names)
+        self._isolation_checked = not (args.packing and args.check_isolation)
         self.schedule = make_schedule(args)
         self.target_builder = target_builder or make_target_builder(processing_class, args)
         self._eval_backend = rollout_backend or self._hf_backend(args.evaluation_decoding())
@@ -135,6 +138,8 @@ class RolloutSFTTrainer(Trainer):
             ranks, which `compute_loss` divides by. No batches at all once no rank has data left.
         """
         self._metrics.training_ends()
+        if not self._isolation_checked:
+            self._check_isolation()
         window, reports = together(
             lambda: self._window_builder.build(epoch_iterator, num_batches, self.state.global_step),
             share=lambda window: window.report,
@@ -151,6 +156,13 @@ class RolloutSFTTrainer(Trainer):
         self._metrics.add(reports)
         self._metrics.training_begins()
         return [_to_device(batch, device) for batch in window.batches], weight_sum
+
+    def _check_isolation(self) -> None:
+        """The leak probe, on the wrapped model in the precision of training, before the first step."""
+        with self.compute_loss_context_manager():
+            report = check_isolation(self.model_wrapped)
+        self._isolation_checked = True
+        logger.info("packed segments are isolated: leak %.1e, copies %.1e.", report.leak, report.copies)
 
     def _collate(self, segments: tuple[Segment, ...]) -> Batch:
         filler = self._tokenizer.eos_token_id
@@ -293,24 +305,12 @@ class RolloutSFTTrainer(Trainer):
             )
 
 
-def _forward_names(model: nn.Module, *, packing: bool) -> set[str] | None:
-    """
-    What the model's forward takes by name, or None when it takes anything.
-
-    Raises:
-        `ValueError`: it does not take `position_ids`, so it could not tell packed segments apart.
-    """
-    unwrap = getattr(model, "get_base_model", None)  # PEFT's
-    base: Any = model if unwrap is None else unwrap()
-    parameters = inspect.signature(base.forward).parameters
-    if packing and "position_ids" not in parameters:
+def _reject_unknown_positions(model: nn.Module, names: set[str] | None) -> None:
+    if names is not None and "position_ids" not in names:
         raise ValueError(
-            f"{type(base).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they would "
-            "attend to each other silently. Use a model that does, or set training.packing: false."
+            f"{type(model).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they "
+            "would attend to each other silently. Use a model that does, or set training.packing: false."
         )
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:
-        return None
-    return set(parameters)
 
 
 def _reject_own_loss(model: nn.Module) -> None:

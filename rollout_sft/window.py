@@ -14,6 +14,7 @@ from typing import Any
 from rollout_sft.collate import Batch
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.metrics import Ratios, WindowReport
+from rollout_sft.reductions import rescale
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.schedule import Schedule
 from rollout_sft.seeds import derive_seed, derive_uniform
@@ -115,7 +116,8 @@ class WindowBuilder:
         for target in (t for row in targets for t in row):
             ratios.add(target.counters)
         with ratios.timed("time/pack_s"):
-            scheduled = self._schedule.schedule([[t.segment for t in row] for row in targets], micro_steps)
+            segments = [rescale([t.segment for t in row], self._config.loss_reduction) for row in targets]
+            scheduled = self._schedule.schedule(segments, micro_steps)
             batches = [self._collate(segments) for segments in scheduled.micro_steps]
         assert len(batches) == micro_steps, (len(batches), micro_steps)
         ratios.add(scheduled.counters)
