@@ -73,11 +73,19 @@ def test_ids_beyond_the_vocabulary_hold_no_characters(tokenizer):
     assert speller.spell([*bracket, len(tokenizer) + 7, *bracket]) == ("[[", [1, 1, 2])
 
 
-def test_padding_and_truncation_switched_on_later_do_not_reach_the_speller():
+def test_padding_and_truncation_of_the_user_s_tokenizer_do_not_reach_the_speller_nor_the_other_way_round():
     tokenizer = MAKERS["words"]()
     tokenizer.add_special_tokens({"pad_token": "<eos>"})
-    tokenizer(["a", "abc"], padding="max_length", max_length=3, truncation=True)
+
+    def switch_on():
+        tokenizer(["a", "abc"], padding="max_length", max_length=3, truncation=True)
+        assert tokenizer.backend_tokenizer.padding is not None
+
+    switch_on()
     speller = Speller(tokenizer)
+    assert tokenizer.backend_tokenizer.padding is not None
+    assert speller.spell(speller.encode(ANSWER))[0] == ANSWER
+    switch_on()
     assert speller.spell(speller.encode(ANSWER))[0] == ANSWER
 
 
