@@ -73,6 +73,9 @@ class RolloutSFTConfig(TrainingArguments):
             What counts the same in a window: every supervised `token`, every `segment`, or every raw `micro`-batch.
         check_isolation (`bool`, *optional*, defaults to `True`):
             Whether to run the leak probe of [`~rollout_sft.isolation.check_isolation`] before the first step.
+        validate_schedule (`str`, *optional*, defaults to `"off"`):
+            `first_window` or `every_window`: compare the packs with their segments one by one, bookkeeping, loss and
+            gradient, and stop at the first difference ([`~rollout_sft.equivalence`]).
     """
 
     global_max_length: int = field(default=0, metadata={"section": "top"})
@@ -94,6 +97,7 @@ class RolloutSFTConfig(TrainingArguments):
     reference_fraction: float = field(default=0.0, metadata=ROLLOUT_MATCHING)
     loss_reduction: str = field(default="token", metadata=_choice("token", "segment", "micro"))
     check_isolation: bool = field(default=True, metadata=ROLLOUT_MATCHING)
+    validate_schedule: str = field(default="off", metadata=_choice("off", "first_window", "every_window"))
 
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.
     remove_unused_columns: bool = False
@@ -164,6 +168,11 @@ class RolloutSFTConfig(TrainingArguments):
         for key, (number, holds, takes) in ranges.items():
             if not holds:
                 raise ValueError(f"{key} is {number}; it takes {takes}.")
+        if self.validate_schedule != "off" and not self.packing:
+            raise ValueError(
+                f"rollout_matching.validate_schedule is {self.validate_schedule}, but training.packing is false: there "
+                "are no packs to compare. Set it to off."
+            )
         self.train_decoding()
         self.evaluation_decoding()
 

@@ -77,7 +77,7 @@ class StepMetrics:
     def _clear(self) -> None:
         self._ratios = Ratios()
         self._fill = FillStats()
-        self._buffered: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
         self._training_since: float | None = None
 
     def add(self, reports: list[WindowReport]) -> None:
@@ -85,7 +85,11 @@ class StepMetrics:
         for report in reports:
             self._ratios.add(report.counters)
             self._fill = self._fill.merge(report.fill)
-        self._buffered = {"packing/post_rollout_buffer": float(sum(r.left_over for r in reports))}
+        self._latest["packing/post_rollout_buffer"] = float(sum(r.left_over for r in reports))
+
+    def add_values(self, values: Mapping[str, float]) -> None:
+        """Adds plain numbers; the latest of each name is logged."""
+        self._latest.update(values)
 
     def training_begins(self) -> None:
         """The window is built; from here on the micro-steps run."""
@@ -101,6 +105,6 @@ class StepMetrics:
         """The numbers of the log line; starts afresh."""
         self.training_ends()
         packing = self._fill.metrics() if self._fill.windows else {}
-        values = {**packing, **self._buffered, **self._ratios.values()}
+        values = {**packing, **self._latest, **self._ratios.values()}
         self._clear()
         return values

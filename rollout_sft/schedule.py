@@ -45,6 +45,11 @@ class ScheduledWindow:
 class Schedule(Protocol):
     """From the segments of a window to its micro-steps."""
 
+    @property
+    def waiting(self) -> list[Segment]:
+        """Segments carried to the next window, oldest first."""
+        ...
+
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """Returns exactly `micro_steps` groups; `micro_batches` may be fewer where the data ended."""
         ...
@@ -66,6 +71,12 @@ class MicroSchedule:
             policy=config.pack_policy,
             min_fill_ratio=config.packing_min_fill_ratio,
         )
+
+    @property
+    def waiting(self) -> list[Segment]:
+        """The segments in the carry buffer."""
+        segments: list[Segment] = self.buffer.state_dict()["segments"]
+        return segments
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""
@@ -94,6 +105,7 @@ class WindowSchedule:
     def __init__(self, config: RolloutSFTConfig):
         self._packing_length = config.packing_length
         self._objective = config.pack_objective
+        self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """The packs of the whole window, the empty ones last."""
@@ -114,6 +126,9 @@ class WindowSchedule:
 
 class PaddedSchedule:
     """`training.packing: false`: each micro-batch is trained by itself, padded to its longest segment."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """The micro-batches as they are."""

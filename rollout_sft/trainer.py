@@ -28,6 +28,7 @@ from rollout_sft.agreement import together
 from rollout_sft.carry_state import load_carry_buffer, save_carry_buffer
 from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names, weighted_loss
 from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
 from rollout_sft.isolation import check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.metrics import Ratios, StepMetrics
@@ -39,7 +40,7 @@ from rollout_sft.seeds import derive_seed
 from rollout_sft.segments import Segment
 from rollout_sft.targets import make_target_builder
 from rollout_sft.targets.base import Counters, Sample, TargetBuilder
-from rollout_sft.window import MicroBatch, WindowBuilder, collate_raw
+from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,12 @@ class RolloutSFTTrainer(Trainer):
             collate=self._collate,
             rank=args.process_index,
         )
+        self._validated = False
+        if args.validate_schedule != "off" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"rollout_matching.validate_schedule is {args.validate_schedule}, which compares whole gradients, but "
+                "FSDP and DeepSpeed shard them. Validate the same configuration on one process or with DDP."
+            )
         self._metrics = StepMetrics()
         self.last_window: list[list[int]] = []
         self.pop_callback(ProgressCallback)
@@ -152,8 +159,12 @@ class RolloutSFTTrainer(Trainer):
                 f"step {self.state.global_step + 1}: no position of the window is supervised (loss weights sum to "
                 f"{weight_sum} over {len(reports)} ranks), so there is nothing to train; check the target builder."
             )
-        self.last_window = window.pack_lens
+        self.last_window = [[segment.encoded_len for segment in segments] for segments in window.micro_steps]
         self._metrics.add(reports)
+        if self.args.validate_schedule == "every_window" or (
+            self.args.validate_schedule == "first_window" and not self._validated
+        ):
+            self._validate(window, weight_sum, device)
         self._metrics.training_begins()
         return [_to_device(batch, device) for batch in window.batches], weight_sum
 
@@ -163,6 +174,28 @@ class RolloutSFTTrainer(Trainer):
             report = check_isolation(self.model_wrapped)
         self._isolation_checked = True
         logger.info("packed segments are isolated: leak %.1e, copies %.1e.", report.leak, report.copies)
+
+    def _validate(self, window: BuiltWindow, weight_sum: float, device: torch.device) -> None:
+        """Math equivalence: this window as scheduled against its segments one by one, on every rank."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+
+        def loss_of(batch: Batch) -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                loss: torch.Tensor = self.compute_loss(model, _to_device(batch, device), num_items_in_batch=weight_sum)
+            return loss
+
+        def compare() -> EquivalenceReport:
+            check_bookkeeping(window.due, window.micro_steps, window.batches)
+            filler = self._tokenizer.eos_token_id
+            return check_arithmetic(model, loss_of, window.due, window.batches, filler_id=filler)
+
+        _, reports = together(compare, share=lambda report: report)
+        self._validated = True
+        worst = {
+            "equivalence/loss": max(report.loss for report in reports),
+            "equivalence/gradient": max(report.gradient for report in reports),
+        }
+        self._metrics.add_values(worst)
 
     def _collate(self, segments: tuple[Segment, ...]) -> Batch:
         filler = self._tokenizer.eos_token_id

@@ -40,16 +40,19 @@ class BuiltWindow:
     One rank's window, ready to be collated.
 
     Args:
+        due (`list[Segment]`):
+            The segments this window has to train: what waited and what was built, without what waits now.
+        micro_steps (`list[tuple[Segment, ...]]`):
+            The segments of each micro-step.
         batches (`list[Batch]`):
             One per micro-step, where the segments are.
-        pack_lens (`list[list[int]]`):
-            The lengths of the segments in each of them.
         report (`WindowReport`):
             What the other ranks and the log need to know of it.
     """
 
+    due: list[Segment]
+    micro_steps: list[tuple[Segment, ...]]
     batches: list[Batch]
-    pack_lens: list[list[int]]
     report: WindowReport
 
 
@@ -117,7 +120,9 @@ class WindowBuilder:
             ratios.add(target.counters)
         with ratios.timed("time/pack_s"):
             segments = [rescale([t.segment for t in row], self._config.loss_reduction) for row in targets]
+            pool = [*self._schedule.waiting, *(s for row in segments for s in row)]
             scheduled = self._schedule.schedule(segments, micro_steps)
+            waiting = {id(s) for s in self._schedule.waiting}
             batches = [self._collate(segments) for segments in scheduled.micro_steps]
         assert len(batches) == micro_steps, (len(batches), micro_steps)
         ratios.add(scheduled.counters)
@@ -128,8 +133,8 @@ class WindowBuilder:
             counters=ratios.pairs(),
             left_over=scheduled.left_over,
         )
-        pack_lens = [[segment.encoded_len for segment in segments] for segments in scheduled.micro_steps]
-        return BuiltWindow(batches=batches, pack_lens=pack_lens, report=report)
+        due = [s for s in pool if id(s) not in waiting]
+        return BuiltWindow(due=due, micro_steps=scheduled.micro_steps, batches=batches, report=report)
 
     def _roll_out(self, micro_batches: list[MicroBatch], global_step: int) -> list[list[Rollout | None]]:
         """One rollout per sample, or None where the sample is trained on its reference answer."""

@@ -78,7 +78,7 @@ def make_trainer(tmp_path, tokenizer, make_model):
     def make(*, model=None, train=None, evaluation=None, dtype=torch.float64, backend=None, builder=None, **overrides):
         arguments = {
             "output_dir": str(tmp_path / "run"),
-            "global_max_length": 700,
+            "global_max_length": 320,
             "per_device_train_batch_size": 3,
             "gradient_accumulation_steps": 3,
             "max_steps": 1,

@@ -61,6 +61,8 @@ def test_window_gradient_equals_the_segments_one_by_one(make_trainer, make_model
         assert max(len(lens) for lens in trainer.last_window) > 1
     if name == "window, dense":
         assert trainer.last_window[-1] == [], "this window should leave a pack empty"
+    if trainer.args.packing:
+        assert sum(1 for lens in trainer.last_window if lens) > 1, "one pack alone would hide a wrong denominator"
 
 
 def test_a_window_with_matched_coordinates_keeps_targets_that_differ_from_the_input(make_trainer, make_model):

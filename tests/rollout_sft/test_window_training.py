@@ -87,14 +87,14 @@ def test_3_accumulates_segments_in_a_window_local_buffer_that_carries_nothing(ma
 
 
 def test_4_computes_packing_selections_with_visibility_over_the_whole_window(make_trainer):
-    """A pack may hold segments of several micro-batches: with two of three micro-batches' worth of room, two do."""
+    """A pack may hold segments of several micro-batches."""
     trainer = make_trainer(**WINDOW)
     trainer.train()
     lens = [s.encoded_len for s in trainer.recorder.segments]
     packs = trainer.last_window
     assert sorted(n for pack in packs for n in pack) == sorted(lens)
     assert any(len(pack) > 3 for pack in packs), "micro-batches have 3 samples; no pack crosses their border"
-    assert sum(1 for pack in packs if pack) == -(-sum(lens) // 700)
+    assert sum(1 for pack in packs if pack) == -(-sum(lens) // 320)
 
 
 @pytest.mark.parametrize("scope", [WINDOW, MICRO], ids=["window", "micro"])
@@ -216,7 +216,7 @@ def test_the_log_line_has_every_metric(make_trainer):
             assert expected <= set(line)
         fills = lines[1]
         tokens = sum(n for pack in trainer.last_window for n in pack)
-        assert lines[1]["packing/post_rollout_fill"] == pytest.approx(tokens / (3 * 700))
+        assert lines[1]["packing/post_rollout_fill"] == pytest.approx(tokens / (3 * 320))
         assert fills["packing/min_fill"] <= fills["packing/fill_non_empty"] <= 1
 
 
