@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
+from rollout_sft.checkpoints import last_finished_checkpoint
 from rollout_sft.loading import load_dataset, load_model, load_tokenizer
 from rollout_sft.run_config import StageConfig, load_run
 from rollout_sft.summary import draw_packs, print_table, summarise
@@ -72,7 +71,7 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
         return finished
     if resume is True:
         # A stage that has not saved yet starts from its beginning.
-        resume = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        resume = last_finished_checkpoint(folder)
     tokenizer = load_tokenizer(stage.model)
     trainer = RolloutSFTTrainer(
         model=load_model(stage.model, tokenizer, seed=args.seed),

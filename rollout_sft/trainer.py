@@ -22,10 +22,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
 from rollout_sft.agreement import together
-from rollout_sft.carry_state import load_carry_buffer, save_carry_buffer
+from rollout_sft.checkpoints import (
+    last_finished_checkpoint,
+    load_carry_buffer,
+    mark_finished,
+    mark_unfinished,
+    save_carry_buffer,
+)
 from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names, weighted_loss
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
@@ -306,13 +312,38 @@ class RolloutSFTTrainer(Trainer):
             logs = {**logs, **self._metrics.take()}
         super().log(logs, start_time)
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.train`; `True` resumes from the last checkpoint whose save was finished."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_finished_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} holds no finished checkpoint to resume from.")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Older checkpoints are removed only after every rank has finished writing this one."""
         self._metrics.training_ends()
+        run_folder = self._get_output_dir(trial=trial)
+        folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            mark_unfinished(folder)
+        self.accelerator.wait_for_everyone()
         if isinstance(self.schedule, MicroSchedule):
-            # Before anything else: a checkpoint without the segments that wait would lose them on resume.
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=self.args.world_size)
-        super()._save_checkpoint(model, trial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_finished(folder)
+            rotate_checkpoints(
+                output_dir=run_folder,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")

@@ -1,4 +1,8 @@
-"""The carry buffer of scope `micro` in a checkpoint: one file per rank, readable without running code."""
+"""What a checkpoint needs beyond the Trainer's files: the carry buffer, and a mark that the save was finished.
+
+The carry buffer of scope `micro` is one file per rank, readable without running code. The mark is written last, when
+every rank is done: a process killed during a save leaves a folder without it, and the checkpoint before stays.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,54 @@ import os
 from pathlib import Path
 
 import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from packsched import CarryBuffer
 from rollout_sft.segments import Segment
+
+FINISHED = "finished"
+"""Name of the file that marks a checkpoint as complete."""
+
+
+def mark_finished(checkpoint: str | Path) -> None:
+    """
+    Marks a checkpoint as complete.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder; every rank must have finished writing to it.
+    """
+    (Path(checkpoint) / FINISHED).touch()
+
+
+def mark_unfinished(checkpoint: str | Path) -> None:
+    """
+    Takes the mark away before a checkpoint is written again.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder; need not exist.
+    """
+    (Path(checkpoint) / FINISHED).unlink(missing_ok=True)
+
+
+def last_finished_checkpoint(output_dir: str | Path) -> str | None:
+    """
+    The latest checkpoint whose save was not interrupted.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The run's folder.
+
+    Returns:
+        `str` or `None`: its path, or None when there is none.
+    """
+    steps = {}
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if step.isdigit() and (path / FINISHED).is_file():
+            steps[int(step)] = str(path)
+    return steps[max(steps)] if steps else None
 
 
 def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, rank: int, ranks: int) -> None:
