@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from packsched.bounds import lower_bound
 from packsched.completion import OutOfNodesError, bin_completion
-from packsched.decreasing import longest_processing_time
+from packsched.decreasing import best_fit_decreasing, longest_processing_time
 from packsched.resplit import pairwise_resplit
 from packsched.ruin import ruin_and_recreate
 from packsched.search import MOST_SEGMENTS, Packs, fill, fit
@@ -61,7 +61,9 @@ def level_packs(
         high = longest_pack(lengths, best)
     if high > packing_length:
         # Leveling did not even reach the cap; placing the window at all comes before leveling it.
-        placed = fit(lengths, packing_length, packs, effort)
+        placed: Packs | None = best_fit_decreasing(lengths, packing_length)
+        if placed is not None and len(placed) > packs:
+            placed = fit(lengths, packing_length, packs, effort)
         if placed is None:
             return None, packing_length + 1
         best = placed

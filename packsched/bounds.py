@@ -1,23 +1,27 @@
 """Lower bounds on the number of packs: what turns "no plan found" into "there is none".
 
 Every bound takes the lengths longest first and returns a number of packs that no plan can go below. All of
-them are integer arithmetic. `lower_bound` is their maximum; a bound is taken out by deleting its line there.
+them are integer arithmetic. `lower_bound` is their maximum; a bound is taken out by deleting its line in `_BOUNDS`.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import neg
+
+import numpy as np
 
 
-def lower_bound(lengths: Sequence[int], packing_length: int) -> tuple[int, str]:
-    """The best of the bounds and the name of the one that gives it; the first wins ties. `O(n * sqrt(n))`."""
-    bounds = [
-        (volume_bound(lengths, packing_length), "volume"),
-        (martello_toth_bound(lengths, packing_length), "Martello-Toth L2"),
-        (cardinality_bound(lengths, packing_length), "cardinality"),
-        (dual_feasible_bound(lengths, packing_length), "dual-feasible functions"),
-    ]
-    return max(bounds, key=lambda bound: bound[0])
+def lower_bound(lengths: Sequence[int], packing_length: int, enough: int | None = None) -> tuple[int, str]:
+    """The best of the bounds and the name of the one that gives it; stops at the first that is `enough`."""
+    best, name = 0, "no segments"
+    for bound_name, bound_of in _BOUNDS:
+        bound = bound_of(lengths, packing_length)
+        if bound > best:
+            best, name = bound, bound_name
+        if enough is not None and best >= enough:
+            break
+    return best, name
 
 
 def volume_bound(lengths: Sequence[int], packing_length: int) -> int:
@@ -35,7 +39,7 @@ def martello_toth_bound(lengths: Sequence[int], packing_length: int) -> int:
     Discrete Applied Mathematics 28 (1990).
     """
     half = packing_length // 2
-    n_large = bisect_left(lengths, -half, key=lambda length: -length)
+    n_large = bisect_left(lengths, -half, key=neg)
     best = n_large
     room_beside = 0
     sharing = n_large  # large segments [sharing:n_large] can share with the threshold
@@ -78,20 +82,24 @@ def cardinality_bound(lengths: Sequence[int], packing_length: int) -> int:
 
 
 def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
-    """Rounded lengths that fit whenever the true ones do, and whose volume is larger: f_k for k = 2 to 20.
+    """Rounded lengths that fit whenever the true ones do, and whose volume is larger: f_k for k = 1 to 20.
 
     f_k(l) is l itself when (k + 1) * l is a multiple of the packing length, else floor((k + 1) * l / packing
-    length) of k equal parts of a pack. Its volume bound holds for the original lengths. `O(19 * n)`.
+    length) of k equal parts of a pack. Its volume bound holds for the original lengths. `O(20 * n)`.
 
     Source: S. P. Fekete and J. Schepers, "New classes of fast lower bounds for bin packing problems",
     Mathematical Programming 91 (2001), function u^(k).
     """
-    best = 0
-    for k in range(1, 21):
-        # In units of 1 / (k * packing_length) of a pack, to stay in integers.
-        total = 0
-        for length in lengths:
-            parts, rest = divmod((k + 1) * length, packing_length)
-            total += parts * packing_length if rest else k * length
-        best = max(best, -(-total // (k * packing_length)))
-    return best
+    k = np.arange(1, 21)[:, None]
+    # In units of 1 / (k * packing_length) of a pack, to stay in integers.
+    parts, rest = np.divmod((k + 1) * np.array(lengths, dtype=np.int64), packing_length)
+    totals = np.where(rest > 0, parts * packing_length, k * np.array(lengths, dtype=np.int64)).sum(axis=1)
+    return int((-(-totals // (k[:, 0] * packing_length))).max())
+
+
+_BOUNDS = (
+    ("volume", volume_bound),
+    ("Martello-Toth L2", martello_toth_bound),
+    ("cardinality", cardinality_bound),
+    ("dual-feasible functions", dual_feasible_bound),
+)

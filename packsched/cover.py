@@ -26,8 +26,6 @@ def exact_cover(lengths: Sequence[int], packing_length: int, nodes: int) -> list
 
     Source: D. E. Knuth, "Dancing links" (2000), algorithm X, on bitsets instead of links.
     """
-    if sum(lengths) % packing_length:
-        return None
     cover = _Cover(nodes)
     chosen = cover.search((1 << len(lengths)) - 1, _ways(lengths, packing_length))
     if chosen is None:
@@ -69,11 +67,14 @@ def cover_after_setting_aside(
 
 def _ways(lengths: Sequence[int], packing_length: int) -> list[int]:
     """Every subset that fills a pack exactly, as a bitset of positions."""
-    n = len(lengths)
     fits = (1 << packing_length + 1) - 1
-    reach = [1] * (n + 1)  # bit s of reach[k]: some subset of lengths[k:] sums to s
-    for k in range(n - 1, -1, -1):
-        reach[k] = reach[k + 1] | reach[k + 1] << lengths[k] & fits
+    size = packing_length // 8 + 1
+    sums = 1
+    reach = [sums.to_bytes(size, "little")]  # bit s of reach[k], as bytes: some subset of lengths[k:] sums to s
+    for length in reversed(lengths):
+        sums |= sums << length & fits
+        reach.append(sums.to_bytes(size, "little"))
+    reach.reverse()
     ways: list[int] = []
     steps = _STEPS_PER_WAY * _MOST_WAYS
     stack = [(0, packing_length, 0)]
@@ -83,7 +84,7 @@ def _ways(lengths: Sequence[int], packing_length: int) -> list[int]:
             ways.append(way)
             if len(ways) > _MOST_WAYS:
                 raise OutOfNodesError
-        while room and reach[k] >> room & 1:
+        while room and reach[k][room >> 3] >> (room & 7) & 1:
             steps -= 1
             if lengths[k] <= room:
                 stack.append((k + 1, room - lengths[k], way | 1 << k))

@@ -8,12 +8,14 @@ How exact each pack should be is the knob that matters. Insisting on no waste sp
 waste would have done; an `allowance` lets every pack waste up to a multiple of its share of the window's slack.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import neg
 
 from packsched.subset_sum import fill_room
 
 # Multiples (numerator, denominator) of a pack's fair share of the slack, in the order in which they succeed most.
-ALLOWANCES = ((0, 1), (1, 1), (1, 2), (3, 2), (1, 4), (2, 1))
+ALLOWANCES = ((1, 1), (5, 4), (0, 1), (3, 4), (1, 4), (3, 2))
 
 
 def minimum_bin_slack(
@@ -31,14 +33,17 @@ def minimum_bin_slack(
     slack = packs * packing_length - sum(lengths)
     filled: list[list[int]] = []
     left = list(range(len(lengths)))
+    left_lengths = list(lengths)
     while left and len(filled) < packs:
         enough = max(0, slack) * times // (per * (packs - len(filled)))
-        pinned = left.pop(0)
-        room = packing_length - lengths[pinned]
-        chosen = fill_room([lengths[position] for position in left], room, enough)
-        pack = [pinned] + [left[at] for at in chosen]
+        room = packing_length - left_lengths[0]
+        start = bisect_left(left_lengths, -room, lo=1, key=neg)
+        chosen = fill_room(left_lengths[start:], room, enough)
+        pack = [left[0]] + [left[start + at] for at in chosen]
         for at in reversed(chosen):
-            del left[at]
-        slack -= packing_length - sum(lengths[position] for position in pack)
+            room -= left_lengths[start + at]
+            del left[start + at], left_lengths[start + at]
+        del left[0], left_lengths[0]
+        slack -= room
         filled.append(pack)
     return filled, left

@@ -60,8 +60,8 @@ def fill(lengths: Sequence[int], packing_length: int, packs: int) -> tuple[Packs
     """The best of filling pack by pack with every allowance: the packs, and the positions left over."""
     best: Packs = []
     least_left, least_tokens = list(range(len(lengths))), sum(lengths) + 1
-    tightest = packs * packing_length == sum(lengths)
-    for allowance in ALLOWANCES[:1] if tightest else ALLOWANCES:
+    slack = packs * packing_length - sum(lengths)
+    for allowance in ALLOWANCES[:1] if slack == 0 else ALLOWANCES:
         filled, left = minimum_bin_slack(lengths, packing_length, packs, allowance)
         tokens = sum(lengths[position] for position in left)
         if tokens < least_tokens:

@@ -14,7 +14,7 @@ The balanced objective (`balance.py`) asks the same cascade for shorter and shor
 timed, so the same lengths give the same plan on every machine.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
@@ -23,8 +23,9 @@ from packsched.bounds import lower_bound, volume_bound
 from packsched.completion import OutOfNodesError
 from packsched.decreasing import best_fit_decreasing
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
+from packsched.filling import ALLOWANCES, minimum_bin_slack
 from packsched.lengths import checked_count, checked_lengths
-from packsched.search import Packs, fit
+from packsched.search import MOST_SEGMENTS, Packs, fit
 
 OBJECTIVES = ("dense", "balanced")
 # How much of the usual work goes into fewer packs when the window is placed already.
@@ -88,7 +89,7 @@ def plan_window(
     milliseconds at effort 1 for windows without slack.
 
     >>> plan_window([1, 1, 4, 6, 6], 10, 2).packs
-    ((0, 1, 3), (2, 4))
+    ((0, 1, 4), (2, 3))
     """
     cap = checked_count("packing_length", packing_length)
     steps = None if micro_steps is None else checked_count("micro_steps", micro_steps)
@@ -98,7 +99,11 @@ def plan_window(
         raise PackingError("micro_steps is None, but objective 'balanced' levels a given number of packs.")
     if not 0 < effort < float("inf"):
         raise PackingError(f"effort is {effort!r}; it must be a number above 0.")
-    lens = checked_lengths(encoded_lens, cap)
+    return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, effort)
+
+
+def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: str, effort: float) -> WindowPlan:
+    """`plan_window` for arguments that have been checked: `plan_ranks` plans a thousand windows at once."""
     order = sorted(range(len(lens)), key=lens.__getitem__, reverse=True)
     lengths = [lens[index] for index in order]
     window = _Window(lens, lengths, cap, steps, effort)
@@ -109,7 +114,9 @@ def plan_window(
 class _Window:
     """One window while it is planned: `lengths` are `lens` longest first."""
 
-    def __init__(self, lens: list[int], lengths: list[int], cap: int, micro_steps: int | None, effort: float) -> None:
+    def __init__(
+        self, lens: Sequence[int], lengths: list[int], cap: int, micro_steps: int | None, effort: float
+    ) -> None:
         self.lens = lens
         self.lengths = lengths
         self.cap = cap
@@ -121,8 +128,12 @@ class _Window:
         best = best_fit_decreasing(self.lengths, self.cap)
         allowed = len(best) if self.micro_steps is None else self.micro_steps
         bound = volume_bound(self.lengths, self.cap)
+        if bound < len(best) and bound <= allowed and len(self.lengths) <= MOST_SEGMENTS:
+            # Nearly always the volume bound can be reached, at the first attempt, and needs no better bound.
+            filled, left = minimum_bin_slack(self.lengths, self.cap, bound, ALLOWANCES[0])
+            best = best if left else filled
         if len(best) > bound or bound > allowed:
-            bound = self.bound()
+            bound = self.bound(enough=len(best))
         target = bound
         while target < len(best):
             must = target >= allowed
@@ -156,9 +167,9 @@ class _Window:
             raise self.infeasible(self.micro_steps + 1, "exhaustive search")
         return packs, bound, longest_pack(self.lengths, packs) == shortest
 
-    def bound(self) -> int:
+    def bound(self, enough: int | None = None) -> int:
         """The best lower bound; raises when it is above `micro_steps`."""
-        bound, name = lower_bound(self.lengths, self.cap)
+        bound, name = lower_bound(self.lengths, self.cap, enough)
         if self.micro_steps is not None and bound > self.micro_steps:
             raise self.infeasible(bound, name)
         return bound
@@ -182,7 +193,7 @@ class _Window:
 
 
 def _as_plan(
-    packs: Packs, order: list[int], lens: list[int], micro_steps: int, bound: int, optimal: bool
+    packs: Packs, order: list[int], lens: Sequence[int], micro_steps: int, bound: int, optimal: bool
 ) -> WindowPlan:
     by_oldest = sorted(tuple(sorted(order[position] for position in pack)) for pack in packs if pack)
     padded = tuple(by_oldest) + ((),) * (micro_steps - len(by_oldest))

@@ -1,8 +1,18 @@
 """Every segment of a window in exactly one pack, or a refusal that says why."""
 
-import pytest
+import random
+from itertools import pairwise
 
-from packsched.errors import InfeasibleWindowError, OversizedSegmentError, PackingError
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packsched.errors import (
+    InfeasibleWindowError,
+    OversizedSegmentError,
+    PackingError,
+    UndecidedWindowError,
+)
 from packsched.window import WindowPlan, plan_window
 
 
@@ -11,9 +21,10 @@ def assert_is_a_plan(plan: WindowPlan, lens: list[int], packing_length: int, mic
     assert sorted(index for pack in plan.packs for index in pack) == list(range(len(lens)))
     assert all(list(pack) == sorted(pack) for pack in plan.packs)
     assert plan.pack_lens == tuple(sum(lens[index] for index in pack) for pack in plan.packs)
-    assert max(plan.pack_lens) <= packing_length
+    assert max(plan.pack_lens, default=0) <= packing_length
     full = plan.packs[: plan.non_empty]
-    assert all(full) and not any(plan.packs[plan.non_empty :])
+    assert all(full)
+    assert not any(plan.packs[plan.non_empty :])
     assert [pack[0] for pack in full] == sorted(pack[0] for pack in full)
     assert plan.lower_bound <= plan.non_empty
 
@@ -61,3 +72,164 @@ def test_oversized_segment_is_refused_before_anything_else():
 def test_bad_arguments_are_refused(lens, packing_length, micro_steps, objective):
     with pytest.raises(PackingError):
         plan_window(lens, packing_length, micro_steps, objective=objective)
+
+
+def test_as_few_packs_as_it_takes():
+    plan = plan_window([5, 5, 4, 6, 10], 10, None)
+    assert_is_a_plan(plan, [5, 5, 4, 6, 10], 10, 3)
+    assert plan.optimal
+    assert plan_window([], 10, None).packs == ()
+
+
+def test_leveling_needs_a_number_of_packs():
+    with pytest.raises(PackingError, match="micro_steps is None"):
+        plan_window([1], 10, None, objective="balanced")
+
+
+@pytest.mark.parametrize("effort", [0, -1, float("nan"), float("inf")])
+def test_effort_is_a_positive_number(effort):
+    with pytest.raises(PackingError, match="effort"):
+        plan_window([1], 10, 1, effort=effort)
+
+
+def by_every_assignment(lens: list[int], cap: int, micro_steps: int) -> tuple[int, int | None]:
+    """The fewest packs, and the shortest longest of `micro_steps` packs (None: they do not fit)."""
+    fewest, shortest = len(lens), None
+
+    def place(at: int, loads: list[int]) -> None:
+        nonlocal fewest, shortest
+        if at == len(lens):
+            fewest = min(fewest, len(loads))
+            if len(loads) <= micro_steps:
+                longest = max(loads, default=0)
+                shortest = longest if shortest is None else min(shortest, longest)
+            return
+        for pack in range(len(loads)):
+            if loads[pack] + lens[at] <= cap:
+                loads[pack] += lens[at]
+                place(at + 1, loads)
+                loads[pack] -= lens[at]
+        place(at + 1, [*loads, lens[at]])
+
+    place(0, [])
+    return fewest, shortest
+
+
+@pytest.mark.parametrize("objective", ["dense", "balanced"])
+def test_small_windows_are_decided_exactly(objective):
+    rng = random.Random(30)
+    for _ in range(700):
+        cap, micro_steps = rng.choice((6, 10, 20, 50, 100)), rng.randint(1, 4)
+        top = cap if rng.random() < 0.5 else cap // 2
+        lens = [rng.randint(1, top) for _ in range(rng.randint(0, 8))]
+        fewest, shortest = by_every_assignment(lens, cap, micro_steps)
+        if shortest is None:
+            with pytest.raises(InfeasibleWindowError):
+                plan_window(lens, cap, micro_steps, objective=objective)
+            continue
+        plan = plan_window(lens, cap, micro_steps, objective=objective)
+        assert_is_a_plan(plan, lens, cap, micro_steps)
+        assert plan.optimal
+        assert plan.lower_bound <= fewest
+        if objective == "dense":
+            assert plan.non_empty == plan.lower_bound == fewest
+        else:
+            assert max(plan.pack_lens) == shortest
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 100), max_size=60),
+    st.integers(1, 30),
+    st.sampled_from(["dense", "balanced"]),
+)
+def test_any_window_is_placed_or_refused_with_a_reason(lens, micro_steps, objective):
+    try:
+        plan = plan_window(lens, 100, micro_steps, objective=objective, effort=0.1)
+    except InfeasibleWindowError:
+        assert 2 * sum(lens) > 100 * micro_steps
+    except UndecidedWindowError:
+        assert sum(lens) > 50 * micro_steps
+    else:
+        assert_is_a_plan(plan, lens, 100, micro_steps)
+        assert plan == plan_window(lens, 100, micro_steps, objective=objective, effort=0.1)
+        assert plan_window(lens, 100, None, effort=0.1).lower_bound <= plan.non_empty
+
+
+def cut_full_packs(rng: random.Random, packs: int, per_pack: int, cap: int, *, even: bool) -> list[int]:
+    lens = []
+    for _ in range(packs):
+        if even:
+            marks = [
+                cap * k // per_pack + rng.randint(-cap // (8 * per_pack), cap // (8 * per_pack))
+                for k in range(per_pack + 1)
+            ]
+        else:
+            marks = sorted(rng.sample(range(cap), per_pack + 1))
+        marks[0], marks[-1] = 0, cap
+        lens += [end - start for start, end in pairwise(marks)]
+    rng.shuffle(lens)
+    return lens
+
+
+@pytest.mark.parametrize(
+    ("packs", "per_pack", "even"),
+    [(16, 8, False), (16, 8, True), (16, 16, False), (16, 16, True), (16, 3, False), (16, 3, True), (16, 4, True),
+     (24, 4, True), (12, 6, True)],
+)  # fmt: skip
+def test_windows_without_slack_are_placed(packs, per_pack, even):
+    rng = random.Random(31)
+    for _ in range(3):
+        lens = cut_full_packs(rng, packs, per_pack, 16384, even=even)
+        plan = plan_window(lens, 16384, packs)
+        assert_is_a_plan(plan, lens, 16384, packs)
+        assert set(plan.pack_lens) == {16384}
+
+
+@pytest.mark.parametrize("per_pack", [3, 4, 8])
+def test_windows_with_one_percent_of_slack_are_placed(per_pack):
+    rng = random.Random(32)
+    for _ in range(5):
+        lens = [max(1, length * 99 // 100) for length in cut_full_packs(rng, 16, per_pack, 16384, even=False)]
+        assert_is_a_plan(plan_window(lens, 16384, 16), lens, 16384, 16)
+
+
+def test_balanced_reaches_the_mean_with_sixteen_segments_a_pack():
+    rng = random.Random(33)
+    for _ in range(5):
+        lens = [min(16384, int(rng.lognormvariate(6.5, 0.6)) + 1) for _ in range(128)]
+        plan = plan_window(lens, 16384, 8, objective="balanced")
+        assert max(plan.pack_lens) == -(-sum(lens) // 8)
+        assert plan.optimal
+
+
+def test_a_large_window_takes_no_more_packs_than_first_fit_decreasing():
+    rng = random.Random(34)
+    lens = [min(16384, int(rng.lognormvariate(7.5, 0.8)) + 1) for _ in range(6000)]
+    rooms: list[int] = []
+    for length in sorted(lens, reverse=True):
+        fitting = next((at for at, room in enumerate(rooms) if room >= length), None)
+        if fitting is None:
+            rooms.append(16384 - length)
+        else:
+            rooms[fitting] -= length
+    plan = plan_window(lens, 16384, None)
+    assert_is_a_plan(plan, lens, 16384, len(plan.packs))
+    assert plan.non_empty <= len(rooms)
+    level = plan_window(lens, 16384, len(rooms) + 1, objective="balanced")
+    assert_is_a_plan(level, lens, 16384, len(rooms) + 1)
+
+
+def test_giving_up_is_not_called_infeasible():
+    """Feasible by construction, but out of reach of the little work allowed."""
+    rng = random.Random(35)
+    lens = cut_full_packs(rng, 16, 4, 10**6, even=False)
+    for objective in ("dense", "balanced"):
+        with pytest.raises(UndecidedWindowError, match="effort="):
+            plan_window(lens, 10**6, 16, objective=objective, effort=0.02)
+
+
+def test_a_proof_by_search_says_so():
+    """The volume fits, every bound passes, and yet nothing does: only the search can tell."""
+    with pytest.raises(InfeasibleWindowError, match="exhaustive search"):
+        plan_window([42, 50, 56, 30, 33, 23, 30, 30], 100, 3)

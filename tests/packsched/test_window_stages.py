@@ -1,0 +1,211 @@
+"""Each stage of the planner on its own: bounds never exceed the truth, searches only claim what they can show."""
+
+import random
+
+import pytest
+
+from packsched.balance import longest_pack_bound
+from packsched.bounds import (
+    cardinality_bound,
+    dual_feasible_bound,
+    lower_bound,
+    martello_toth_bound,
+    volume_bound,
+)
+from packsched.completion import OutOfNodesError, bin_completion
+from packsched.cover import cover_after_setting_aside, exact_cover
+from packsched.decreasing import best_fit_decreasing, longest_processing_time
+from packsched.filling import ALLOWANCES, minimum_bin_slack
+from packsched.integers import Integers
+from packsched.resplit import pairwise_resplit
+from packsched.ruin import ruin_and_recreate
+from packsched.search import MOST_SEGMENTS, fit
+from packsched.subset_sum import fill_room
+from tests.packsched.test_window import by_every_assignment, cut_full_packs
+
+BOUNDS = [volume_bound, martello_toth_bound, cardinality_bound, dual_feasible_bound]
+
+
+def small_windows(seed, count):
+    rng = random.Random(seed)
+    for _ in range(count):
+        cap = rng.choice((6, 7, 10, 20, 51, 100))
+        low, high = rng.choice(((1, cap), (1, cap // 2), (cap // 4 + 1, cap // 2 + 1), (cap // 3, cap // 2)))
+        yield sorted((rng.randint(low, high) for _ in range(rng.randint(1, 8))), reverse=True), cap
+
+
+def assert_packs(packs, lengths, cap, most):
+    assert sorted(at for pack in packs for at in pack) == list(range(len(lengths)))
+    assert len(packs) <= most
+    assert all(sum(lengths[at] for at in pack) <= cap for pack in packs)
+
+
+def test_no_bound_exceeds_the_fewest_packs_and_each_one_is_the_best_somewhere():
+    best_alone = set()
+    for lengths, cap in small_windows(40, 1500):
+        fewest, _ = by_every_assignment(lengths, cap, 1)
+        found = {bound.__name__: bound(lengths, cap) for bound in BOUNDS}
+        assert max(found.values()) <= fewest, (lengths, cap)
+        assert lower_bound(lengths, cap)[0] == max(found.values())
+        winners = [name for name, value in found.items() if value == max(found.values())]
+        best_alone.update(winners if len(winners) == 1 else [])
+    # The volume bound is never the best alone (f_k of a large k is nearly the same); it is the cheapest.
+    assert best_alone >= {"martello_toth_bound", "cardinality_bound", "dual_feasible_bound"}
+
+
+def test_known_bounds():
+    assert volume_bound([5, 5, 1], 10) == 2
+    assert martello_toth_bound([6, 6, 6], 10) == 3
+    assert martello_toth_bound([7, 6, 4, 4], 10) == 3
+    assert cardinality_bound([4, 4, 4, 4, 4], 10) == 3
+    assert dual_feasible_bound([34] * 7 + [26], 100) == 4
+    assert lower_bound([], 10) == (0, "no segments")
+
+
+def test_the_bound_on_the_longest_pack_never_exceeds_the_shortest_possible():
+    for lengths, cap in small_windows(41, 600):
+        for packs in (1, 2, 3):
+            _, shortest = by_every_assignment(lengths, cap, packs)
+            if shortest is not None:
+                assert longest_pack_bound(lengths, cap, packs) <= shortest
+
+
+def test_bin_completion_agrees_with_every_assignment():
+    verdicts = set()
+    for lengths, cap in small_windows(42, 800):
+        fewest, _ = by_every_assignment(lengths, cap, 1)
+        for packs in range(1, fewest + 2):
+            found = bin_completion(lengths, cap, packs, 10**6)
+            verdicts.add(found is None)
+            assert (found is None) == (packs < fewest)
+            if found is not None:
+                assert_packs(found, lengths, cap, packs)
+    assert verdicts == {True, False}
+
+
+def test_exact_cover_and_bin_completion_agree_on_windows_without_slack():
+    """Two independent exact searches, on windows that may or may not fit."""
+    rng = random.Random(43)
+    verdicts = []
+    for _ in range(250):
+        packs, cap = rng.randint(2, 5), rng.choice((12, 30, 90))
+        lengths = sorted((rng.randint(cap // 5, cap // 2) for _ in range(3 * packs)), reverse=True)
+        lengths[-1] = max(1, lengths[-1] - sum(lengths) + packs * cap)
+        lengths.sort(reverse=True)
+        if sum(lengths) != packs * cap or lengths[0] > cap:
+            continue
+        covered = exact_cover(lengths, cap, 10**6)
+        assert (covered is None) == (bin_completion(lengths, cap, packs, 10**6) is None)
+        verdicts.append(covered is None)
+        if covered is not None:
+            assert_packs(covered, lengths, cap, packs)
+    assert 20 < sum(verdicts) < len(verdicts) - 20
+
+
+def test_searches_that_run_out_of_nodes_claim_nothing():
+    lengths = sorted(cut_full_packs(random.Random(44), 16, 4, 16384, even=True), reverse=True)
+    with pytest.raises(OutOfNodesError):
+        bin_completion(lengths, 16384, 16, 100)
+    with pytest.raises(OutOfNodesError):
+        exact_cover(lengths, 16384, 3)
+    with pytest.raises(OutOfNodesError):
+        exact_cover([3] * 30, 30, 10**6)  # too many ways: every ten of thirty
+    with pytest.raises(OutOfNodesError):
+        exact_cover([2] * 300 + [1] * 24, 300, 10**6)  # too many steps
+    with pytest.raises(OutOfNodesError):
+        fit([1] * (MOST_SEGMENTS + 1), 10, MOST_SEGMENTS, 1)
+
+
+def test_more_tokens_than_room_needs_no_search():
+    assert bin_completion([6, 6], 10, 1, 0) is None
+    assert fit([6, 6], 10, 1, 1) is None
+    assert exact_cover([4, 4, 4], 10, 100) is None
+
+
+def test_setting_aside_leaves_a_window_that_can_be_covered():
+    lengths = sorted(cut_full_packs(random.Random(45), 24, 4, 16384, even=True), reverse=True)
+    packs = cover_after_setting_aside(lengths, 16384, 24, 8, 1000)
+    assert packs is not None
+    assert_packs(packs, lengths, 16384, 24)
+    assert cover_after_setting_aside(lengths, 16384, 24, 0, 1000) is None
+    odd = sorted([2] * 99 + [3] * 34, reverse=True)
+    assert cover_after_setting_aside([*odd, 1, 1], 17, 18, 3, 1) is None  # one node is never enough
+
+
+def test_ruin_and_recreate_places_what_filling_left_over():
+    lengths = sorted(cut_full_packs(random.Random(46), 16, 8, 16384, even=True), reverse=True)
+    filled, left = [list(range(at, 128, 16)) for at in range(15)], list(range(15, 128, 16))
+    filled = [[at for at in pack if at % 16 != 15] for pack in filled]
+    filled, left = minimum_bin_slack(lengths, 16384, 16, ALLOWANCES[0])
+    pack = filled.pop()
+    found = ruin_and_recreate(lengths, 16384, [*filled, []], left + pack, 3000)
+    assert found is not None
+    assert_packs(found, lengths, 16384, 16)
+    assert ruin_and_recreate([6, 6], 10, [[0]], [1], 5) is None
+
+
+def test_best_fit_opens_a_pack_only_when_none_has_room():
+    assert best_fit_decreasing([6, 5, 4, 3, 2], 10) == [[0, 2], [1, 3, 4]]
+    for lengths, cap in small_windows(47, 200):
+        bands, simple = best_fit_decreasing(lengths, cap), []
+        for at, length in enumerate(lengths):
+            rooms = [cap - sum(lengths[other] for other in pack) for pack in simple]
+            fits = [(room, pack) for pack, room in enumerate(rooms) if room >= length]
+            if fits:
+                simple[min(fits)[1]].append(at)
+            else:
+                simple.append([at])
+        assert bands == simple
+
+
+def test_best_fit_is_the_same_with_many_bands():
+    rng = random.Random(48)
+    lengths = sorted((rng.randint(1, 9000) for _ in range(5000)), reverse=True)
+    packs = best_fit_decreasing(lengths, 16384)
+    assert_packs(packs, lengths, 16384, len(packs))
+    rooms: list[int] = []
+    for length in lengths:
+        fitting = [(room, at) for at, room in enumerate(rooms) if room >= length]
+        if fitting:
+            rooms[min(fitting)[1]] -= length
+        else:
+            rooms.append(16384 - length)
+    assert rooms == [16384 - sum(lengths[at] for at in pack) for pack in packs]
+
+
+def test_leveling_starts_from_the_emptiest_pack_and_resplits_pairs():
+    assert longest_processing_time([5, 5, 4, 4, 3, 3, 3], 3) == [[0, 4, 6], [1, 5], [2, 3]]
+    lengths = [8, 7, 6, 5, 4]
+    assert sorted(sum(lengths[at] for at in pack) for pack in pairwise_resplit(lengths, [[0, 1, 4], [2, 3]])) == [
+        15,
+        15,
+    ]
+    # Levels everything that a pair can level, and stops.
+    assert pairwise_resplit([4, 4, 4], [[0], [1], [2]]) == [[0], [1], [2]]
+    assert pairwise_resplit([9, 1], [[0], [1]]) == [[0], [1]]
+    assert pairwise_resplit([3], [[0]]) == [[0]]
+
+
+def test_a_long_fill_keeps_few_bitsets_and_finds_the_same(monkeypatch):
+    rng = random.Random(49)
+    for _ in range(100):
+        lengths = [2 * rng.randint(1, 200) for _ in range(60)]
+        whole = fill_room(lengths, 3001)
+        with monkeypatch.context() as patch:
+            patch.setattr("packsched.subset_sum._MOST_HISTORY_BITS", 0)
+            assert fill_room(lengths, 3001) == whole
+    assert fill_room([5, 3], 9, enough=9) == []
+    assert fill_room([5, 3, 1], 9, enough=1) == [0, 1]
+
+
+def test_the_integers_are_even_and_never_change():
+    draw = Integers(1)
+    assert [draw.below(1000) for _ in range(5)] == FIRST_FIVE
+    counts = [0] * 7
+    for _ in range(7000):
+        counts[draw.below(7)] += 1
+    assert min(counts) > 850
+    assert sorted(Integers(2).sample(9, 9)) == list(range(9))
+
+
+FIRST_FIVE = [423, 509, 648, 382, 795]
