@@ -76,7 +76,7 @@ class Speller:
             begins a character, which belongs to the token that completes it; an incomplete character at the
             end is not in the text.
         """
-        stream = DecodeStream([], skip_special_tokens=False)
+        stream = DecodeStream(skip_special_tokens=False)
         chunks: list[str] = []
         ends: list[int] = []
         length = 0
