@@ -32,11 +32,12 @@ def byte_level_bpe(vocab_size, *, within_words):
     return wrap(tokenizer)
 
 
-def sentencepiece_like():
+def sentencepiece_like(*, more_merges=()):
     """Puts a space before whatever it encodes and takes it away when it decodes, as Llama's first tokenizer does."""
     pieces = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     pieces += [chr(c) for c in range(33, 127)] + ["]}", "▁{", "▁[", "12", "▁1", "▁12"]
-    merges = [("]", "}"), ("▁", "{"), ("▁", "["), ("1", "2"), ("▁", "1"), ("▁1", "2")]
+    merges = [("]", "}"), ("▁", "{"), ("▁", "["), ("1", "2"), ("▁", "1"), ("▁1", "2"), *more_merges]
+    pieces += [piece for pair in more_merges for piece in (pair[0], "".join(pair))]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from transformers import AutoTokenizer
 
 from rollout_sft.data import canvas as canvas_module
 from rollout_sft.data.canvas import SPLITS, canvas_tokens, codebook, paint
-from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer, draw_answers
 from rollout_sft.data.picture import draw_canvases
+from rollout_sft.rollouts.base import Rollout
+from rollout_sft.run_config import DataSpec
+from rollout_sft.targets.objects import ObjectsTargetBuilder
 
 TOKENIZER = build_digits_tokenizer()
 
@@ -184,6 +188,25 @@ def test_the_most_digits_always_find_a_place():
 def test_an_index_outside_ends_iteration(index):
     with pytest.raises(IndexError, match="of 4 canvases"):
         DigitsDataset("train", 4)[index]
+
+
+def test_a_trained_model_s_answers_are_drawn_on_test_canvases(tmp_path):
+    asked = []
+
+    def roll_out(samples):
+        asked.extend(samples)
+        return [
+            Rollout(response_ids=TOKENIZER(json.dumps(s["objects"]))["input_ids"], truncated=False) for s in samples
+        ]
+
+    trainer = SimpleNamespace(target_builder=ObjectsTargetBuilder(tokenizer=TOKENIZER), roll_out=roll_out)
+    spec = DataSpec(source="digits", split="eval", seed=5, max_digits=3)
+    draw_answers(trainer, spec, tmp_path / "canvases.png", canvases=3)
+    assert (tmp_path / "canvases.png").is_file()
+    assert asked == list(DigitsDataset("test", 3, 5, max_digits=3)[i] for i in range(3))
+    trainer.target_builder = object()
+    draw_answers(trainer, spec, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_the_picture_is_written_where_it_should_be(tmp_path):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from rollout_sft.targets.objects import ObjectsTargetBuilder
 from rollout_sft.targets.spelling import Speller
-from tests.rollout_sft.target_tokenizers import MAKERS, slow_ends, slow_text, tokenizer_named, wrap
+from tests.rollout_sft.target_tokenizers import MAKERS, sentencepiece_like, slow_ends, slow_text, tokenizer_named, wrap
 
 ANSWER = '[{"desc": "3", "bbox_2d": [4, 8, 12, 16]}, {"desc": "8", "bbox_2d": [0, 16, 8, 24]}]'
 
@@ -101,6 +101,11 @@ def test_a_tokenizer_without_a_fast_backend_is_refused():
 
     with pytest.raises(ValueError, match=r"Slow has no `backend_tokenizer`.*load a fast tokenizer"):
         ObjectsTargetBuilder(tokenizer=Slow())
+
+
+def test_a_tokenizer_that_spaces_what_it_encodes_and_merges_line_breaks_is_refused():
+    with pytest.raises(ValueError, match="merges a line break with"):
+        Speller(sentencepiece_like(more_merges=[("\n", "]")]))
 
 
 @pytest.mark.parametrize("text", ["unknown", "merged"])
