@@ -1,9 +1,9 @@
-"""Which model families keep packed segments apart: the leak probe over everything that builds from a tiny configuration.
+"""Which model families keep packed segments apart: the leak probe over all that builds from a tiny configuration.
 
     python -m benchmarks.mask_table
 
-Every causal language model of the installed transformers, times eager, sdpa and flex attention, each family in a process
-of its own (some configurations take minutes or gigabytes). Writes `docs/masks.md`.
+Every causal language model of the installed transformers, times eager, sdpa and flex attention, each family in a
+process of its own (some configurations take minutes or gigabytes). Writes `docs/masks.md`.
 """
 
 from __future__ import annotations
@@ -62,12 +62,29 @@ TINY = {
     "v_head_dim": 16,
 }
 
+SPECIAL = {
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "codestral_mamba": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+}
+INTRODUCTION = """\
+# Which models keep packed segments apart
+
+Made by `python -m benchmarks.mask_table`: the start-up probe (`rollout_sft.isolation.check_isolation`) on every causal
+language model of transformers that builds from a tiny configuration, float32, CPU, random weights. The number is how
+far an untouched segment's logits moved when its neighbour was changed, relative to the largest logit; up to 1e-5 counts
+as isolated. `refuses`: the forward raises, so nothing can leak silently. What holds for your model, attention and dtype
+is measured again before the first step.
+"""
+
 
 def tiny_config(model_type: str):
     """The family's default configuration with every size it knows made small."""
     config = transformers.AutoConfig.for_model(model_type)
     text = config.get_text_config()
     known = {name: value for name, value in TINY.items() if hasattr(text, name) and getattr(text, name) is not None}
+    if hasattr(text, "qk_rope_head_dim") and "head_dim" in known:
+        known["head_dim"] = known["qk_rope_head_dim"]
+    known.update(SPECIAL.get(model_type, {}))
     return transformers.AutoConfig.for_model(model_type, **known) if text is config else None
 
 
@@ -138,17 +155,12 @@ def main() -> None:
         print(lines[-1], flush=True)
     isolated = sum("isolated" in line for line in lines)
     leaking = sum("leaks" in line for line in lines)
-    (ROOT / "docs" / "masks.md").write_text(
-        "# Which models keep packed segments apart\n\n"
-        "Made by `python -m benchmarks.mask_table`: the start-up probe (`rollout_sft.isolation.check_isolation`) on every\n"
-        "causal language model of transformers that builds from a tiny configuration, float32, CPU, random weights. The\n"
-        "number is how far an untouched segment's logits moved when its neighbour was changed, relative to the largest\n"
-        "logit; up to 1e-5 counts as isolated. `refuses`: the forward raises, so nothing can leak silently. What holds\n"
-        "for your model, attention and dtype is measured again before the first step.\n\n"
-        f"torch {torch.__version__}, transformers {transformers.__version__}: {isolated} families isolated in at least "
-        f"one attention, {leaking} leaking in at least one, of {len(lines)}.\n\n"
-        "| family | eager | sdpa | flex_attention |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    counts = (
+        f"torch {torch.__version__}, transformers {transformers.__version__}: of {len(lines)} families {isolated} are "
+        f"isolated in at least one attention and {leaking} leak in at least one."
     )
+    table = "| family | eager | sdpa | flex_attention |\n|---|---|---|---|\n" + "\n".join(lines)
+    (ROOT / "docs" / "masks.md").write_text(f"{INTRODUCTION}\n{counts}\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 def lower_bound(lengths: Sequence[int], packing_length: int, enough: int | None = None) -> tuple[int, str]:
     """The best of the bounds and the name of the one that gives it; stops at the first that is `enough`."""
     best, name = 0, "no segments"
-    for bound_name, bound_of in _BOUNDS:
+    for bound_name, bound_of in _BOUNDS if len(lengths) <= _MOST_SEGMENTS else _BOUNDS[:2]:
         bound = bound_of(lengths, packing_length)
         if bound > best:
             best, name = bound, bound_name
@@ -97,6 +97,8 @@ def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
     return int((-(-totals // (k[:, 0] * packing_length))).max())
 
 
+# Beyond this many segments only the first two bounds are taken: the others cost more than they gain.
+_MOST_SEGMENTS = 4096
 _BOUNDS = (
     ("volume", volume_bound),
     ("Martello-Toth L2", martello_toth_bound),

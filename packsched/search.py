@@ -4,10 +4,11 @@ Cheap stages first. Every stage lives in its own module and can be taken out of 
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 from packsched.completion import OutOfNodesError, bin_completion
 from packsched.cover import cover_after_setting_aside, exact_cover
-from packsched.filling import ALLOWANCES, minimum_bin_slack
+from packsched.filling import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
 from packsched.ruin import ruin_and_recreate
 
 Packs = list[list[int]]
@@ -16,9 +17,11 @@ Packs = list[list[int]]
 MOST_SEGMENTS = 4096
 
 # Work at effort 1, in steps that are counted, not timed.
+_SHUFFLES = 8
 _COMPLETION_NODES = 6_000
 _COVER_NODES = 1_000
 _COVER_TRIES = 8
+_COVER_SEGMENTS_A_PACK = 6
 _ROUNDS = 2_000
 
 
@@ -38,13 +41,17 @@ def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) 
     best, least_left = fill(lengths, packing_length, packs)
     if not least_left:
         return best
-    if slack == 0:
+    if slack < packs:
+        found = shuffled_bin_slack(lengths, packing_length, packs, ceil(_SHUFFLES * effort))
+        if found is not None:
+            return found
+    if slack == 0 and len(lengths) <= _COVER_SEGMENTS_A_PACK * packs:
         try:
             return exact_cover(lengths, packing_length, int(_COVER_NODES * effort))
         except OutOfNodesError:
-            found = cover_after_setting_aside(
-                lengths, packing_length, packs, int(_COVER_TRIES * effort), int(_COVER_NODES * effort)
-            )
+            tries = int(_COVER_TRIES * effort)
+            nodes = int(_COVER_NODES * effort)
+            found = cover_after_setting_aside(lengths, packing_length, packs, tries, nodes)
             if found is not None:
                 return found
     try:

@@ -128,7 +128,8 @@ class _Window:
         best = best_fit_decreasing(self.lengths, self.cap)
         allowed = len(best) if self.micro_steps is None else self.micro_steps
         bound = volume_bound(self.lengths, self.cap)
-        if bound < len(best) and bound <= allowed and len(self.lengths) <= MOST_SEGMENTS:
+        slack = bound * self.cap - sum(self.lengths)
+        if slack and bound < len(best) and bound <= allowed and len(self.lengths) <= MOST_SEGMENTS:
             # Nearly always the volume bound can be reached, at the first attempt, and needs no better bound.
             filled, left = minimum_bin_slack(self.lengths, self.cap, bound, ALLOWANCES[0])
             best = best if left else filled

@@ -15,7 +15,7 @@ from packsched.bounds import (
 from packsched.completion import OutOfNodesError, bin_completion
 from packsched.cover import cover_after_setting_aside, exact_cover
 from packsched.decreasing import best_fit_decreasing, longest_processing_time
-from packsched.filling import ALLOWANCES, minimum_bin_slack
+from packsched.filling import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
 from packsched.integers import Integers
 from packsched.resplit import pairwise_resplit
 from packsched.ruin import ruin_and_recreate
@@ -132,10 +132,17 @@ def test_setting_aside_leaves_a_window_that_can_be_covered():
     assert cover_after_setting_aside([*odd, 1, 1], 17, 18, 3, 1) is None  # one node is never enough
 
 
+def test_a_random_order_fills_packs_of_segments_that_are_alike():
+    lengths = sorted(cut_full_packs(random.Random(50), 24, 16, 16384, even=True), reverse=True)
+    packs = shuffled_bin_slack(lengths, 16384, 24, 4)
+    assert packs is not None
+    assert_packs(packs, lengths, 16384, 24)
+    assert shuffled_bin_slack([6, 6], 10, 1, 3) is None
+    assert shuffled_bin_slack(lengths, 16384, 24, 0) is None
+
+
 def test_ruin_and_recreate_places_what_filling_left_over():
     lengths = sorted(cut_full_packs(random.Random(46), 16, 8, 16384, even=True), reverse=True)
-    filled, left = [list(range(at, 128, 16)) for at in range(15)], list(range(15, 128, 16))
-    filled = [[at for at in pack if at % 16 != 15] for pack in filled]
     filled, left = minimum_bin_slack(lengths, 16384, 16, ALLOWANCES[0])
     pack = filled.pop()
     found = ruin_and_recreate(lengths, 16384, [*filled, []], left + pack, 3000)

@@ -1,0 +1,197 @@
+"""The goals of the project, measured: each with its target, its value and `met` or `short`."""
+
+import random
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.packsched.measure import cpu_ms, quantile, share, table
+from benchmarks.packsched.peers import first_fit_decreasing
+from benchmarks.packsched.workloads import CAP, KINDS, realistic_lengths, realistic_window, tight_window
+from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window, select
+from packsched.balance import longest_pack_bound
+from packsched.ranks import plan_ranks
+
+Row = tuple[str, str, str, bool]
+
+
+def goals_table(quick: bool) -> tuple[str, bool]:
+    """The table, and whether every goal is met."""
+    rows = [row for group in (selection, windows, tight, balanced, large, ranks) for row in group(quick)]
+    lines = [[name, target, value, "met" if met else "**short**"] for name, target, value, met in rows]
+    return table(["goal", "target", "measured", ""], lines), all(row[3] for row in rows)
+
+
+def selection(quick: bool) -> Iterator[Row]:
+    rng = random.Random(1)
+    # About seven segments a pack at every packing length.
+    for cap, sizes in ((16384, (16, 64, 256, 1024, 4096)), (131072, (16, 256, 1024))):
+        for n in sizes:
+            exact, ratios = [], []
+            for case in range(8 if quick else 24):
+                lens = realistic_lengths(rng, KINDS[case % 4], n, cap / 7, cap)
+                exact.append(cpu_ms(lambda: select(lens, cap, policy="optimal"), 5)[1])  # noqa: B023
+                if 256 <= n <= 1024 and case < 4:
+                    rule = cpu_ms(lambda: select(lens, cap, policy="binpacking"))[1]  # noqa: B023
+                    ratios.append(exact[-1] / rule)
+            limit = 2.0 if cap > 16384 else 0.1 if n <= 16 else 0.4 if n <= 1024 else 1.0
+            value = statistics.median(exact)
+            yield f"select optimal, {n} segments, {cap}", f"<= {limit} ms", f"{value:.3f} ms", value <= limit
+            if ratios and cap == 16384:
+                worst = max(ratios)
+                yield f"its time over `binpacking`'s, {n} segments", "<= 1", f"{worst:.2f} at most", worst <= 1
+    slowest = 0.0
+    for name, lens in adversarial(rng).items():
+        taken = cpu_ms(lambda: select(lens, CAP, policy="optimal"), 3)[1]  # noqa: B023
+        if taken > slowest:
+            slowest, slowest_name = taken, name
+    yield "adversarial buffers of 1024", "<= 10 ms", f"{slowest:.1f} ms ({slowest_name})", slowest <= 10
+
+
+def adversarial(rng: random.Random) -> dict[str, list[int]]:
+    return {
+        "even lengths, odd room": [1] + [2 * rng.randint(50, 4000) for _ in range(1023)],
+        "hundreds a pack": [rng.randint(16, 40) for _ in range(1024)],
+        "dozens a pack": [rng.randint(100, 300) for _ in range(1024)],
+        "multiples of 64 and ones": [193] + [64 * rng.randint(1, 120) for _ in range(999)] + [1] * 24,
+        "all equal": [777] * 1024,
+        "six lengths": [rng.choice([4099, 4111, 4127, 3001, 3011, 2999]) for _ in range(1024)],
+        "over a third": [rng.randint(5462, 8191) for _ in range(1024)],
+    }
+
+
+def windows(quick: bool) -> Iterator[Row]:
+    rng = random.Random(2)
+    taken, decided, proven = [], [], []
+    for _ in range(300 if quick else 2000):
+        lens, cap, micro_steps = realistic_window(rng)
+
+        def decide() -> str | bool:
+            try:
+                return plan_window(lens, cap, micro_steps).optimal  # noqa: B023
+            except InfeasibleWindowError:
+                return "infeasible"
+            except UndecidedWindowError:
+                return "undecided"
+
+        verdict, ms = cpu_ms(decide)
+        taken.append(ms)
+        decided.append(verdict != "undecided")
+        if isinstance(verdict, bool):
+            proven.append(verdict)
+    yield (
+        "realistic windows decided",
+        ">= 99.95 %",
+        f"{share(decided):.2f} % of {len(decided)}",
+        share(decided) >= 99.95,
+    )
+    fast = share([ms < 1 for ms in taken])
+    value = f"{fast:.1f} % (median {statistics.median(taken):.2f} ms)"
+    yield "... under 1 ms", ">= 97 %", value, fast >= 97
+    yield "... `dense` proven fewest", ">= 99 %", f"{share(proven):.1f} %", share(proven) >= 99
+
+
+def tight(quick: bool) -> Iterator[Row]:
+    rng = random.Random(3)
+    count = 5 if quick else 20
+
+    def run(per: int, packs: int, slack: float, even: bool) -> tuple[list[bool], list[float]]:
+        placed, taken = [], []
+        for _ in range(count):
+            lens, cap, micro_steps = tight_window(rng, packs, per, slack, even=even)
+
+            def place() -> bool:
+                try:
+                    return bool(plan_window(lens, cap, micro_steps).packs)  # noqa: B023
+                except UndecidedWindowError:
+                    return False
+
+            found, ms = cpu_ms(place)
+            placed.append(found)
+            taken.append(ms)
+        return placed, taken
+
+    placed, taken = [], []
+    for per in (3, 4, 6, 10):
+        for packs in (8, 16, 32):
+            for slack in (0.01, 0.02):
+                for even in (False, True):
+                    found, ms = run(per, packs, slack, even)
+                    placed += found
+                    taken += ms
+    value = f"{share(placed):.1f} %, slowest {max(taken):.0f} ms"
+    yield "cut packs, slack 1-2 %", "100 %, <= 150 ms", value, all(placed) and max(taken) <= 150
+    for even in (False, True):
+        placed, taken = [], []
+        for per in (8, 16):
+            for packs in (8, 16, 32):
+                found, ms = run(per, packs, 0, even)
+                placed += found
+                taken += ms
+        value = f"{share(placed):.1f} %, p95 {quantile(taken, 0.95):.1f} ms, slowest {max(taken):.0f} ms"
+        yield f"slack 0, 8 and 16 a pack, {_cut(even)}", "100 %, <= 5 ms", value, all(placed) and max(taken) <= 5
+    for even, target in ((False, 75), (True, 15)):
+        every, times = [], []
+        parts = []
+        for per in (3, 4):
+            for packs in (16, 32):
+                found, ms = run(per, packs, 0, even)
+                every += found
+                times += ms
+                parts.append(f"{per}x{packs}: {share(found):.0f} %")
+        value = f"{share(every):.0f} % ({', '.join(parts)}), median {statistics.median(times):.0f} ms"
+        yield (
+            f"slack 0, 3-4 a pack, 16-32 packs, {_cut(even)}",
+            f">= {target} % (prototype)",
+            value,
+            share(every) >= target,
+        )
+
+
+def _cut(even: bool) -> str:
+    return "evenly cut" if even else "randomly cut"
+
+
+def balanced(quick: bool) -> Iterator[Row]:
+    rng = random.Random(4)
+    ratios, at_bound = [], []
+    for _ in range(60 if quick else 300):
+        lens, cap, micro_steps = realistic_window(rng)
+        if len(lens) < 4 * micro_steps:
+            continue
+        try:
+            plan = plan_window(lens, cap, micro_steps, objective="balanced")
+        except (InfeasibleWindowError, UndecidedWindowError):
+            continue
+        bound = longest_pack_bound(sorted(lens, reverse=True), cap, micro_steps)
+        ratios.append(max(plan.pack_lens) / bound)
+        if len(lens) >= 16 * micro_steps:
+            at_bound.append(max(plan.pack_lens) == bound)
+    value = f"{share(at_bound):.1f} % of {len(at_bound)}"
+    yield "`balanced` at the bound, 16+ a pack", ">= 99 %", value, share(at_bound) >= 99
+    mean = statistics.mean(ratios)
+    yield "`balanced` over the bound, 4+ a pack", "<= 1.004", f"{mean:.5f} (worst {max(ratios):.4f})", mean <= 1.004
+
+
+def large(quick: bool) -> Iterator[Row]:
+    rng = random.Random(5)
+    for kind in KINDS:
+        lens = realistic_lengths(rng, kind, 100_000, CAP / 7)
+        plan, ms = cpu_ms(lambda: plan_window(lens, CAP, None), 1 if quick else 3)  # noqa: B023
+        ffd = len(first_fit_decreasing(lens, CAP, 0))
+        value = f"{ms / 1e3:.2f} s, {plan.non_empty} packs (FFD {ffd}, bound {plan.lower_bound})"
+        yield f"100,000 lengths, {kind}", "<= 0.3 s, <= FFD", value, ms <= 300 and plan.non_empty <= ffd
+
+
+def ranks(quick: bool) -> Iterator[Row]:
+    rng = random.Random(6)
+    for n in (8, 64, 1024):
+        # Drawn together: scaled to the same mean rank by rank they would be level already.
+        pool = realistic_lengths(rng, "lognormal", 32 * n, 2050, 14000)
+        by_rank = [pool[32 * rank : 32 * rank + 32] for rank in range(n)]
+        plan, ms = cpu_ms(lambda: plan_ranks(by_rank, 14000, 8), 5)  # noqa: B023
+        tokens = sum(map(sum, by_rank))
+        value = (
+            f"{plan.straggler:.4f} (before {plan.straggler_before:.2f}), {ms:.0f} ms, moved "
+            f"{100 * plan.moved_tokens / tokens:.1f} % (least {100 * plan.least_moved_tokens / tokens:.1f} %)"
+        )
+        yield f"straggler, {n} ranks of 32", "<= 1.03, <= 100 ms", value, plan.straggler <= 1.03 and ms <= 100
