@@ -38,13 +38,18 @@ def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) 
         return None
     if len(lengths) > MOST_SEGMENTS:
         raise OutOfNodesError
+    shuffles = ceil(_SHUFFLES * effort) if slack < packs else 0
+    if lengths[0] < 2 * lengths[-1]:  # alike, so that longest first would get stuck at the end
+        found = shuffled_bin_slack(lengths, packing_length, packs, shuffles)
+        shuffles = 0
+        if found is not None:
+            return found
     best, least_left = fill(lengths, packing_length, packs)
     if not least_left:
         return best
-    if slack < packs:
-        found = shuffled_bin_slack(lengths, packing_length, packs, ceil(_SHUFFLES * effort))
-        if found is not None:
-            return found
+    found = shuffled_bin_slack(lengths, packing_length, packs, shuffles)
+    if found is not None:
+        return found
     if slack == 0 and len(lengths) <= _COVER_SEGMENTS_A_PACK * packs:
         try:
             return exact_cover(lengths, packing_length, int(_COVER_NODES * effort))

@@ -85,7 +85,9 @@ def karmarkar_karp(lengths: list[int], cap: int, packs: int) -> list[list[int]]:
 
 def trl_bfd(lengths: list[int], cap: int, packs: int) -> list[list[int]]:
     import trl
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
 
     trl_bfd.data = getattr(trl_bfd, "data", {})
     key = tuple(lengths)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from packsched import InfeasibleWindowError, OversizedSegmentError, PackingError, UndecidedWindowError
 from packsched.costs import SegmentCost
+from packsched.exchange import level_ranks
 from packsched.ranks import plan_ranks
 
 
@@ -138,3 +139,24 @@ def test_every_process_gets_the_same_plan():
         for seed in ("1", "2")
     }
     assert outputs == {f"{plan_ranks(log_normal_ranks(5, 16), 14000, 8)}\n"}
+
+
+def test_no_rank_is_leveled_above_the_tokens_it_can_hold():
+    """Costs that do not follow the tokens at all, so that only the token capacity keeps long segments apart."""
+    rng = random.Random(60)
+    for _ in range(50):
+        lens = [[rng.randint(1, 100) for _ in range(rng.randint(4, 12))] for _ in range(6)]
+        tokens = sum(map(sum, lens)) // 6 + 60
+        held = level_ranks(lens, {length: 1 + length % 7 for rank in lens for length in rank}, tokens)
+        assert max(sum(lens[rank][at] for rank, at in here) for here in held) <= max(tokens, *map(sum, lens))
+    assert level_ranks([[4, 6], [1]], {4: 1, 6: 1, 1: 1}, 6) == [[(0, 1)], [(1, 0), (0, 0)]]
+
+
+def test_the_least_moved_tokens_count_the_dearest_segments_first():
+    # The mean is 14; the highest rank ends at 14, so 8 of the 22 must leave, and 8 do.
+    plan = plan_ranks([[8, 8, 6], [6]], 30, 1, cost=lambda length: length)
+    assert (plan.moved_tokens, plan.least_moved_tokens) == (8, 8)
+    # Quadratic: of 300 - 150 in excess the length-10 segments, at 10 a token, need 15 tokens.
+    plan = plan_ranks([[10, 10, 10], []], 100, 1, cost=lambda length: length * length)
+    assert plan.costs == (200, 100)
+    assert (plan.moved_tokens, plan.least_moved_tokens) == (10, 10)

@@ -138,3 +138,25 @@ def test_filling_a_room_reaches_the_largest_sum(lengths, room):
         reachable |= {total + length for total in reachable if total + length <= room}
     assert chosen == sorted(set(chosen))
     assert sum(lengths[at] for at in chosen) == max(reachable) == largest_sum(lengths, room)
+
+
+@pytest.mark.parametrize("exactly", [fewest.by_halves, lambda k, lengths, total: fewest.by_layers(lengths, total, k)])
+def test_exactly_k_segments_are_the_smallest_set_of_that_size(exactly):
+    rng = random.Random(24)
+    found = 0
+    for _ in range(400):
+        lengths = [rng.randint(1, 12) for _ in range(rng.randint(4, 9))]
+        total = rng.randint(4, 40)
+        sizes = [
+            (size, chosen)
+            for size in range(1, len(lengths) + 1)
+            for chosen in itertools.combinations(range(len(lengths)), size)
+            if sum(lengths[at] for at in chosen) == total
+        ]
+        if not sizes or not 2 <= min(sizes)[0] <= 6:
+            continue
+        k, smallest = min(sizes)
+        assert exactly(k, lengths, total) == list(smallest), (lengths, total)
+        assert exactly(k - 1, lengths, total) is None or k == 2
+        found += k >= 4
+    assert found > 40

@@ -233,3 +233,20 @@ def test_a_proof_by_search_says_so():
     """The volume fits, every bound passes, and yet nothing does: only the search can tell."""
     with pytest.raises(InfeasibleWindowError, match="exhaustive search"):
         plan_window([42, 50, 56, 30, 33, 23, 30, 30], 100, 3)
+
+
+def test_optimal_is_claimed_only_with_a_proof():
+    """Sixteen full packs, cut so that little work does not find them: one pack more, or longer ones, are no proof."""
+    lens = cut_full_packs(random.Random(36), 16, 4, 16384, even=False)
+    dense = plan_window(lens, 16384, 17, effort=0.01)
+    assert (dense.non_empty, dense.lower_bound, dense.optimal) == (17, 16, False)
+    balanced = plan_window(lens, 20000, 16, objective="balanced", effort=0.01)
+    assert max(balanced.pack_lens) > 16384
+    assert not balanced.optimal
+
+
+def test_more_effort_finds_what_little_does_not():
+    lens = cut_full_packs(random.Random(37), 32, 4, 16384, even=True)
+    with pytest.raises(UndecidedWindowError):
+        plan_window(lens, 16384, 32, effort=0.01)
+    assert plan_window(lens, 16384, 32).non_empty == 32

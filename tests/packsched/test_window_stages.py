@@ -151,33 +151,31 @@ def test_ruin_and_recreate_places_what_filling_left_over():
     assert ruin_and_recreate([6, 6], 10, [[0]], [1], 5) is None
 
 
+def best_fit_by_looking_at_every_pack(lengths, cap):
+    packs, rooms = [], []
+    for at, length in enumerate(lengths):
+        fits = [(room, pack) for pack, room in enumerate(rooms) if room >= length]
+        if fits:
+            packs[min(fits)[1]].append(at)
+            rooms[min(fits)[1]] -= length
+        else:
+            packs.append([at])
+            rooms.append(cap - length)
+    return packs
+
+
 def test_best_fit_opens_a_pack_only_when_none_has_room():
     assert best_fit_decreasing([6, 5, 4, 3, 2], 10) == [[0, 2], [1, 3, 4]]
     for lengths, cap in small_windows(47, 200):
-        bands, simple = best_fit_decreasing(lengths, cap), []
-        for at, length in enumerate(lengths):
-            rooms = [cap - sum(lengths[other] for other in pack) for pack in simple]
-            fits = [(room, pack) for pack, room in enumerate(rooms) if room >= length]
-            if fits:
-                simple[min(fits)[1]].append(at)
-            else:
-                simple.append([at])
-        assert bands == simple
+        assert best_fit_decreasing(lengths, cap) == best_fit_by_looking_at_every_pack(lengths, cap)
 
 
-def test_best_fit_is_the_same_with_many_bands():
+def test_best_fit_is_the_same_with_many_bands(monkeypatch):
+    monkeypatch.setattr("packsched.decreasing._SEGMENTS_PER_BAND", 32)
     rng = random.Random(48)
-    lengths = sorted((rng.randint(1, 9000) for _ in range(5000)), reverse=True)
-    packs = best_fit_decreasing(lengths, 16384)
-    assert_packs(packs, lengths, 16384, len(packs))
-    rooms: list[int] = []
-    for length in lengths:
-        fitting = [(room, at) for at, room in enumerate(rooms) if room >= length]
-        if fitting:
-            rooms[min(fitting)[1]] -= length
-        else:
-            rooms.append(16384 - length)
-    assert rooms == [16384 - sum(lengths[at] for at in pack) for pack in packs]
+    for top in (300, 1000, 4000, 9000):
+        lengths = sorted((rng.randint(1, top) for _ in range(1000)), reverse=True)
+        assert best_fit_decreasing(lengths, 16384) == best_fit_by_looking_at_every_pack(lengths, 16384)
 
 
 def test_leveling_starts_from_the_emptiest_pack_and_resplits_pairs():
@@ -216,3 +214,15 @@ def test_the_integers_are_even_and_never_change():
 
 
 FIRST_FIVE = [423, 509, 648, 382, 795]
+
+
+def test_alike_segments_without_slack_need_no_search():
+    lengths = sorted(cut_full_packs(random.Random(51), 24, 16, 16384, even=True), reverse=True)
+    packs = fit(lengths, 16384, 24, 0.01)
+    assert packs is not None
+    assert_packs(packs, lengths, 16384, 24)
+    # One short segment and they are no longer alike: longest first, then a random order.
+    mixed = sorted([*cut_full_packs(random.Random(52), 23, 16, 16384, even=True), 16000, 384], reverse=True)
+    packs = fit(mixed, 16384, 24, 0.01)
+    assert packs is not None
+    assert_packs(packs, mixed, 16384, 24)

@@ -1,0 +1,77 @@
+"""`python -m benchmarks.packsched`: every goal with its measured value, then packsched beside the alternatives.
+
+`--quick` takes a few cases of everything; `--write` stores the text and the plots under `docs/`.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.packsched import compare, goals
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PACKAGES = ("numpy", "binpacking", "ortools", "prtpy", "trl", "datasets")
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ]
+        model = names[0] if names else model
+    versions = []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} not installed")
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(versions)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.packsched", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few cases of everything, about half a minute")
+    parser.add_argument("--write", action="store_true", help="store docs/benchmarks/packsched.md and the plots")
+    options = parser.parse_args()
+    start = time.monotonic()
+    parts = [
+        "# Measured",
+        "One run on one machine: " + machine() + ". CPU milliseconds of the process (the machine was shared), "
+        "medians of five after a warm-up unless a goal says otherwise; lengths from seeded generators "
+        "(`benchmarks/packsched/workloads.py`).",
+    ]
+
+    def add(title: str, text: str) -> None:
+        parts.extend([f"## {title}", text])
+        print(f"\n{title}\n{text}", flush=True)
+
+    text, met = goals.goals_table(options.quick)
+    add("Goals", text)
+    add("Ordinary windows, 97 % full", compare.ordinary_windows(options.quick))
+    add("Windows that fit by construction: share placed", compare.tight_windows(options.quick))
+    add("Level packs", compare.level_windows(options.quick))
+    add("Verdicts beside CP-SAT (10 s a window)", compare.referee(options.quick))
+    text, fills, times = compare.selection(options.quick)
+    add("The next pack of a buffer: fill and time", text)
+    text, by_segments, by_cap = compare.growth(options.quick)
+    add("Growth of the cost", text)
+    print(f"\n{'all goals met' if met else 'some goals are short'}; {time.monotonic() - start:.0f} s", file=sys.stderr)
+    if options.write:
+        target = DOCS / "benchmarks"
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "packsched.md").write_text("\n\n".join(parts) + "\n")
+        from benchmarks.packsched import plots
+
+        plots.draw(target, fills, times, by_segments, by_cap)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
