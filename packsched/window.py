@@ -97,7 +97,7 @@ def plan_window(
         raise PackingError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}.")
     if steps is None and objective == "balanced":
         raise PackingError("micro_steps is None, but objective 'balanced' levels a given number of packs.")
-    if not 0 < effort < float("inf"):
+    if not isinstance(effort, int | float) or not 0 < effort < float("inf"):
         raise PackingError(f"effort is {effort!r}; it must be a number above 0.")
     return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, effort)
 

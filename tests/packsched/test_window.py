@@ -86,7 +86,7 @@ def test_leveling_needs_a_number_of_packs():
         plan_window([1], 10, None, objective="balanced")
 
 
-@pytest.mark.parametrize("effort", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("effort", [0, -1, float("nan"), float("inf"), "high"])
 def test_effort_is_a_positive_number(effort):
     with pytest.raises(PackingError, match="effort"):
         plan_window([1], 10, 1, effort=effort)
