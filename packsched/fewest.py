@@ -81,7 +81,7 @@ def at_most_three(lengths: Sequence[int], total: int, most: int = 3) -> list[int
         return [lengths.index(total)]
     if most < 2:
         return None
-    last = {length: at for at, length in enumerate(lengths)}
+    last = dict(zip(lengths, range(len(lengths)), strict=True))
     pair = _pair(lengths, total, 0, last)
     if pair is not None or most < 3:
         return pair

@@ -36,10 +36,13 @@ def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int
         return []
     room = packing_length - encoded_lens[0]
     fifo, free = [0], room
+    shortest = min(encoded_lens)
     for index, length in enumerate(encoded_lens):
         if length <= free and index:
             fifo.append(index)
             free -= length
+            if free < shortest:
+                break
     if free == 0:
         return fifo
     others = encoded_lens[1:]
