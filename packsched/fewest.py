@@ -46,15 +46,18 @@ def fewest_segments(lengths: Sequence[int], total: int) -> list[int]:
         # A segment shorter than the k-th longest loses the difference, of which there is only the excess.
         shortest = descending[k - 1] - (longest - total)
         usable = [at for at, length in enumerate(lengths) if shortest <= length <= total]
-        chosen = _exactly(k, [lengths[at] for at in usable], total)
+        chosen = _exactly(k, [lengths[at] for at in usable], total, complete=len(usable) == len(lengths))
         if chosen is not None:
             return [usable[at] for at in chosen]
         longest += descending[k] if k < len(descending) else 0
     return by_counting(lengths, total)
 
 
-def _exactly(k: int, lengths: list[int], total: int) -> list[int] | None:
-    """The smallest set of exactly k positions with that sum, when fewer than k are known not to reach it."""
+def _exactly(k: int, lengths: list[int], total: int, *, complete: bool) -> list[int] | None:
+    """The smallest set of exactly k positions with that sum, when fewer than k are known not to reach it.
+
+    `complete`: no segment was ruled out, so a set of more than k is an answer too.
+    """
     n = len(lengths)
     if n < k or sum(lengths) < total:
         return None
@@ -67,7 +70,7 @@ def _exactly(k: int, lengths: list[int], total: int) -> list[int] | None:
     if halves:
         return by_halves(k, lengths, total)
     chosen = by_counting(lengths, total)
-    return chosen if len(chosen) == k else None
+    return chosen if complete or len(chosen) == k else None
 
 
 def at_most_three(lengths: Sequence[int], total: int, most: int = 3) -> list[int] | None:
