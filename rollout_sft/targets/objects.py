@@ -65,9 +65,7 @@ class ObjectsTargetBuilder:
         boundary_supervision: bool = False,
     ):
         if not 0 < iou_threshold <= 1:
-            raise ValueError(
-                f"iou_threshold is {iou_threshold}; give a value above 0 and up to 1, such as 0.5."
-            )
+            raise ValueError(f"iou_threshold is {iou_threshold}; give a value above 0 and up to 1, such as 0.5.")
         self.speller = Speller(tokenizer)
         self.iou_threshold = iou_threshold
         self.supervise_desc = supervise_desc
@@ -125,9 +123,7 @@ class ObjectsTargetBuilder:
         unaligned = 0
         for i, j in draft.pairs.items():
             numbers = [json.dumps(x) for x in truths[j].box]
-            slots, skipped = coordinate_decisions(
-                self.speller, draft.text, draft.ids, draft.ends, own[i], numbers
-            )
+            slots, skipped = coordinate_decisions(self.speller, draft.text, draft.ids, draft.ends, own[i], numbers)
             decisions |= slots
             unaligned += skipped
         new = draft.tokens_holding([span for found in appended for span in found.number_spans])
@@ -177,9 +173,7 @@ class ObjectsTargetBuilder:
         iou = iou_matrix([f.box for f in found], [t.box for t in truths])
         allowed = iou >= self.iou_threshold
         if same_desc:
-            allowed &= np.array([[f.desc == t.desc for t in truths] for f in found], dtype=bool).reshape(
-                iou.shape
-            )
+            allowed &= np.array([[f.desc == t.desc for t in truths] for f in found], dtype=bool).reshape(iou.shape)
         return match_boxes(iou, allowed)
 
     def _count(self, answer: ParsedAnswer, rollout: Rollout, truths: Sequence[TrueObject]) -> Counters:
@@ -216,7 +210,5 @@ def _read_sample(sample: Sample) -> tuple[list[int], list[TrueObject], str]:
             raise ValueError(f"{where} has no {key!r}, only {sorted(sample)}; this target builder needs it.")
     prompt_ids = list(sample["prompt_ids"])
     if not prompt_ids:
-        raise ValueError(
-            f"{where}: prompt_ids is empty; the first token of an answer needs one to be predicted from."
-        )
+        raise ValueError(f"{where}: prompt_ids is empty; the first token of an answer needs one to be predicted from.")
     return prompt_ids, read_truth(sample["objects"], where), where
