@@ -268,6 +268,27 @@ def test_a_slot_that_shares_its_token_with_another_number_is_left_out_and_counte
     assert wrong.supervised_text().startswith('[{"desc": "cat", "bbox_2d": [«1→9»0, 20, ')
 
 
+def test_a_slot_that_shares_its_token_with_the_description_is_left_out_and_counted():
+    tokenizer = MAKERS["characters"]()
+    tokenizer.add_tokens(['t", "bbox_2d": [1'])
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer)
+    rollout = Rollout(response_ids=builder.speller.encode(json.dumps([thing("cat", 1, 2, 3, 4)])), truncated=False)
+    answer = Answer(tokenizer, builder.build(sample(thing("dog", 1, 2, 3, 4)), rollout))
+    assert answer.supervised_text() == '[{"desc": "cat", "bbox_2d": [1, «2», «3», «4»]}«]»'
+    assert answer.counters["rollout/unaligned_slots"] == (1, 4)
+
+
+def test_a_slot_that_shares_its_token_with_the_object_before_is_left_out_and_counted():
+    tokenizer = MAKERS["characters"]()
+    tokenizer.add_tokens(['4]}, {"bbox_2d": [5'])
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer)
+    text = json.dumps([thing("a", 1, 2, 3, 4)])[:-1] + ', {"bbox_2d": [5, 6, 7, 8], "desc": "b"}]'
+    rollout = Rollout(response_ids=builder.speller.encode(text), truncated=False)
+    answer = Answer(tokenizer, builder.build(sample(thing("b", 5, 6, 7, 8)), rollout))
+    assert answer.supervised_text().endswith(', 4]}, {"bbox_2d": [5, «6», «7», «8»], "desc": "b"}«]»')
+    assert answer.counters["rollout/unaligned_slots"] == (1, 4)
+
+
 def test_a_position_has_one_target_where_a_number_should_go_on_and_the_next_one_begins():
     tokenizer = MAKERS["characters"]()
     tokenizer.add_tokens([", 2"])

@@ -135,6 +135,11 @@ def test_a_truncated_list_keeps_its_complete_objects(cut):
     assert answer.unclosed == (text.count("{") > text.count("}"))
 
 
+def test_a_brace_in_a_description_that_was_cut_off_closes_nothing():
+    answer = parse_answer(f'[{GOOD}, {{"desc": "}}, {{}}')
+    assert ([found.desc for found in answer.objects], answer.malformed, answer.unclosed) == (["cat"], 0, True)
+
+
 @given(st.text(alphabet='[]{},:" \\desc4bo-.e', max_size=60))
 def test_whatever_is_complete_is_json_and_whatever_is_found_is_an_object(text):
     answer = parse_answer("[" + text)
