@@ -167,8 +167,7 @@ def read_truth(objects: Any, where: str) -> list[TrueObject]:
         box = item["bbox_2d"]
         if not _is_box(box):
             raise ValueError(
-                f"{field}.bbox_2d is {_short(box)}; "
-                "give four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2."
+                f"{field}.bbox_2d is {_short(box)}; give four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2."
             )
         truths.append(TrueObject(item["desc"], tuple(box)))
     return truths

@@ -93,9 +93,7 @@ class Speller:
             return self._ids(text)
         anchor, ids = self._ids(self._anchor), self._ids(self._anchor + text)
         if ids[: len(anchor)] != anchor:
-            raise ValueError(
-                f"the tokenizer merges a line break with {text[:40]!r}; it cannot encode continuations."
-            )
+            raise ValueError(f"the tokenizer merges a line break with {text[:40]!r}; it cannot encode continuations.")
         return ids[len(anchor) :]
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
