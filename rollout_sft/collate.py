@@ -149,25 +149,3 @@ def collate_padded(segments: Sequence[Segment], *, filler_id: int) -> Batch:
         "targets": torch.cat([s.targets[s.indices[SUPERVISED]] for s in segments]),
         "weights": torch.cat([s.weights[s.indices[SUPERVISED]] for s in segments]),
     }
-
-
-def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """
-    Sum over supervised positions of weight times cross-entropy; the caller divides by the window's total.
-
-    Args:
-        logits (`Tensor` of shape `(supervised, vocabulary)`):
-            Upcast to float32 unless they are float64.
-        targets (`Tensor` of shape `(supervised,)`, int64):
-            Target token ids.
-        weights (`Tensor` of shape `(supervised,)`):
-            Loss weights.
-
-    Returns:
-        `Tensor`: A scalar that depends on the logits even when nothing is supervised, so that an empty
-        micro-step still has a backward.
-    """
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    ce = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return (ce * weights.to(ce.dtype)).sum()

@@ -32,11 +32,12 @@ from rollout_sft.checkpoints import (
     mark_unfinished,
     save_carry_buffer,
 )
-from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names, weighted_loss
+from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
 from rollout_sft.isolation import check_isolation
 from rollout_sft.log_line import LogLineCallback
+from rollout_sft.loss import weighted_loss
 from rollout_sft.metrics import Ratios, StepMetrics
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding

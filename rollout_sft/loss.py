@@ -1,0 +1,71 @@
+"""The loss of a pack: a weighted sum of cross-entropies whose memory does not grow beyond the logits themselves.
+
+What the model returns for the supervised positions is the only tensor of their size. The cross-entropy is taken a few
+rows at a time, and on the way back each logit is overwritten by its gradient, so that there is never a float32 copy,
+a log-softmax or a gradient of full size beside the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**24
+"""Logits that are held in float32 at a time: 64 MiB per temporary."""
+
+
+def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """
+    Sum over supervised positions of weight times cross-entropy; the caller divides by the window's total.
+
+    Memory beyond `logits`: two float32 temporaries of at most `max(chunk, vocabulary)` elements. The backward writes
+    the gradient into `logits`: after it they hold no logits any more, and a second backward through the same graph is
+    an error of autograd's.
+
+    Args:
+        logits (`Tensor` of shape `(supervised, vocabulary)`):
+            Computed in float32, or in float64 when they are.
+        targets (`Tensor` of shape `(supervised,)`, int64):
+            Target token ids.
+        weights (`Tensor` of shape `(supervised,)`):
+            Loss weights.
+        chunk (`int`, *optional*, defaults to `CHUNK`):
+            Logits that are worked on at a time.
+
+    Returns:
+        `Tensor`: A scalar that depends on the logits even when nothing is supervised, so that an empty
+        micro-step still has a backward.
+    """
+    loss: Tensor = _WeightedCrossEntropy.apply(logits, targets, weights, max(1, chunk // max(1, logits.shape[-1])))
+    return loss
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, rows: int) -> Tensor:
+        working = torch.promote_types(logits.dtype, torch.float32)
+        weights = weights.to(working)
+        normaliser = torch.empty(targets.shape, dtype=working, device=logits.device)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            torch.logsumexp(logits[part].to(working), dim=-1, out=normaliser[part])
+        chosen = logits.gather(1, targets[:, None]).squeeze(1).to(working)
+        ctx.save_for_backward(logits, targets, weights, normaliser)
+        ctx.rows = rows
+        return ((normaliser - chosen) * weights).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, targets, weights, normaliser = ctx.saved_tensors
+        scale = weights * upstream
+        for start in range(0, len(targets), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            # softmax, minus 1 at the target, times the weight
+            gradient = (logits[part].to(normaliser.dtype) - normaliser[part, None]).exp_()
+            gradient.scatter_add_(1, targets[part, None], gradient.new_full((1, 1), -1.0).expand(len(gradient), 1))
+            logits[part] = gradient.mul_(scale[part, None])
+        return logits, None, None, None
