@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Threads of a single training process; accelerate would otherwise start it with one.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help install quickstart quickstart-micro test lint clean
+.PHONY: help install quickstart quickstart-micro test lint bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,10 @@ lint: install  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: install  ## Every goal of packsched measured, and packsched beside the alternatives (2 minutes)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.packsched
 
 clean:  ## Remove .venv and what runs wrote
 	rm -rf .venv runs

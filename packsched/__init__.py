@@ -1,6 +1,7 @@
 """Which segments share a padding-free forward pass. Knows only lengths; needs only numpy."""
 
 from packsched.buffer import CarryBuffer, Pack, WindowBuffer
+from packsched.costs import SegmentCost
 from packsched.errors import (
     BufferOverflowError,
     InfeasibleWindowError,
@@ -10,6 +11,7 @@ from packsched.errors import (
     UndecidedWindowError,
 )
 from packsched.layout import PackLayout
+from packsched.ranks import RanksPlan, plan_ranks
 from packsched.selection import select
 from packsched.stats import FillStats
 from packsched.window import WindowPlan, plan_window
@@ -24,9 +26,12 @@ __all__ = [
     "Pack",
     "PackLayout",
     "PackingError",
+    "RanksPlan",
+    "SegmentCost",
     "UndecidedWindowError",
     "WindowBuffer",
     "WindowPlan",
+    "plan_ranks",
     "plan_window",
     "select",
 ]

@@ -5,14 +5,17 @@ Each turns the segments of a window, given micro-batch by micro-batch, into exac
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from packsched import CarryBuffer, FillStats, WindowBuffer
+from packsched import CarryBuffer, FillStats, Pack, WindowBuffer
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.segments import Segment
 from rollout_sft.targets.base import Counters
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,10 @@ class MicroSchedule:
             config.packing_length,
             packing_buffer=config.packing_buffer,
             policy=config.pack_policy,
-            min_fill_ratio=config.packing_min_fill_ratio,
+            min_fill_ratio=0.0,  # the buffer would warn at every pack
         )
+        self._min_fill_ratio = config.packing_min_fill_ratio
+        self._underfilled = 0
 
     @property
     def waiting(self) -> list[Segment]:
@@ -81,16 +86,43 @@ class MicroSchedule:
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""
         groups: list[tuple[Segment, ...]] = []
+        popped = underfilled = 0
         for step in range(micro_steps):
             for segment in micro_batches[step] if step < len(micro_batches) else ():
                 self.buffer.add(segment, segment.encoded_len)
-            groups.append(self.buffer.pop_pack().segments if len(self.buffer) else ())
+            if not len(self.buffer):
+                groups.append(())
+                continue
+            pack = self.buffer.pop_pack()
+            groups.append(pack.segments)
+            popped += 1
+            if pack.fill < self._min_fill_ratio:
+                underfilled += 1
+                self._warn_underfilled(pack)
         fill = FillStats.from_packs(
             [sum(s.encoded_len for s in group) for group in groups],
             self.buffer.packing_length,
             segments=sum(len(group) for group in groups),
         )
-        return ScheduledWindow(micro_steps=groups, fill=fill, counters={}, left_over=len(self.buffer))
+        counters = {"packing/underfilled": (float(underfilled), float(popped))}
+        return ScheduledWindow(micro_steps=groups, fill=fill, counters=counters, left_over=len(self.buffer))
+
+    def _warn_underfilled(self, pack: Pack[Segment]) -> None:
+        """Warns at the 1st, 10th, 100th, ... underfilled pack; the log line counts all of them."""
+        self._underfilled += 1
+        if str(self._underfilled).strip("0") == "1":
+            logger.warning(
+                "post-rollout packing underfilled: %d of %d tokens (fill %.3f < packing_min_fill_ratio %.3f) in %d "
+                "segments, %d left in the buffer; number %d of this run, packing/underfilled has their share. Make "
+                "more segments per micro-step or pack over the window (post_rollout_pack_scope: window).",
+                pack.layout.tokens,
+                self.buffer.packing_length,
+                pack.fill,
+                self._min_fill_ratio,
+                len(pack.segments),
+                len(self.buffer),
+                self._underfilled,
+            )
 
 
 class WindowSchedule:

@@ -122,12 +122,13 @@ def draw_packs(pack_lens: Sequence[Sequence[int]], packing_length: int, path: st
     axes.axvline(packing_length, color="black", linewidth=1)
     axes.set(
         xlim=(0, packing_length * 1.2),
+        ylim=(len(pack_lens) - 0.4, -0.6),  # the first micro-step on top
         yticks=range(len(pack_lens)),
         yticklabels=[f"micro-step {i + 1}" for i in range(len(pack_lens))],
         xlabel=f"tokens (packing_length {packing_length})",
         title=title,
     )
-    axes.invert_yaxis()
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= packing_length])
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -85,8 +85,8 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
     after = trainer.evaluate() if stage.eval else {}
     trainer.save_model()
     numbers = summarise(trainer.state.log_history, before, after)
+    _draw(trainer, stage)
     if trainer.is_world_process_zero():
-        _draw(trainer, stage)
         summary.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return numbers
@@ -95,7 +95,7 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
 def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
     args = stage.training
     folder = Path(str(args.output_dir))
-    if args.packing and trainer.last_window:
+    if args.packing and trainer.last_window and trainer.is_world_process_zero():
         scope = args.post_rollout_pack_scope
         title = f"The last window of stage {stage.name}: scope {scope}"
         draw_packs(trainer.last_window, args.packing_length, folder / "packs.png", title)

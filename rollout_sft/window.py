@@ -151,9 +151,8 @@ class WindowBuilder:
                 requests.append(
                     RolloutRequest(prompt_ids=list(sample["prompt_ids"]), seed=derive_seed("rollout", *where))
                 )
-        if requests:
-            for (micro_step, i), rollout in zip(places, self._backend.generate(requests), strict=True):
-                rollouts[micro_step][i] = rollout
+        for (micro_step, i), rollout in zip(places, self._backend.generate(requests), strict=True):
+            rollouts[micro_step][i] = rollout
         return rollouts
 
     def _build(self, sample: Sample, rollout: Rollout | None) -> Target:

@@ -134,7 +134,8 @@ class DigitsDataset(Dataset[dict[str, Any]]):
 
 def draw_answers(trainer: RolloutSFTTrainer, spec: DataSpec, path: str | Path, *, canvases: int = 8) -> None:
     """
-    Draws test canvases with the boxes that the trainer's model predicts on them and the true ones.
+    Draws test canvases with the boxes that the trainer's model predicts on them and the true ones. Every rank takes
+    part in the prediction, rank 0 draws.
 
     Args:
         trainer (`RolloutSFTTrainer`):
@@ -155,4 +156,5 @@ def draw_answers(trainer: RolloutSFTTrainer, spec: DataSpec, path: str | Path, *
     dataset = DigitsDataset("test", canvases, spec.seed or 0, max_digits=spec.max_digits)
     samples = [dataset[i] for i in range(canvases)]
     predicted = [builder.read_answer(rollout) for rollout in trainer.roll_out(samples)]
-    draw_canvases([dataset.canvas(i) for i in range(canvases)], predicted, [s["objects"] for s in samples], path)
+    if trainer.is_world_process_zero():
+        draw_canvases([dataset.canvas(i) for i in range(canvases)], predicted, [s["objects"] for s in samples], path)

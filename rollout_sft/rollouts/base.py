@@ -43,5 +43,9 @@ class RolloutBackend(Protocol):
     """Generates responses from the live model. Rollouts are never packed."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """Returns one [`Rollout`] per request, in the order of the requests."""
+        """
+        Returns one [`Rollout`] per request, in the order of the requests.
+
+        Every rank calls it at the same point, with no requests where it has none, so it may use collectives.
+        """
         ...

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -22,7 +23,9 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from rollout_sft.agreement import together
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding
 
@@ -62,28 +65,48 @@ class HFBackend:
         self._batch_size = batch_size
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """Returns one [`Rollout`] per request, in the order of the requests; leaves the model as it found it."""
+        """
+        Returns one [`Rollout`] per request, in the order of the requests; leaves the model as it found it.
+
+        Where the weights are sharded every forward is a collective: all ranks generate the same number of chunks,
+        each for as long as the slowest rank needs.
+        """
+        model = self._model()
+        sharded = _is_sharded(model)
+        if sharded:
+            chunks, counts = together(lambda: self._chunks(requests), share=len)
+            idle = max(counts) - len(chunks)
+        else:
+            chunks, idle = self._chunks(requests), 0
+        rollouts: list[Rollout | None] = [None] * len(requests)
+        with _generating(model):
+            for chunk in chunks:
+                answers = self._generate_chunk(model, [requests[i] for i in chunk], synced=sharded)
+                for i, rollout in zip(chunk, answers, strict=True):
+                    rollouts[i] = rollout
+            for _ in range(idle):
+                nobody = RolloutRequest(prompt_ids=[self._pad], seed=0)
+                self._generate_chunk(model, [nobody], synced=True, max_new_tokens=1)
+        return [r for r in rollouts if r is not None]
+
+    def _chunks(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
+        """Indices of the requests that are generated together, shortest prompts first."""
         for i, request in enumerate(requests):
             if not request.prompt_ids:
                 raise ValueError(f"rollout request {i} has an empty prompt; a prompt needs at least one token.")
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
-        rollouts: list[Rollout | None] = [None] * len(requests)
-        model = self._model()
-        with _generating(model):
-            for start in range(0, len(order), self._batch_size):
-                chunk = order[start : start + self._batch_size]
-                for i, rollout in zip(chunk, self._generate_chunk(model, [requests[i] for i in chunk]), strict=True):
-                    rollouts[i] = rollout
-        return [r for r in rollouts if r is not None]
+        return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
-    def _generate_chunk(self, model: PreTrainedModel, requests: list[RolloutRequest]) -> list[Rollout]:
+    def _generate_chunk(
+        self, model: PreTrainedModel, requests: list[RolloutRequest], *, synced: bool, max_new_tokens: int | None = None
+    ) -> list[Rollout]:
         width = max(len(r.prompt_ids) for r in requests)
         pads = [width - len(r.prompt_ids) for r in requests]
         input_ids = torch.tensor([[self._pad] * p + r.prompt_ids for p, r in zip(pads, requests, strict=True)])
         mask = torch.tensor([[0] * p + [1] * (width - p) for p in pads])
         # Sampling is one of the processors, so `generate` itself is always greedy.
         config = GenerationConfig(
-            max_new_tokens=self._decoding.max_new_tokens,
+            max_new_tokens=max_new_tokens or self._decoding.max_new_tokens,
             do_sample=False,
             num_beams=1,
             use_cache=True,
@@ -95,6 +118,7 @@ class HFBackend:
             attention_mask=mask.to(model.device),
             generation_config=config,
             logits_processor=_processors(self._decoding, [r.seed for r in requests], input_ids, mask),
+            synced_gpus=synced,
         )
         return [self._cut(row) for row in output[:, width:].tolist()]
 
@@ -156,6 +180,11 @@ def _processors(decoding: Decoding, seeds: list[int], input_ids: Tensor, mask: T
         processors.append(MinPLogitsWarper(decoding.min_p))
     processors.append(_SampleByExponentialRace(seeds))
     return processors
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether a forward gathers parameters from other ranks (FSDP2, DeepSpeed ZeRO-3)."""
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 @contextmanager

@@ -28,13 +28,16 @@ def run_two_ranks(work, folder, **overrides):
     [
         {"post_rollout_pack_scope": "window"},
         {"post_rollout_pack_scope": "micro"},
+        {"post_rollout_pack_scope": "window", "sharded": True},
+        {"post_rollout_pack_scope": "micro", "sharded": True},
     ],
-    ids=["window", "micro"],
+    ids=["window", "micro", "window, FSDP2", "micro, FSDP2"],
 )
 def test_the_gradient_over_two_ranks_is_that_of_all_segments_one_by_one(tmp_path, schedule):
     ranks = run_two_ranks("gradient", tmp_path, **schedule)
     for rank in ranks:
         assert rank["difference"] < 1e-10
+        assert rank["sharded"] == schedule.get("sharded", False)
         assert rank["log"]["packing/segments"] == sum(rank["segments"]) / 2, "the log counts both ranks"
     if schedule["post_rollout_pack_scope"] == "window":
         assert ranks[0]["segments"] == [9, 1], "one rank's packs are all but empty"

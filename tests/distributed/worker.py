@@ -13,7 +13,7 @@ from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 
 
-def build(folder, **overrides):
+def build(folder, *, sharded=False, **overrides):
     tokenizer = build_digits_tokenizer()
     config = RolloutSFTConfig(
         **{
@@ -46,31 +46,51 @@ def build(folder, **overrides):
         eos_token_id=tokenizer.eos_token_id,
     )
     model = Qwen3ForCausalLM(shape).double()
-    return RolloutSFTTrainer(
+    whole = copy.deepcopy(model)
+    if sharded:
+        model = shard(model, Path(folder))
+    trainer = RolloutSFTTrainer(
         model=model,
         args=config,
         processing_class=tokenizer,
         train_dataset=DigitsDataset("train", 36, seed=5, max_digits=5),
         eval_dataset=DigitsDataset("eval", 5, seed=1, max_digits=3),
     )
+    trainer.whole_model = whole
+    return trainer
+
+
+def shard(model, folder):
+    """The same weights, sharded over both ranks by FSDP2 as transformers loads them."""
+    from transformers.distributed import DistributedConfig
+
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder / "weights")
+    dist.barrier()
+    return Qwen3ForCausalLM.from_pretrained(
+        folder / "weights", dtype=torch.float64, distributed_config=DistributedConfig(fsdp_size=2)
+    )
 
 
 class Catch(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         inner = getattr(model, "module", model)
-        self.gradient = torch.cat([p.grad.reshape(-1).clone() for p in inner.parameters()])
+        whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in inner.parameters()]
+        self.gradient = torch.cat([g.reshape(-1).clone() for g in whole])
 
 
 def gradient(folder, overrides):
     """The gradient of one window over both ranks against all their segments, one by one, unpacked."""
     trainer = build(folder, **overrides)
-    reference = copy.deepcopy(trainer.model)
+    reference = trainer.whole_model
     catch = Catch()
     trainer.add_callback(catch)
     segments = []
     inner = trainer._window_builder._schedule
 
     class Spy:
+        waiting = property(lambda self: inner.waiting)
+
         def schedule(self, micro_batches, micro_steps):
             if trainer.args.process_index == 1 and overrides.get("post_rollout_pack_scope") == "window":
                 micro_batches = [micro_batches[0][:1]]  # this rank has one segment, so two of its packs are empty
@@ -93,6 +113,7 @@ def gradient(folder, overrides):
         "segments": [len(rank) for rank in everyone],
         "packs": trainer.last_window,
         "log": trainer.state.log_history[0],
+        "sharded": any(hasattr(p, "full_tensor") for p in trainer.model.parameters()),
     }
 
 

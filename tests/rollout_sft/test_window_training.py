@@ -259,7 +259,11 @@ def test_a_full_carry_buffer_is_an_error_that_names_packing_buffer(make_trainer)
 def test_underfilled_packs_are_reported(make_trainer, caplog):
     trainer = make_trainer(packing_min_fill_ratio=0.99, **MICRO)
     trainer.train()
-    assert "post-rollout packing underfilled" in caplog.text
+    warnings = [m for m in caplog.messages if "post-rollout packing underfilled" in m]
+    shares = [line["packing/underfilled"] for line in trainer.state.log_history if "packing/underfilled" in line]
+    assert shares
+    assert all(share == 1 for share in shares), "every pack is underfilled, and the log line says so"
+    assert len(warnings) == 1 + (3 * len(shares) >= 10), "but only the 1st, 10th, 100th pack is a warning"
 
 
 def test_a_window_without_anything_to_train_is_refused(make_trainer):
