@@ -80,6 +80,12 @@ def forward_inputs(segments: Sequence[Segment]) -> Batch:
     }
 
 
+def base_model(model: nn.Module) -> nn.Module:
+    """The model itself, where PEFT has wrapped it."""
+    unwrap: Any = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
+
+
 def forward_names(model: nn.Module) -> set[str] | None:
     """
     What the model's forward takes by name, or None when it takes anything.
@@ -91,9 +97,7 @@ def forward_names(model: nn.Module) -> set[str] | None:
     Returns:
         `set[str]` or `None`: the names to keep of a batch.
     """
-    unwrap = getattr(model, "get_base_model", None)  # PEFT's
-    base: Any = model if unwrap is None else unwrap()
-    parameters = inspect.signature(base.forward).parameters
+    parameters = inspect.signature(base_model(model).forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:
         return None
     return set(parameters)

@@ -71,6 +71,10 @@ class RolloutSFTConfig(TrainingArguments):
             Share of samples trained on their reference answer instead of a rollout.
         loss_reduction (`str`, *optional*, defaults to `"token"`):
             What counts the same in a window: every supervised `token`, every `segment`, or every raw `micro`-batch.
+        attention (`str`, *optional*, defaults to `"auto"`):
+            How packs are trained: `varlen` runs each segment by itself, with no mask
+            ([`~rollout_sft.attention`]), `model` keeps the attention that the model was loaded with, `auto` takes
+            `varlen` where it can run and the model would otherwise build dense masks.
         check_isolation (`bool`, *optional*, defaults to `True`):
             Whether to run the leak probe of [`~rollout_sft.isolation.check_isolation`] before the first step.
         validate_schedule (`str`, *optional*, defaults to `"off"`):
@@ -96,6 +100,7 @@ class RolloutSFTConfig(TrainingArguments):
     boundary_supervision: bool = field(default=False, metadata=ROLLOUT_MATCHING)
     reference_fraction: float = field(default=0.0, metadata=ROLLOUT_MATCHING)
     loss_reduction: str = field(default="token", metadata=_choice("token", "segment", "micro"))
+    attention: str = field(default="auto", metadata=_choice("auto", "varlen", "model"))
     check_isolation: bool = field(default=True, metadata=ROLLOUT_MATCHING)
     validate_schedule: str = field(default="off", metadata=_choice("off", "first_window", "every_window"))
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rollout_sft.attention import mark_packed
 from rollout_sft.collate import forward_inputs, forward_names
 from rollout_sft.segments import Segment
 
@@ -44,7 +45,7 @@ class IsolationReport:
         leak (`float`):
             Movement of the outer segments' logits when the middle one was changed.
         copies (`float`):
-            Largest difference between the logits of the first and the last copy.
+            Largest difference between the logits of the first copy and those of the others.
         response (`float`):
             Movement of the changed segment itself; 0 would mean that the probe sees nothing.
     """
@@ -93,7 +94,7 @@ def check_isolation(
     scale = max(1.0, float(equal.abs().max()))
     report = IsolationReport(
         leak=max(_distance(equal[0], changed[0]), _distance(equal[2], changed[2])) / scale,
-        copies=_distance(equal[0], equal[2]) / scale,
+        copies=max(_distance(equal[0], equal[1]), _distance(equal[0], equal[2])) / scale,
         response=_distance(equal[1], changed[1]) / scale,
     )
     _judge(report, inner, equal.dtype if _weights(inner) == torch.float64 else _weights(inner))
@@ -129,7 +130,7 @@ def _judge(report: IsolationReport, model: nn.Module, dtype: torch.dtype) -> Non
 def _contract(model: nn.Module, device: torch.device) -> Callable[[Sequence[Sequence[int]]], dict[str, Any]]:
     def build(segments: Sequence[Sequence[int]]) -> dict[str, Any]:
         parts = [Segment.from_lists(ids, ids, [0.0] * len(ids)).to(device) for ids in segments]
-        inputs = forward_inputs(parts)
+        inputs = mark_packed(forward_inputs(parts), model)
         names = forward_names(model)
         return inputs if names is None else {name: value for name, value in inputs.items() if name in names}
 

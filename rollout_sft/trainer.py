@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
 from rollout_sft.agreement import together
+from rollout_sft.attention import choose_attention, mark_packed
 from rollout_sft.checkpoints import (
     last_finished_checkpoint,
     load_carry_buffer,
@@ -107,6 +108,8 @@ class RolloutSFTTrainer(Trainer):
         self._forward_names = forward_names(unwrapped)
         if args.packing:
             _reject_unknown_positions(unwrapped, self._forward_names)
+            autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+            choose_attention(unwrapped, args.attention, device=args.device, autocast=autocast)
         self._isolation_checked = not (args.packing and args.check_isolation)
         self.schedule = make_schedule(args)
         self.target_builder = target_builder or make_target_builder(processing_class, args)
@@ -241,7 +244,7 @@ class RolloutSFTTrainer(Trainer):
         if self._forward_names is not None:
             kept = inputs.get("logits_to_keep") if "logits_to_keep" not in self._forward_names else kept
             inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
-        outputs = model(**inputs)
+        outputs = model(**mark_packed(inputs, self.accelerator.unwrap_model(model)))
         logits = outputs.logits.flatten(0, 1)
         loss = weighted_loss(logits if kept is None else logits[kept], targets, weights)
         loss = loss * (self.args.world_size / num_items_in_batch)

@@ -46,7 +46,9 @@ def test_a_leaking_model_is_a_mismatch_of_the_gradient(make_trainer, tokenizer):
     model = model_of(
         "opt", torch.float64, vocab_size=len(tokenizer), ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=900
     )
-    trainer = make_trainer(model=model, check_isolation=False, validate_schedule="first_window", **MODES[1])
+    trainer = make_trainer(
+        model=model, check_isolation=False, validate_schedule="first_window", attention="model", **MODES[1]
+    )
     with pytest.raises(ScheduleMismatchError, match="gradient by"):
         trainer.train()
 

@@ -129,7 +129,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_training_on_packs_does_not_start_with_a_leaking_model(make_trainer, tokenizer):
     model = model_of("opt", vocab_size=len(tokenizer), ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=900)
-    trainer = make_trainer(model=model, post_rollout_pack_scope="window")
+    trainer = make_trainer(model=model, post_rollout_pack_scope="window", attention="model")
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(LeakError):
         trainer.train()
