@@ -50,6 +50,12 @@ class RolloutSFTConfig(TrainingArguments):
             Scope `micro`: which segments join the oldest one (`binpacking`, `fifo`, `optimal`).
         pack_objective (`str`, *optional*, defaults to `"dense"`):
             Scope `window`: `dense` fills the fewest packs, `balanced` lowers the longest one.
+        idle_micro_steps (`str`, *optional*, defaults to `"dummy"`):
+            Micro-steps without segments: `dummy` runs a zero-weight forward and backward in each, `skip` runs nothing
+            in those that are idle on every rank ([`~rollout_sft.slots`]). The gradient is the same.
+        on_infeasible (`str`, *optional*, defaults to `"raise"`):
+            Scope `window`, when the segments do not fit GA packs: `raise` stops the run before the first forward,
+            `extra_steps` runs the packs that are too many inside the last micro-step. The gradient is the same.
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
             What generates: `hf` uses the live model's `generate`.
         rollout_batch_size (`int`, *optional*):
@@ -90,6 +96,8 @@ class RolloutSFTConfig(TrainingArguments):
     post_rollout_pack_scope: str = field(default="micro", metadata=_choice("micro", "window"))
     pack_policy: str = field(default="binpacking", metadata=_choice("binpacking", "fifo", "optimal"))
     pack_objective: str = field(default="dense", metadata=_choice("dense", "balanced"))
+    idle_micro_steps: str = field(default="dummy", metadata=_choice("dummy", "skip"))
+    on_infeasible: str = field(default="raise", metadata=_choice("raise", "extra_steps"))
     rollout_backend: str = field(default="hf", metadata=_choice("hf"))
     rollout_batch_size: int | None = field(default=None, metadata=ROLLOUT_MATCHING)
     decoding: dict[str, Any] = field(default_factory=dict, metadata=ROLLOUT_MATCHING)
@@ -107,6 +115,8 @@ class RolloutSFTConfig(TrainingArguments):
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.
     remove_unused_columns: bool = False
     logging_steps: float = 1
+    # The filter hides a loss that is not a number behind the mean, and waits for the device in every micro-step.
+    logging_nan_inf_filter: bool = False
     resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]  # true: from the last checkpoint
 
     @property

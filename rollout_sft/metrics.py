@@ -51,6 +51,8 @@ class WindowReport:
     Args:
         raw_micro_batches (`int`):
             Micro-batches that the data still had.
+        packs (`int`):
+            Packs that hold segments.
         weight_sum (`float`):
             Sum of the loss weights trained in this window.
         fill (`FillStats`):
@@ -62,6 +64,7 @@ class WindowReport:
     """
 
     raw_micro_batches: int
+    packs: int
     weight_sum: float
     fill: FillStats
     counters: Counters = field(default_factory=dict)
@@ -86,6 +89,11 @@ class StepMetrics:
             self._ratios.add(report.counters)
             self._fill = self._fill.merge(report.fill)
         self._latest["packing/post_rollout_buffer"] = float(sum(r.left_over for r in reports))
+
+    def add_forwards(self, most: int, micro_steps: int) -> None:
+        """Counts, over one window, the micro-steps that are idle on every rank and the packs beyond one for each."""
+        self._ratios.add({"packing/idle_micro_steps": (float(max(0, micro_steps - most)), 1.0)})
+        self._ratios.add({"packing/extra_packs": (float(max(0, most - micro_steps)), 1.0)})
 
     def add_values(self, values: Mapping[str, float]) -> None:
         """Adds plain numbers; the latest of each name is logged."""

@@ -1,6 +1,6 @@
 """Which segments share a forward: one schedule per scope, and one for training without packing.
 
-Each turns the segments of a window, given micro-batch by micro-batch, into exactly `micro_steps` groups.
+Each turns the segments of a window, given micro-batch by micro-batch, into `micro_steps` groups.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from packsched import CarryBuffer, FillStats, Pack, WindowBuffer
+from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, UndecidedWindowError, WindowBuffer
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.segments import Segment
 from rollout_sft.targets.base import Counters
@@ -25,7 +25,8 @@ class ScheduledWindow:
 
     Args:
         micro_steps (`list[tuple[Segment, ...]]`):
-            The segments of each micro-step's forward; an empty one becomes a zero-weight dummy.
+            The segments of each micro-step's forward, none where it is idle; under `on_infeasible: extra_steps` there
+            may be more than micro-steps.
         fill (`FillStats`):
             How full the packs are; neutral without packing.
         counters (`Counters`):
@@ -54,7 +55,7 @@ class Schedule(Protocol):
         ...
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """Returns exactly `micro_steps` groups; `micro_batches` may be fewer where the data ended."""
+        """Returns `micro_steps` groups, or more (`on_infeasible`). Where the data ended, `micro_batches` are fewer."""
         ...
 
 
@@ -137,6 +138,7 @@ class WindowSchedule:
     def __init__(self, config: RolloutSFTConfig):
         self._packing_length = config.packing_length
         self._objective = config.pack_objective
+        self._extra_steps = config.on_infeasible == "extra_steps"
         self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
@@ -145,7 +147,7 @@ class WindowSchedule:
         for segments in micro_batches:
             for segment in segments:
                 window.add(segment, segment.encoded_len)
-        packs = window.take_packs()
+        packs = self._take(window)
         assert window.plan is not None
         fill = FillStats.from_packs(
             [pack.layout.tokens for pack in packs],
@@ -154,6 +156,17 @@ class WindowSchedule:
             lower_bound=window.plan.lower_bound,
         )
         return ScheduledWindow(micro_steps=[pack.segments for pack in packs], fill=fill, counters={})
+
+    def _take(self, window: WindowBuffer[Segment]) -> list[Pack[Segment]]:
+        """The window's packs: as many as it has micro-steps, or the fewest that hold it where that is allowed."""
+        while True:
+            try:
+                return window.take_packs()
+            except (InfeasibleWindowError, UndecidedWindowError):
+                if not self._extra_steps:
+                    raise
+                needed = -(-sum(window.encoded_lens) // self._packing_length)
+                window.micro_steps = max(window.micro_steps + 1, needed)
 
 
 class PaddedSchedule:

@@ -1,6 +1,7 @@
 """`RolloutSFTTrainer`: Hugging Face's loop, fed with packs.
 
     get_batch_samples    once per optimizer step: GA raw micro-batches -> rollouts -> targets -> segments -> packs
+    training_step        one micro-step: its pack, or none, or several
     compute_loss         one pack: sum of weight * cross-entropy, divided by the whole window's weight
     evaluation_loop      rollouts are scored; nothing is packed and no training state is touched
     log                  adds the window's metrics to the line of the optimizer step
@@ -39,13 +40,15 @@ from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_b
 from rollout_sft.isolation import check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.loss import weighted_loss
-from rollout_sft.metrics import Ratios, StepMetrics
+from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
+from rollout_sft.refusals import reject_own_loss, reject_unknown_positions
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.schedule import MicroSchedule, make_schedule
 from rollout_sft.seeds import derive_seed
 from rollout_sft.segments import Segment
+from rollout_sft.slots import arrange, run_slot, to_device
 from rollout_sft.targets import make_target_builder
 from rollout_sft.targets.base import Counters, Sample, TargetBuilder
 from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw
@@ -73,7 +76,7 @@ class RolloutSFTTrainer(Trainer):
 
     Attributes:
         last_window (`list[list[int]]`):
-            For each micro-step of the last window of this rank, the lengths of its segments.
+            For each pack of the last window of this rank, the lengths of its segments.
 
     Raises:
         `ValueError`: the tokenizer has no end token, or the model adds a loss of its own that packing would change.
@@ -104,10 +107,10 @@ class RolloutSFTTrainer(Trainer):
         self.args: RolloutSFTConfig
         self._tokenizer = processing_class
         unwrapped = self.accelerator.unwrap_model(self.model)
-        _reject_own_loss(unwrapped)
+        reject_own_loss(unwrapped)
         self._forward_names = forward_names(unwrapped)
         if args.packing:
-            _reject_unknown_positions(unwrapped, self._forward_names)
+            reject_unknown_positions(unwrapped, self._forward_names)
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             choose_attention(unwrapped, args.attention, device=args.device, autocast=autocast)
         self._isolation_checked = not (args.packing and args.check_isolation)
@@ -176,7 +179,28 @@ class RolloutSFTTrainer(Trainer):
         ):
             self._validate(window, weight_sum, device)
         self._metrics.training_begins()
-        return [_to_device(batch, device) for batch in window.batches], weight_sum
+        return self._slots(window, reports, device), weight_sum
+
+    def _slots(self, window: BuiltWindow, reports: list[WindowReport], device: torch.device) -> list[Batch]:
+        """The window's packs, laid into the micro-steps that the Trainer counts."""
+        filled = zip(window.micro_steps, window.batches, strict=True)
+        packs = [to_device(batch, device) for segments, batch in filled if segments]
+        most = max(report.packs for report in reports)
+        self._metrics.add_forwards(most, window.slots)
+        return arrange(
+            packs,
+            window.slots,
+            most=most,
+            skip_idle=self.args.idle_micro_steps == "skip",
+            make_dummy=lambda: to_device(self._collate(()), device),
+        )
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | float | None = None
+    ) -> torch.Tensor:
+        """One micro-step, whatever its slot holds; see `Trainer.training_step` and [`~rollout_sft.slots`]."""
+        step = super().training_step
+        return run_slot(self, model, inputs, lambda pack: step(model, pack, num_items_in_batch))  # type: ignore[arg-type]
 
     def _check_isolation(self) -> None:
         """The leak probe, on the wrapped model in the precision of training, before the first step."""
@@ -191,7 +215,7 @@ class RolloutSFTTrainer(Trainer):
 
         def loss_of(batch: Batch) -> torch.Tensor:
             with self.compute_loss_context_manager():
-                loss: torch.Tensor = self.compute_loss(model, _to_device(batch, device), num_items_in_batch=weight_sum)
+                loss: torch.Tensor = self.compute_loss(model, to_device(batch, device), num_items_in_batch=weight_sum)
             return loss
 
         def compare() -> EquivalenceReport:
@@ -371,32 +395,3 @@ class RolloutSFTTrainer(Trainer):
                 segments,
                 tokens,
             )
-
-
-def _reject_unknown_positions(model: nn.Module, names: set[str] | None) -> None:
-    if names is not None and "position_ids" not in names:
-        raise ValueError(
-            f"{type(model).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they "
-            "would attend to each other silently. Use a model that does, or set training.packing: false."
-        )
-
-
-def _reject_own_loss(model: nn.Module) -> None:
-    if getattr(getattr(model, "config", None), "output_router_logits", False):
-        raise ValueError(
-            "model.config.output_router_logits is true: the router's auxiliary loss is a mean over the tokens of one "
-            "forward, so it would depend on the packing, and this trainer does not add it. Set it to false."
-        )
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    """One asynchronous copy per tensor of a pack, from pinned memory where there is a GPU."""
-
-    def move(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.device == device:
-            return value
-        if device.type == "cuda" and value.device.type == "cpu":
-            value = value.pin_memory()
-        return value.to(device, non_blocking=True)
-
-    return {name: move(value) for name, value in batch.items()}

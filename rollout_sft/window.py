@@ -42,15 +42,18 @@ class BuiltWindow:
     Args:
         due (`list[Segment]`):
             The segments this window has to train: what waited and what was built, without what waits now.
+        slots (`int`):
+            Micro-steps that the Trainer counts.
         micro_steps (`list[tuple[Segment, ...]]`):
-            The segments of each micro-step.
+            The segments of each forward: one per slot, and more where the window did not fit them.
         batches (`list[Batch]`):
-            One per micro-step, where the segments are.
+            One per forward, where the segments are.
         report (`WindowReport`):
             What the other ranks and the log need to know of it.
     """
 
     due: list[Segment]
+    slots: int
     micro_steps: list[tuple[Segment, ...]]
     batches: list[Batch]
     report: WindowReport
@@ -105,7 +108,7 @@ class WindowBuilder:
                 Optimizer steps done so far; part of every seed.
 
         Returns:
-            [`BuiltWindow`]: with exactly `micro_steps` batches.
+            [`BuiltWindow`]: with `micro_steps` batches, and more only under `on_infeasible: extra_steps`.
         """
         ratios = Ratios()
         micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
@@ -124,17 +127,21 @@ class WindowBuilder:
             scheduled = self._schedule.schedule(segments, micro_steps)
             waiting = {id(s) for s in self._schedule.waiting}
             batches = [self._collate(segments) for segments in scheduled.micro_steps]
-        assert len(batches) == micro_steps, (len(batches), micro_steps)
+        extra = len(batches) - micro_steps
+        assert extra == 0 or (extra > 0 and self._config.on_infeasible == "extra_steps"), (len(batches), micro_steps)
         ratios.add(scheduled.counters)
         report = WindowReport(
             raw_micro_batches=len(micro_batches),
+            packs=sum(1 for segments in scheduled.micro_steps if segments),
             weight_sum=scheduled.weight_sum,
             fill=scheduled.fill,
             counters=ratios.pairs(),
             left_over=scheduled.left_over,
         )
         due = [s for s in pool if id(s) not in waiting]
-        return BuiltWindow(due=due, micro_steps=scheduled.micro_steps, batches=batches, report=report)
+        return BuiltWindow(
+            due=due, slots=micro_steps, micro_steps=scheduled.micro_steps, batches=batches, report=report
+        )
 
     def _roll_out(self, micro_batches: list[MicroBatch], global_step: int) -> list[list[Rollout | None]]:
         """One rollout per sample, or None where the sample is trained on its reference answer."""

@@ -12,11 +12,11 @@ pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
 
 
-def run_two_ranks(work, folder, **overrides):
+def run_two_ranks(work, folder, worker="worker", **overrides):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "tests.distributed.worker", work, str(folder), json.dumps(overrides)),
+        *("-m", f"tests.distributed.{worker}", work, str(folder), json.dumps(overrides)),
     ]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
