@@ -1,18 +1,27 @@
 """One collective in which ranks share what they know and fail together.
 
 A rank that raises alone leaves the others waiting in their next collective until a timeout. Whatever may fail on
-one rank therefore runs inside [`together`], and every rank calls it at the same point.
+one rank therefore runs inside [`together`], and every rank calls it at the same point. A failure is shared once: the
+first collective that carries it ends the work of every rank, however deep it is nested.
+
+One failure cannot be shared that way: that of a rank alone in the middle of other collectives, such as a forward of
+sharded weights. It goes through [`entangled`].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 T = TypeVar("T")
+
+_LAST_WORDS = "rollout_sft/last_words"
+_SHARED = "_rollout_sft_shared"
 
 
 class PeerError(RuntimeError):
@@ -25,7 +34,7 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
 
     Args:
         work (`Callable[[], T]`):
-            What may fail.
+            What may fail. It may call `together` itself, on every rank.
         share (`Callable[[T], Any]`):
             The part of the result that the other ranks need; it is pickled.
 
@@ -43,10 +52,74 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
         result = work()
         report = (None, share(result))
     except Exception as error:
-        gather_object([(f"{type(error).__name__}: {error}", None)])
+        if not getattr(error, _SHARED, False):
+            _mark_shared(error)
+            gather_object([(_describe(error), None)])
         raise
     reports = gather_object([report])
     for rank, (message, _) in enumerate(reports):
         if message is not None:
-            raise PeerError(f"rank {rank} failed, so rank {state.process_index} stops too. {message}")
+            raise _peer_error(rank, message)
     return result, [shared for _, shared in reports]
+
+
+@contextmanager
+def entangled(active: bool = True) -> Iterator[None]:
+    """
+    Marks code that is full of collectives: a rank that fails in it leaves the others inside one of them.
+
+    No further collective can carry the failure, since the others would take it for the one they wait in. The failing
+    rank leaves its message in the rendezvous store and raises at once; when its process ends, its connections close,
+    the others' collective breaks, and they raise [`PeerError`] with the message. The process must therefore end:
+    do not catch the exception and go on.
+
+    Args:
+        active (`bool`, *optional*, defaults to `True`):
+            False where the code happens to have no collectives, and failures may be shared as usual.
+    """
+    if not active or PartialState().num_processes == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, _SHARED, False):
+            raise
+        _mark_shared(error)
+        rank = PartialState().process_index
+        for peer, message in _last_words():
+            if peer != rank:
+                wrapped = _peer_error(peer, message)
+                raise wrapped from error
+        _leave_last_words(rank, _describe(error))
+        raise
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _mark_shared(error: Exception) -> None:
+    setattr(error, _SHARED, True)
+
+
+def _peer_error(rank: int, message: str) -> PeerError:
+    error = PeerError(f"rank {rank} failed, so rank {PartialState().process_index} stops too. {message}")
+    _mark_shared(error)
+    return error
+
+
+def _leave_last_words(rank: int, message: str) -> None:
+    """Best effort: the store may have gone with the rank that kept it."""
+    with suppress(Exception):
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"{_LAST_WORDS}/{rank}", message)
+
+
+def _last_words() -> Iterator[tuple[int, str]]:
+    with suppress(Exception):
+        store = dist.distributed_c10d._get_default_store()
+        for rank in range(PartialState().num_processes):
+            key = f"{_LAST_WORDS}/{rank}"
+            if store.check([key]):
+                yield rank, store.get(key).decode()

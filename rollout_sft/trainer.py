@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
-from rollout_sft.agreement import together
+from rollout_sft.agreement import entangled, together
 from rollout_sft.attention import choose_attention, mark_packed
 from rollout_sft.checkpoints import (
     last_finished_checkpoint,
@@ -37,7 +38,7 @@ from rollout_sft.checkpoints import (
 from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
-from rollout_sft.isolation import check_isolation
+from rollout_sft.isolation import IsolationReport, check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.loss import weighted_loss
 from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
@@ -204,8 +205,12 @@ class RolloutSFTTrainer(Trainer):
 
     def _check_isolation(self) -> None:
         """The leak probe, on the wrapped model in the precision of training, before the first step."""
-        with self.compute_loss_context_manager():
-            report = check_isolation(self.model_wrapped)
+
+        def probe() -> IsolationReport:
+            with self.compute_loss_context_manager():
+                return check_isolation(self.model_wrapped)
+
+        report, _ = together(probe, share=lambda _: None)
         self._isolation_checked = True
         logger.info("packed segments are isolated: leak %.1e, copies %.1e.", report.leak, report.copies)
 
@@ -289,8 +294,11 @@ class RolloutSFTTrainer(Trainer):
         self.callback_handler.eval_dataloader = dataloader
         totals, samples = Ratios(), 0
         with torch.random.fork_rng(devices=[]):  # a data loader draws from the generator that dropout uses
-            for batch in dataloader:
-                scores, _ = together(partial(self._score, batch.samples), share=len)
+            batches = iter(dataloader)
+            while True:
+                scores, _ = together(partial(self._score_next, batches), share=lambda _: None)
+                if scores is None:
+                    break
                 for counters in self.accelerator.gather_for_metrics(scores, use_gather_object=True):
                     totals.add(counters)
                     samples += 1
@@ -317,7 +325,12 @@ class RolloutSFTTrainer(Trainer):
         ]
         return self._eval_backend.generate(requests)
 
-    def _score(self, samples: Sequence[Sample]) -> list[Counters]:
+    def _score_next(self, batches: Iterator[MicroBatch]) -> list[Counters] | None:
+        """The next batch's scores; None when there is no batch left, which is so on every rank at once."""
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        samples = batch.samples
         rollouts = self.roll_out(samples)
         return [self.target_builder.score(s, r) for s, r in zip(samples, rollouts, strict=True)]
 
@@ -353,18 +366,27 @@ class RolloutSFTTrainer(Trainer):
         self._metrics.training_ends()
         run_folder = self._get_output_dir(trial=trial)
         folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:
-            mark_unfinished(folder)
-        self.accelerator.wait_for_everyone()
-        if isinstance(self.schedule, MicroSchedule):
-            save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=self.args.world_size)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+        save_rest = super()._save_checkpoint
+        limit = self.args.save_total_limit
+
+        def begin() -> None:
+            if self.args.should_save:
+                mark_unfinished(folder)
+
+        def write() -> None:
+            if isinstance(self.schedule, MicroSchedule):
+                ranks = self.args.world_size
+                save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=ranks)
+            self.args.save_total_limit = None
+            try:
+                with entangled(self._is_sharded()):
+                    save_rest(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+
+        def finish() -> None:
+            if not self.args.should_save:
+                return
             mark_finished(folder)
             rotate_checkpoints(
                 output_dir=run_folder,
@@ -373,12 +395,20 @@ class RolloutSFTTrainer(Trainer):
                 use_mtime=True,
             )
 
+        for part in (begin, write, finish):
+            together(part, share=lambda _: None)
+
+    def _is_sharded(self) -> bool:
+        """Whether forwards and saves are collectives: FSDP, FSDP2 of a model sharded at load time, DeepSpeed."""
+        sharded = any(isinstance(module, FSDPModule) for module in self.model_wrapped.modules())
+        return sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")
         if isinstance(self.schedule, MicroSchedule) and checkpoint:
-            load_carry_buffer(
-                self.schedule.buffer, checkpoint, rank=self.args.process_index, ranks=self.args.world_size
-            )
+            load = partial(load_carry_buffer, self.schedule.buffer, checkpoint)
+            rank, ranks = self.args.process_index, self.args.world_size
+            together(partial(load, rank=rank, ranks=ranks), share=lambda _: None)
         output = super()._inner_training_loop(*args, **kwargs)
         if isinstance(self.schedule, MicroSchedule):
             self._report_left_over(self.schedule.buffer.encoded_lens)

@@ -1,0 +1,236 @@
+"""Draws fault runs, runs them on two real ranks, and says what became of each."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from rollout_sft.checkpoints import last_finished_checkpoint
+from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, RANK_0_ALONE, SAMPLE, WINDOW, Fault
+
+ROOT = Path(__file__).parents[2]
+STEPS, SAVE_STEPS = 6, 2
+LIMIT = 60.0
+"""Seconds from the fault until both processes must have ended."""
+START_LIMIT = 240.0
+"""Seconds from the start; imports alone take half a minute on a busy machine."""
+TORCHRUN, PLAIN = "torchrun", "two processes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One fault, in a scope, under a launcher."""
+
+    number: int
+    scope: str
+    launcher: str
+    fault: Fault
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """How the processes of one launch ended."""
+
+    codes: list[int]
+    seconds: float | None
+    hung: bool
+    errors: list[dict | None]
+
+
+def draw_runs(seed, number):
+    """`number` runs, every kind equally often; all else is drawn."""
+    rng = random.Random(seed)
+    return [_draw(rng, i, KINDS[i % len(KINDS)]) for i in range(number)]
+
+
+def _draw(rng, number, kind):
+    scope = rng.choice(["window", "micro"])
+    how = rng.choice([h for h in HOW[kind] if _possible(kind, h, scope)])
+    rank = 0 if how in RANK_0_ALONE else rng.randrange(2)
+    if kind == SAMPLE:
+        step = rng.randrange(34)  # the index of the sample
+    elif kind == KILL_SAVE:
+        step = rng.choice([2, 4, 6])
+    else:
+        step = rng.randrange(1 if kind == KILL else 0, STEPS)
+    share = round(rng.random(), 2) if kind == KILL else 0.0
+    fault = Fault(kind=kind, rank=rank, step=step, how=how, share=share)
+    return Run(number=number + 1, scope=scope, launcher=rng.choice([TORCHRUN, PLAIN]), fault=fault)
+
+
+def _possible(kind, how, scope):
+    if kind == KILL_SAVE and how == "in the carry buffer":
+        return scope == "micro"
+    if kind == WINDOW and how == "too many long segments":
+        return scope == "window"
+    return True
+
+
+def launch(folder, scope, launcher, fault=None):
+    """Two ranks in processes of their own; waits for their end, and ends them itself when they hang."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (*folder.glob("error_rank*.txt"), *folder.glob("fault.json")):
+        leftover.unlink()
+    settings = json.dumps({"scope": scope, "fault": fault and asdict(fault)})
+    work = ["-m", "tests.faults.worker", str(folder), settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    output = (folder / "output.txt").open("w")
+    start = {"cwd": ROOT, "stdout": output, "stderr": output, "start_new_session": True}
+    if launcher == TORCHRUN:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *work]
+        processes = [subprocess.Popen(command, env=environment, **start)]
+    else:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *work],
+                env={**environment, **shared, "RANK": str(r), "LOCAL_RANK": str(r)},
+                **start,
+            )
+            for r in (0, 1)
+        ]
+    hung = not _ended(processes, folder)
+    ended = time.time()
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    output.close()
+    planted = _read(folder / "fault.json")
+    return Outcome(
+        codes=[p.returncode for p in processes],
+        seconds=ended - planted["time"] if planted else None,
+        hung=hung,
+        errors=[_read(folder / f"error_rank{r}.txt") for r in (0, 1)],
+    )
+
+
+def _ended(processes, folder):
+    started = time.time()
+    while any(p.poll() is None for p in processes):
+        planted = _read(folder / "fault.json")
+        if time.time() - started > START_LIMIT or (planted and time.time() - planted["time"] > LIMIT):
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # not there, or about to be written
+        return None
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def hashes(folder, rank):
+    """Step -> hash of the parameters after it; a step that was run twice must have come to the same."""
+    path, found = folder / f"hashes_rank{rank}.txt", {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        step, digest = line.split()
+        assert found.setdefault(int(step), digest) == digest, f"rank {rank} repeated step {step} differently"
+    return found
+
+
+def check_not_diverged(folder, reference):
+    """Both ranks, as far as they went, have the parameters of the uninterrupted run."""
+    expected = hashes(reference, 0)
+    assert len(expected) == STEPS
+    for rank in (0, 1):
+        for step, digest in hashes(folder, rank).items():
+            assert digest == expected[step], f"rank {rank} diverged in step {step}"
+
+
+def check_ended(run, outcome):
+    """In time, and as the kind of fault allows: both ranks raise, or one died and the other raised or was ended."""
+    fault = run.fault
+    assert not outcome.hung, f"hung: {outcome}"
+    assert outcome.seconds is not None, f"the fault never happened: {outcome}"
+    assert all(code != 0 for code in outcome.codes), outcome
+    if fault.kind in (KILL, KILL_SAVE):
+        assert outcome.errors[fault.rank] is None
+        if run.launcher == PLAIN:
+            assert outcome.codes[fault.rank] == -signal.SIGKILL
+            assert outcome.errors[1 - fault.rank] is not None, "the survivor raised"
+        return
+    own = [e for e in outcome.errors if e and e["type"] != "PeerError"]
+    peer = [e for e in outcome.errors if e and e["type"] == "PeerError"]
+    assert (len(own), len(peer)) == (1, 1), outcome.errors
+    assert own[0]["message"] in peer[0]["message"], "the message of the failing rank arrives"
+
+
+def check_checkpoint(run, folder):
+    """The last checkpoint whose save was finished is still there."""
+    fault = run.fault
+    found = last_finished_checkpoint(folder)
+    found = int(found.rpartition("-")[2]) if found else 0
+    went = max([0, *hashes(folder, 0), *hashes(folder, 1)])  # the steps that some rank finished
+    if fault.kind == KILL_SAVE:
+        marked = fault.how in ("after the mark", "while the old checkpoint is removed")
+        assert found == (fault.step if marked else fault.step - SAVE_STEPS), (found, fault)
+    elif fault.kind == KILL:
+        # A kill close to the end of a window may hit the save behind it.
+        assert found in (went // SAVE_STEPS * SAVE_STEPS, (went - 1) // SAVE_STEPS * SAVE_STEPS), (found, went)
+    else:
+        assert found == went // SAVE_STEPS * SAVE_STEPS, (found, went)
+    return found
+
+
+def check_same_end(folder, reference):
+    """Weights, optimizer, log, rollouts and waiting segments of both ranks, bit for bit."""
+    for rank in (0, 1):
+        one, other = (torch.load(f / f"end_rank{rank}.pt", weights_only=True) for f in (folder, reference))
+        for name, tensor in one["model"].items():
+            assert torch.equal(tensor, other["model"][name]), name
+        assert one["optimizer"].keys() == other["optimizer"].keys()
+        for number, state in one["optimizer"].items():
+            for name, value in state.items():
+                assert torch.equal(value, other["optimizer"][number][name]), (number, name)
+        assert _without_times(one["log"]) == _without_times(other["log"])
+        assert len(one["left"]) == len(other["left"])
+        assert all(torch.equal(a, b) for a, b in zip(one["left"], other["left"], strict=True))
+        assert _answers(folder, rank) == _answers(reference, rank)
+
+
+def _without_times(log):
+    return [
+        {k: v for k, v in entry.items() if not k.startswith(("time/", "total_flos"))}
+        for entry in log
+        if "loss" in entry
+    ]
+
+
+def _answers(folder, rank):
+    answers = {}
+    for line in (folder / f"answers_rank{rank}.jsonl").read_text().splitlines():
+        step, rollouts = json.loads(line)
+        assert answers.setdefault(step, rollouts) == rollouts, f"step {step} was answered differently after the resume"
+    assert len(answers) == STEPS
+    return answers
+
+
+def carry_out(run, folder, reference):
+    """The fault, what it left, and the resumed run; returns a row of the table or raises what was violated."""
+    outcome = launch(folder, run.scope, run.launcher, run.fault)
+    check_ended(run, outcome)
+    check_not_diverged(folder, reference)
+    checkpoint = check_checkpoint(run, folder)
+    resumed = launch(folder, run.scope, run.launcher)
+    assert not resumed.hung, resumed
+    assert not any(resumed.codes), (folder / "output.txt").read_text()[-3000:]
+    check_not_diverged(folder, reference)
+    check_same_end(folder, reference)
+    return {"run": run, "outcome": outcome, "checkpoint": checkpoint}

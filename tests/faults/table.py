@@ -1,0 +1,68 @@
+"""`docs/faults.md`: what became of every fault run."""
+
+from tests.faults.faults import KILL, KILL_SAVE, SAMPLE
+from tests.faults.runs import PLAIN
+
+INTRODUCTION = """\
+# What happens when a rank fails
+
+Made by `make test-faults`: {number} runs drawn with seed {seed}, each on two real ranks (gloo, CPU) of the real
+trainer: six steps, a checkpoint every two, only the last one kept (`save_total_limit: 1`), dropout on, so that a
+generator that is not restored shows. After every optimizer step both ranks hash their parameters. A run passes when
+
+- both processes have ended within 60 s of the fault (`ended after`: seconds until the later one had);
+- every hash of both ranks is that of the uninterrupted run, as far as they went: no rank went on alone;
+- a rank that raised has its own error, the other a `PeerError` with the same message;
+- the last checkpoint whose save was finished is still there (`checkpoint`: its step; 0: the fault came before one);
+- the run resumed from it ends with weights, optimizer state, rollouts, log and waiting segments of both ranks equal
+  to the uninterrupted run's, bit for bit.
+
+{verdict}
+
+`torchrun`: the agent notices that a rank died and ends the others (SIGTERM), so a survivor of a SIGKILL may not get
+to raise. `two processes`: no agent (`env://` rendezvous); the survivor raises by itself, because gloo notices the
+closed connection in the collective it waits in. No timeout takes part: on a CPU `ddp_timeout` does not even reach the
+process group (transformers passes it on for GPUs only). With NCCL a rank that waits for a dead one learns of it from
+the watchdog or, as a rule sooner, from the launcher, so start with `torchrun` or `accelerate launch`. NCCL was not
+tested here.
+"""
+
+
+def write_table(path, seed, rows, failures):
+    """Writes the page; `failures` are (run, what was violated)."""
+    number = len(rows) + len(failures)
+    verdict = f"**{len(rows)} of {number} passed.**"
+    if not failures:
+        longest = max(row["outcome"].seconds for row in rows)
+        verdict += f" None hung, none diverged, none lost a checkpoint. The longest took {longest:.1f} s to end."
+    text = INTRODUCTION.format(number=number, seed=seed, verdict=verdict)
+    lines = [
+        "| run | fault | how | rank | when | scope | launcher | ended after | rank 0 | rank 1 | checkpoint | resumed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_row(row) for row in rows]
+    lines += [f"| {run.number} | {run.fault} | FAILED: {reason} |" for run, reason in failures]
+    path.write_text(text + "\n" + "\n".join(lines) + "\n")
+
+
+def _row(row):
+    run, outcome = row["run"], row["outcome"]
+    fault = run.fault
+    when = {SAMPLE: f"sample {fault.step}", KILL_SAVE: f"checkpoint {fault.step}"}.get(
+        fault.kind, f"step {fault.step + 1}"
+    )
+    if fault.kind == KILL:
+        when += f", {fault.share:.0%} of a window in"
+    rank = "its reader" if fault.kind == SAMPLE else fault.rank
+    ends = []
+    for number in (0, 1):
+        error = outcome.errors[number]
+        if error:
+            ends.append(error["type"])
+        elif fault.kind in (KILL, KILL_SAVE) and number == fault.rank:
+            ends.append("killed")
+        else:
+            ends.append("ended by torchrun" if run.launcher != PLAIN else "?")
+    cells = [run.number, fault.kind, fault.how, rank, when, run.scope, run.launcher, f"{outcome.seconds:.1f} s", *ends]
+    cells += [row["checkpoint"], "bit-equal"]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -1,0 +1,80 @@
+"""Faults on two ranks: none hangs, none goes on alone, none loses a checkpoint, and a resume is bit-equal.
+
+Two representatives run with every `make test`; `make test-faults` draws thirty and writes docs/faults.md.
+"""
+
+import os
+
+import pytest
+
+from tests.faults.faults import KILL, KILL_SAVE, KINDS, Fault
+from tests.faults.runs import PLAIN, ROOT, TORCHRUN, Run, carry_out, draw_runs, launch
+from tests.faults.table import write_table
+
+pytestmark = pytest.mark.distributed
+SEED = int(os.environ.get("FAULTS_SEED", "0"))
+NUMBER = int(os.environ.get("FAULTS_RUNS", "30"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Scope -> the folder of a run without a fault, made when it is first needed."""
+    folders = {}
+
+    def folder_of(scope):
+        if scope not in folders:
+            folder = tmp_path_factory.mktemp(scope)
+            outcome = launch(folder, scope, PLAIN)
+            assert outcome.codes == [0, 0], (folder / "output.txt").read_text()[-3000:]
+            folders[scope] = folder
+        return folders[scope]
+
+    return folder_of
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run(
+            number=1,
+            scope="micro",
+            launcher=PLAIN,
+            fault=Fault(kind=KILL, rank=1, step=3, how="at a random moment", share=0.5),
+        ),
+        Run(
+            number=2,
+            scope="window",
+            launcher=TORCHRUN,
+            fault=Fault(kind=KILL_SAVE, rank=0, step=4, how="in the optimizer"),
+        ),
+    ],
+    ids=["micro, kill -9 in a window", "window, kill -9 in a save"],
+)
+def test_a_killed_rank_takes_the_other_along_and_both_resume_bit_for_bit(run, tmp_path, uninterrupted):
+    row = carry_out(run, tmp_path, uninterrupted(run.scope))
+    assert row["checkpoint"] == 2
+
+
+def test_the_draw_is_the_same_every_time_and_has_every_kind():
+    runs = draw_runs(0, 30)
+    assert runs == draw_runs(0, 30) != draw_runs(1, 30)
+    assert [sum(run.fault.kind == kind for run in runs) for kind in KINDS] == [6] * 5
+    assert {run.launcher for run in runs} == {TORCHRUN, PLAIN}
+    assert {run.scope for run in runs} == {"micro", "window"}
+    assert {run.fault.rank for run in runs} == {0, 1}
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_random_faults(tmp_path_factory, uninterrupted):
+    rows, failures = [], []
+    for run in draw_runs(SEED, NUMBER):
+        folder = tmp_path_factory.mktemp(f"run{run.number}")
+        try:
+            rows.append(carry_out(run, folder, uninterrupted(run.scope)))
+            print(f"run {run.number}: passed, ended after {rows[-1]['outcome'].seconds:.1f} s: {run.fault}", flush=True)
+        except AssertionError as violated:
+            failures.append((run, str(violated).splitlines()[0]))
+            print(f"run {run.number}: FAILED, see {folder}: {run}\n{violated}", flush=True)
+    write_table(ROOT / "docs" / "faults.md", SEED, rows, failures)
+    assert not failures

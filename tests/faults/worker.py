@@ -1,0 +1,125 @@
+"""One rank of a fault run; started by `runs.py`, once with a fault and once more to resume.
+
+Trains six steps of two epochs on two ranks, a checkpoint every two steps, only the last one kept. Beside the run's
+own files each rank writes
+
+    hashes_rank0.txt    a line `step hash` of all parameters after every optimizer step
+    answers_rank0.jsonl the rollouts of every step
+    error_rank0.txt     the exception that ended training
+    fault.json          what was done, and when, by the rank that did it
+    end_rank0.pt        weights, optimizer, log and waiting segments, when training came to its end
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, set_seed
+
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.checkpoints import last_finished_checkpoint
+from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+from tests.faults.faults import Fault, plant
+
+
+class HashParameters(TrainerCallback):
+    """Every optimizer step leaves a hash of all parameters of this rank."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+        with (self.folder / f"hashes_rank{args.process_index}.txt").open("a") as file:
+            file.write(f"{state.global_step} {digest.hexdigest()}\n")
+
+
+class RecordAnswers:
+    """A backend that notes what the inner one generated in which step."""
+
+    def __init__(self, inner, trainer, folder):
+        self.inner, self.trainer = inner, trainer
+        self.path = folder / f"answers_rank{trainer.args.process_index}.jsonl"
+
+    def generate(self, requests):
+        rollouts = self.inner.generate(requests)
+        with self.path.open("a") as file:
+            file.write(json.dumps([self.trainer.state.global_step, [r.response_ids for r in rollouts]]) + "\n")
+        return rollouts
+
+
+def build(folder, scope):
+    tokenizer = build_digits_tokenizer()
+    args = RolloutSFTConfig(
+        output_dir=str(folder),
+        global_max_length=130 if scope == "micro" else 260,
+        post_rollout_pack_scope=scope,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        num_train_epochs=2,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        learning_rate=1e-2,
+        decoding={"max_new_tokens": 12, "temperature": 1.0},
+        packing_min_fill_ratio=0.0,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    set_seed(0)
+    shape = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=48,
+        attention_dropout=0.1,  # so that a wrong generator state after a resume shows
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    trainer = RolloutSFTTrainer(
+        model=Qwen3ForCausalLM(shape),
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=DigitsDataset("train", 34, seed=5, max_digits=5),
+        callbacks=[HashParameters(folder)],
+    )
+    trainer._window_builder._backend = RecordAnswers(trainer._window_builder._backend, trainer, folder)
+    return trainer
+
+
+def main(folder, scope, fault):
+    trainer = build(folder, scope)
+    rank = trainer.args.process_index
+    if fault is not None:
+        plant(trainer, fault, folder)
+    try:
+        trainer.train(resume_from_checkpoint=last_finished_checkpoint(folder))
+    except Exception as error:
+        words = {"type": type(error).__name__, "message": str(error), "time": time.time()}
+        (folder / f"error_rank{rank}.txt").write_text(json.dumps(words))
+        raise
+    torch.save(
+        {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict()["state"],
+            "log": trainer.state.log_history,
+            "left": [s.input_ids for s in trainer.schedule.waiting],
+        },
+        folder / f"end_rank{rank}.pt",
+    )
+    dist.barrier()  # gloo aborts a rank whose peer has already gone
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[2])
+    main(Path(sys.argv[1]), settings["scope"], Fault(**settings["fault"]) if settings["fault"] else None)
