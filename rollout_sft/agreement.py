@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 T = TypeVar("T")
 
@@ -61,6 +64,21 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
         if message is not None:
             raise _peer_error(rank, message)
     return result, [shared for _, shared in reports]
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """
+    Whether a forward gathers parameters from other ranks, and so is a collective.
+
+    Args:
+        model (`nn.Module`):
+            The model, wrapped or not.
+
+    Returns:
+        `bool`: True for FSDP, FSDP2 and DeepSpeed ZeRO-3.
+    """
+    kinds = (FSDPModule, FullyShardedDataParallel)
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, kinds) for module in model.modules())
 
 
 @contextmanager

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
-from rollout_sft.agreement import entangled, together
+from rollout_sft.agreement import entangled, is_sharded, together
 from rollout_sft.attention import choose_attention, mark_packed
 from rollout_sft.checkpoints import (
     last_finished_checkpoint,
@@ -42,7 +41,7 @@ from rollout_sft.isolation import IsolationReport, check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.loss import weighted_loss
 from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
-from rollout_sft.refusals import reject_own_loss, reject_unknown_positions
+from rollout_sft.refusals import reject_own_loss, reject_unknown_positions, warn_about_dropout
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding
 from rollout_sft.rollouts.hf import HFBackend
@@ -52,7 +51,7 @@ from rollout_sft.segments import Segment
 from rollout_sft.slots import arrange, run_slot, to_device
 from rollout_sft.targets import make_target_builder
 from rollout_sft.targets.base import Counters, Sample, TargetBuilder
-from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw
+from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw, read_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +111,7 @@ class RolloutSFTTrainer(Trainer):
         self._forward_names = forward_names(unwrapped)
         if args.packing:
             reject_unknown_positions(unwrapped, self._forward_names)
+            warn_about_dropout(unwrapped)
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             choose_attention(unwrapped, args.attention, device=args.device, autocast=autocast)
         self._isolation_checked = not (args.packing and args.check_isolation)
@@ -320,7 +320,7 @@ class RolloutSFTTrainer(Trainer):
             `list[Rollout]`: one per sample.
         """
         requests = [
-            RolloutRequest(prompt_ids=list(s["prompt_ids"]), seed=derive_seed("eval", self.args.seed, str(s["id"])))
+            RolloutRequest(prompt_ids=read_prompt(s), seed=derive_seed("eval", self.args.seed, str(s["id"])))
             for s in samples
         ]
         return self._eval_backend.generate(requests)
@@ -379,7 +379,7 @@ class RolloutSFTTrainer(Trainer):
                 save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=ranks)
             self.args.save_total_limit = None
             try:
-                with entangled(self._is_sharded()):
+                with entangled(is_sharded(self.model_wrapped) or self.is_deepspeed_enabled):
                     save_rest(model, trial)
             finally:
                 self.args.save_total_limit = limit
@@ -397,11 +397,6 @@ class RolloutSFTTrainer(Trainer):
 
         for part in (begin, write, finish):
             together(part, share=lambda _: None)
-
-    def _is_sharded(self) -> bool:
-        """Whether forwards and saves are collectives: FSDP, FSDP2 of a model sharded at load time, DeepSpeed."""
-        sharded = any(isinstance(module, FSDPModule) for module in self.model_wrapped.modules())
-        return sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")

@@ -34,6 +34,28 @@ def collate_raw(samples: Sequence[Mapping[str, Any]]) -> Any:
     return MicroBatch(tuple(samples))
 
 
+def read_prompt(sample: Sample) -> list[int]:
+    """
+    The prompt's token ids of a sample.
+
+    Args:
+        sample (`Sample`):
+            An item of the data set.
+
+    Returns:
+        `list[int]`: a copy of its `prompt_ids`.
+
+    Raises:
+        `ValueError`: it has none; names the sample and what it has.
+    """
+    if "prompt_ids" not in sample:
+        raise ValueError(
+            f"sample {sample.get('id', '?')!r} has no 'prompt_ids', only {sorted(sample)}; the data set has to give "
+            "the prompt's token ids."
+        )
+    return list(sample["prompt_ids"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuiltWindow:
     """
@@ -155,9 +177,7 @@ class WindowBuilder:
                 if derive_uniform("reference", *where) < self._config.reference_fraction:
                     continue
                 places.append((micro_step, i))
-                requests.append(
-                    RolloutRequest(prompt_ids=list(sample["prompt_ids"]), seed=derive_seed("rollout", *where))
-                )
+                requests.append(RolloutRequest(prompt_ids=read_prompt(sample), seed=derive_seed("rollout", *where)))
         for (micro_step, i), rollout in zip(places, self._backend.generate(requests), strict=True):
             rollouts[micro_step][i] = rollout
         return rollouts

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -23,9 +22,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from rollout_sft.agreement import together
+from rollout_sft.agreement import entangled, is_sharded, together
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding
 
@@ -72,14 +70,14 @@ class HFBackend:
         each for as long as the slowest rank needs.
         """
         model = self._model()
-        sharded = _is_sharded(model)
+        sharded = is_sharded(model)
         if sharded:
             chunks, counts = together(lambda: self._chunks(requests), share=len)
             idle = max(counts) - len(chunks)
         else:
             chunks, idle = self._chunks(requests), 0
         rollouts: list[Rollout | None] = [None] * len(requests)
-        with _generating(model):
+        with _generating(model), entangled(sharded):
             for chunk in chunks:
                 answers = self._generate_chunk(model, [requests[i] for i in chunk], synced=sharded)
                 for i, rollout in zip(chunk, answers, strict=True):
@@ -180,11 +178,6 @@ def _processors(decoding: Decoding, seeds: list[int], input_ids: Tensor, mask: T
         processors.append(MinPLogitsWarper(decoding.min_p))
     processors.append(_SampleByExponentialRace(seeds))
     return processors
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    """Whether a forward gathers parameters from other ranks (FSDP2, DeepSpeed ZeRO-3)."""
-    return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def launch(folder, scope, launcher, fault=None):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *work]
         processes = [subprocess.Popen(command, env=environment, **start)]
     else:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         processes = [
             subprocess.Popen(
                 [sys.executable, *work],
@@ -130,7 +130,7 @@ def _read(path):
         return None
 
 
-def _free_port():
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

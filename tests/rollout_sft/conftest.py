@@ -68,7 +68,8 @@ class GradientCatcher(TrainerCallback):
 
 
 def flat_gradient(model):
-    return torch.cat([p.grad.detach().reshape(-1).clone() for p in model.parameters()])
+    """Of all parameters that are trained, in their order."""
+    return torch.cat([p.grad.detach().reshape(-1).clone() for p in model.parameters() if p.requires_grad])
 
 
 @pytest.fixture

@@ -1,0 +1,87 @@
+"""Every reduction in every schedule on two ranks, one of them (nearly) without data; started by test_reductions.py."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from rollout_sft.window import MicroBatch
+from tests.distributed.worker import Catch, build
+
+SCHEDULES = {
+    "padded": {"packing": False},
+    "micro": {"post_rollout_pack_scope": "micro"},
+    "window, dense": {"post_rollout_pack_scope": "window", "pack_objective": "dense"},
+    "window, balanced": {"post_rollout_pack_scope": "window", "pack_objective": "balanced"},
+}
+REDUCTIONS = ("token", "segment", "micro")
+
+
+def thin(raw, samples):
+    """What a rank gets whose data ends: a first micro-batch of one sample, or nothing at all."""
+    for batch in raw:
+        if samples:
+            yield MicroBatch(batch.samples[:samples])
+        return
+
+
+def textbook(model, micro_batches, reduction):
+    """The formula over all ranks' micro-batches, written out with means of means instead of token weights."""
+
+    def tokens(segment):
+        log_probs = torch.log_softmax(model(input_ids=segment.input_ids[None]).logits[0], dim=-1)
+        ce = -log_probs[torch.arange(len(segment.targets)), segment.targets]
+        return ce[segment.weights > 0]
+
+    if reduction == "token":
+        loss = torch.cat([tokens(s) for batch in micro_batches for s in batch]).mean()
+    elif reduction == "segment":
+        loss = torch.stack([tokens(s).mean() for batch in micro_batches for s in batch]).mean()
+    else:
+        loss = torch.stack([torch.cat([tokens(s) for s in batch]).mean() for batch in micro_batches]).mean()
+    loss.backward()
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+
+
+def difference(folder, schedule, reduction, samples):
+    """Relative difference of the gradient of one window from the textbook's, and what rank 1 trained."""
+    trainer = build(folder, loss_reduction=reduction, **SCHEDULES[schedule])
+    catch = Catch()
+    trainer.add_callback(catch)
+    builder, original = trainer._window_builder, trainer._window_builder.build
+    if trainer.args.process_index == 1:
+        builder.build = lambda raw, micro_steps, step: original(thin(raw, samples), micro_steps, step)
+    micro_batches, targets = [], builder._targets
+
+    class Record:
+        def build(self, sample, rollout):
+            target = targets.build(sample, rollout)
+            micro_batches.append(target.segment)
+            return target
+
+    builder._targets = Record()
+    trainer.train()
+    size = trainer.args.per_device_train_batch_size
+    mine = [micro_batches[i : i + size] for i in range(0, len(micro_batches), size)]
+    everyone = [None, None]
+    dist.all_gather_object(everyone, mine)
+    expected = textbook(trainer.whole_model, everyone[0] + everyone[1], reduction)
+    return {
+        "difference": float((catch.gradient - expected).norm() / expected.norm()),
+        "segments": [sum(len(batch) for batch in rank) for rank in everyone],
+        "left": len(trainer.schedule.waiting),
+    }
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    results = {}
+    for schedule, reduction, samples in itertools.product(SCHEDULES, REDUCTIONS, (1, 0)):
+        results[f"{schedule} / {reduction} / {samples}"] = difference(folder, schedule, reduction, samples)
+    rank = dist.get_rank()
+    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+    dist.barrier()  # gloo aborts a rank whose peer has already gone
+    dist.destroy_process_group()
