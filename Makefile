@@ -30,6 +30,12 @@ quickstart-micro: install  ## The same in scope micro
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --doctest-modules packsched tests
 
+test-faults: install  ## Break thirty runs on two ranks and resume them; writes docs/faults.md (a quarter of an hour)
+	$(BIN)/python -m pytest -s -m faults tests/faults
+
+masks: install  ## Probe every model family for leaks between packed segments; writes docs/masks.md (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mask_table
+
 lint: install  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -56,6 +56,8 @@ HOW = {
 }
 RANK_0_ALONE = {"in the model", "in the optimizer", "before the mark", "after the mark", HOW[KILL_SAVE][-1]}
 
+ONLY_IN_SCOPE = {"in the carry buffer": "micro", "too many long segments": "window"}
+
 
 def plant(trainer, fault, folder):
     """Makes `fault` happen in this process, if it is its rank."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rollout_sft.checkpoints import last_finished_checkpoint
-from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, RANK_0_ALONE, SAMPLE, WINDOW, Fault
+from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, ONLY_IN_SCOPE, RANK_0_ALONE, SAMPLE, Fault
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_STEPS = 6, 2
@@ -46,15 +46,29 @@ class Outcome:
 
 
 def draw_runs(seed, number):
-    """`number` runs, every kind equally often; all else is drawn."""
+    """`number` runs, every kind equally often; ways, ranks, scopes and launchers are drawn without replacement."""
     rng = random.Random(seed)
-    return [_draw(rng, i, KINDS[i % len(KINDS)]) for i in range(number)]
+    decks = {
+        kind: {
+            "how": _deck(rng, HOW[kind]),
+            "rank": _deck(rng, [0, 1]),
+            "scope": _deck(rng, ["window", "micro"]),
+            "launcher": _deck(rng, [TORCHRUN, PLAIN]),
+        }
+        for kind in KINDS
+    }
+    return [_draw(rng, i, KINDS[i % len(KINDS)], decks[KINDS[i % len(KINDS)]]) for i in range(number)]
 
 
-def _draw(rng, number, kind):
-    scope = rng.choice(["window", "micro"])
-    how = rng.choice([h for h in HOW[kind] if _possible(kind, h, scope)])
-    rank = 0 if how in RANK_0_ALONE else rng.randrange(2)
+def _deck(rng, cards):
+    while True:
+        yield from rng.sample(cards, len(cards))
+
+
+def _draw(rng, number, kind, deck):
+    how = next(deck["how"])
+    scope = ONLY_IN_SCOPE.get(how) or next(deck["scope"])
+    rank = 0 if how in RANK_0_ALONE else next(deck["rank"])
     if kind == SAMPLE:
         step = rng.randrange(34)  # the index of the sample
     elif kind == KILL_SAVE:
@@ -63,15 +77,7 @@ def _draw(rng, number, kind):
         step = rng.randrange(1 if kind == KILL else 0, STEPS)
     share = round(rng.random(), 2) if kind == KILL else 0.0
     fault = Fault(kind=kind, rank=rank, step=step, how=how, share=share)
-    return Run(number=number + 1, scope=scope, launcher=rng.choice([TORCHRUN, PLAIN]), fault=fault)
-
-
-def _possible(kind, how, scope):
-    if kind == KILL_SAVE and how == "in the carry buffer":
-        return scope == "micro"
-    if kind == WINDOW and how == "too many long segments":
-        return scope == "window"
-    return True
+    return Run(number=number + 1, scope=scope, launcher=next(deck["launcher"]), fault=fault)
 
 
 def launch(folder, scope, launcher, fault=None):

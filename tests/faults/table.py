@@ -17,6 +17,9 @@ generator that is not restored shows. After every optimizer step both ranks hash
 - the run resumed from it ends with weights, optimizer state, rollouts, log and waiting segments of both ranks equal
   to the uninterrupted run's, bit for bit.
 
+A SIGKILL at a random moment comes after a share of the time that the window before took; the first window also holds
+the start of the model, so that a kill timed by it may hit a later step.
+
 {verdict}
 
 `torchrun`: the agent notices that a rank died and ends the others (SIGTERM), so a survivor of a SIGKILL may not get
@@ -52,7 +55,7 @@ def _row(row):
         fault.kind, f"step {fault.step + 1}"
     )
     if fault.kind == KILL:
-        when += f", {fault.share:.0%} of a window in"
+        when += f" + {fault.share:.0%} of a window's time"
     rank = "its reader" if fault.kind == SAMPLE else fault.rank
     ends = []
     for number in (0, 1):

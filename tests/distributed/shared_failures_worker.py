@@ -1,0 +1,95 @@
+"""One rank alone fails outside of a window's rollouts; started by test_shared_failures.py.
+
+Failures that were shared leave the processes usable, so all of them run in one launch, one after the other.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+import rollout_sft.trainer
+from rollout_sft.isolation import LeakError
+from tests.distributed.worker import build
+
+
+def error_of(work):
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def save_on_a_full_disk(folder):
+    """Rank 1 cannot write the state of its generators."""
+    trainer = build(folder, save_strategy="steps", save_steps=1)
+    if trainer.args.process_index == 1:
+
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        trainer._save_rng_state = full
+    error = error_of(trainer.train)
+    finished = sorted(p.parent.name for p in folder.glob("checkpoint-*/finished"))
+    return {"error": error, "finished": finished}
+
+
+def resume_without_a_buffer(folder):
+    """The carry buffer of rank 1 is missing in a finished checkpoint."""
+    trainer = build(folder, save_strategy="steps", save_steps=1)
+    trainer.train()
+    dist.barrier()
+    if trainer.args.process_index == 1:
+        (folder / "checkpoint-1" / "carry_buffer_rank1.pt").unlink()
+    dist.barrier()
+    again = build(folder, max_steps=2)
+    return {"error": error_of(lambda: again.train(resume_from_checkpoint=str(folder / "checkpoint-1")))}
+
+
+def evaluate_a_broken_file(folder):
+    """Rank 0 cannot read its third sample of the evaluation data."""
+    trainer = build(folder)
+    samples, rank = trainer.eval_dataset, trainer.args.process_index
+
+    class Broken:
+        def __len__(self):
+            return len(samples)
+
+        def __getitem__(self, index):
+            if rank == 0 and index > 1:
+                raise OSError(f"sample {index} cannot be read")
+            return samples[index]
+
+    return {"error": error_of(lambda: trainer.evaluate(eval_dataset=Broken()))}
+
+
+def leak_on_one_rank(folder):
+    """Only rank 1 finds a leak; no rank may begin to train."""
+    trainer = build(folder)
+    original, rank = rollout_sft.trainer.check_isolation, trainer.args.process_index
+
+    def check(model):
+        report = original(model)
+        if rank == 1:
+            raise LeakError("packed segments see each other here")
+        return report
+
+    rollout_sft.trainer.check_isolation = check
+    try:
+        return {"error": error_of(trainer.train)}
+    finally:
+        rollout_sft.trainer.check_isolation = original
+
+
+if __name__ == "__main__":
+    folder, results = Path(sys.argv[1]), {}
+    for scenario in (save_on_a_full_disk, resume_without_a_buffer, evaluate_a_broken_file, leak_on_one_rank):
+        own = folder / scenario.__name__
+        results[scenario.__name__] = scenario(own)
+        dist.barrier()
+    rank = dist.get_rank()
+    (folder / f"rank{rank}.json").write_text(json.dumps(results))
+    dist.barrier()  # gloo aborts a rank whose peer has already gone
+    dist.destroy_process_group()
