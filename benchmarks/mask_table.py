@@ -2,14 +2,16 @@
 
     python -m benchmarks.mask_table
 
-Every causal language model of the installed transformers, times eager, sdpa and flex attention, each family in a
-process of its own (some configurations take minutes or gigabytes). Writes `docs/masks.md`.
+Every causal language model of the installed transformers, times eager, sdpa, flex attention and this project's varlen
+attention, each family in a process of its own (some configurations take minutes or gigabytes, some crash). Writes
+`docs/masks.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -19,8 +21,13 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rollout_sft.attention import VARLEN, choose_attention
+from rollout_sft.isolation import LeakError, check_isolation
+
 ROOT = Path(__file__).parents[1]
-ATTENTIONS = ("eager", "sdpa", "flex_attention")
+LIMIT = 180
+NO = "-"
+ATTENTIONS = ("eager", "sdpa", "flex_attention", VARLEN)
 TINY = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -52,6 +59,7 @@ TINY = {
     "moe_intermediate_size": 32,
     "n_group": 1,
     "topk_group": 1,
+    "is_decoder": True,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -62,80 +70,150 @@ TINY = {
     "v_head_dim": 16,
 }
 
-SPECIAL = {
-    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+SPECIAL: dict[str, dict[str, object]] = {
+    "bamba": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "attn_layer_indices": [1],
+    },
+    "codegen": {"n_head": 4, "rotary_dim": 8},
     "codestral_mamba": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
+    "granitemoehybrid": {
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 48,
+    },
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
 }
 INTRODUCTION = """\
 # Which models keep packed segments apart
 
-Made by `python -m benchmarks.mask_table`: the start-up probe (`rollout_sft.isolation.check_isolation`) on every causal
-language model of transformers that builds from a tiny configuration, float32, CPU, random weights. The number is how
-far an untouched segment's logits moved when its neighbour was changed, relative to the largest logit; up to 1e-5 counts
-as isolated. `refuses`: the forward raises, so nothing can leak silently. What holds for your model, attention and dtype
-is measured again before the first step.
+Made by `make masks`: the start-up probe (`rollout_sft.isolation.check_isolation`) on every causal language model of
+transformers that builds from a tiny configuration, float32, CPU, random weights, with the arguments that training
+passes. What holds for your model, attention and dtype is measured again before the first step.
+
+- **leaks**: an untouched segment's logits moved when its neighbour was changed, by so much of the largest logit (at
+  most 1e-5 counts as isolated); *positions*: segments behind the first came out differently. Such a model does not
+  train on packs.
+- isolated: they did not move, or by the number given.
+- refuses: the forward raises because of the packing, so nothing can leak silently.
+- fails: the forward raises for another reason, as a rule a size of the tiny configuration; nothing is known.
+- `rollout_varlen` is this project's attention (`rollout_matching.attention: auto` takes it where it can run); a dash
+  means that the model does not support the attention.
 """
 
 
 def tiny_config(model_type: str):
-    """The family's default configuration with every size it knows made small."""
+    """The family's default configuration with every size it knows made small; None where the text model is nested."""
     config = transformers.AutoConfig.for_model(model_type)
-    text = config.get_text_config()
-    known = {name: value for name, value in TINY.items() if hasattr(text, name) and getattr(text, name) is not None}
-    if hasattr(text, "qk_rope_head_dim") and "head_dim" in known:
-        known["head_dim"] = known["qk_rope_head_dim"]
-    known.update(SPECIAL.get(model_type, {}))
-    return transformers.AutoConfig.for_model(model_type, **known) if text is config else None
+    if config.get_text_config() is not config:
+        return None
+    known = {name: value for name, value in TINY.items() if _takes(config, name)}
+    if "head_dim" in known and _takes(config, "qk_rope_head_dim"):
+        known["head_dim"] = TINY["qk_rope_head_dim"]
+    special = SPECIAL.get(model_type, {})
+    while True:
+        try:
+            return transformers.AutoConfig.for_model(model_type, **{**known, **special})
+        except Exception as error:
+            refused = [name for name in known if f"'{name}'" in str(error)]
+            if not refused:
+                raise
+            del known[refused[0]]
+
+
+def _takes(config, name: str) -> bool:
+    try:
+        return getattr(config, name, None) is not None
+    except Exception:  # an attribute that differs between the layers
+        return False
 
 
 def probe(model_type: str) -> dict[str, str]:
-    """Attention implementation -> verdict, for one family."""
-    from rollout_sft.isolation import LeakError, check_isolation
-
+    """Attention implementation -> verdict, for one family; `all` where nothing could be built."""
     verdicts = {}
     for attention in ATTENTIONS:
         torch.manual_seed(0)
         try:
             config = tiny_config(model_type)
             if config is None:
-                return {"all": "not built: the text model is nested in a multimodal configuration"}
-            model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+                return {"all": "the text model is nested in a multimodal configuration"}
+            own = "sdpa" if verdicts.get("sdpa", NO) != NO else "eager"
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation=own if attention == VARLEN else attention
+            )
+            if attention == VARLEN:
+                choose_attention(model, "varlen", device=torch.device("cpu"))
             size = sum(p.numel() for p in model.parameters())
             if size > 50_000_000:
-                return {"all": f"not built: {size / 1e6:.0f} million parameters in spite of the small sizes"}
+                return {"all": f"{size / 1e6:.0f} million parameters in spite of the small sizes"}
         except Exception as error:
-            verdicts[attention] = f"not built: {_short(error)}"
+            unsupported = "does not support an attention implementation" in str(error) or attention == VARLEN
+            verdicts[attention] = NO if unsupported else f"not built: {_short(error)}"
             continue
-        try:
-            report = check_isolation(model, vocab_size=96)
-            verdicts[attention] = f"isolated ({report.leak:.0e})" if report.leak else "isolated (0)"
-        except LeakError as error:
-            moved = str(error)
-            verdicts[attention] = "**leaks** " + moved.partition("logits by ")[2].partition(" of")[0]
-            if "behind another" in moved:
-                verdicts[attention] = "**leaks** (positions)"
-            if "blind" in moved:
-                verdicts[attention] = "probe blind"
-        except Exception as error:
-            verdicts[attention] = f"refuses: {_short(error)}"
+        verdicts[attention] = _verdict(model)
+    if all(v == NO or v.startswith("not built") for v in verdicts.values()):
+        return {"all": next((v.partition(": ")[2] for v in verdicts.values() if v != NO), "supports none of these")}
     return verdicts
+
+
+def _verdict(model) -> str:
+    try:
+        report = check_isolation(model, vocab_size=96)
+    except LeakError as error:
+        text = str(error)
+        if "blind" in text:
+            return "probe blind"
+        moved = re.search(r"by ([0-9.e+-]+|nan) of the largest logit", text)
+        reason = "positions, " if "behind another" in text else ""
+        return f"**leaks** ({reason}{moved[1] if moved else '?'})"
+    except Exception as error:
+        packing = re.search(r"pack|sequences apart|cu_seq", str(error), re.I)
+        return f"{'refuses' if packing else 'fails'}: {_short(error)}"
+    return f"isolated ({report.leak:.0e})" if report.leak else "isolated"
 
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return text[:70].replace("|", "/")
+    return text.replace("|", "/") if len(text) <= 70 else text[:67].replace("|", "/") + "..."
 
 
 def in_own_process(model_type: str) -> dict[str, str]:
     """`probe` in a new interpreter with a time limit."""
     command = [sys.executable, "-m", "benchmarks.mask_table", "--only", model_type]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=ROOT)
     except subprocess.TimeoutExpired:
-        return {"all": "not built within 120 s"}
+        return {"all": f"not within {LIMIT} s"}
     if done.returncode:
-        return {"all": "not built: " + (done.stderr.strip().splitlines() or ["killed"])[-1][:70].replace("|", "/")}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        return {"all": _short(RuntimeError((done.stderr.strip().splitlines() or ["killed"])[-1]))}
+    verdicts: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
+    return verdicts
+
+
+def page(found: dict[str, dict[str, str]]) -> str:
+    """The whole of `docs/masks.md`."""
+    built = {family: verdicts for family, verdicts in found.items() if "all" not in verdicts}
+    lines = [f"| {family} | " + " | ".join(v[a] for a in ATTENTIONS) + " |" for family, v in built.items()]
+    isolated, leaking = (
+        [f for f, v in built.items() if any(word in cell for cell in v.values())] for word in ("isolated", "leaks")
+    )
+    cured = sum("leaks" in (v["eager"] + v["sdpa"]) and "isolated" in v[VARLEN] for v in built.values())
+    counts = (
+        f"torch {torch.__version__}, transformers {transformers.__version__}: {len(built)} of {len(found)} families "
+        f"could be built; {len(isolated)} are isolated in at least one attention, {len(leaking)} leak in at least one. "
+        f"{cured} that leak with eager or sdpa are isolated with {VARLEN}."
+    )
+    missing = "\n".join(f"- {family}: {v['all']}" for family, v in found.items() if "all" in v)
+    header = f"| family | {' | '.join(ATTENTIONS)} |\n|---|{'---|' * len(ATTENTIONS)}\n"
+    return f"{INTRODUCTION}\n{counts}\n\n{header}" + "\n".join(lines) + f"\n\n## Not built\n\n{missing}\n"
 
 
 def main() -> None:
@@ -147,20 +225,11 @@ def main() -> None:
         transformers.logging.set_verbosity_error()
         print(json.dumps(probe(args.only)))
         return
-    lines = []
-    for model_type in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        verdicts = in_own_process(model_type)
-        cells = [verdicts.get(a, verdicts.get("all", "")) for a in ATTENTIONS]
-        lines.append(f"| {model_type} | " + " | ".join(cells) + " |")
-        print(lines[-1], flush=True)
-    isolated = sum("isolated" in line for line in lines)
-    leaking = sum("leaks" in line for line in lines)
-    counts = (
-        f"torch {torch.__version__}, transformers {transformers.__version__}: of {len(lines)} families {isolated} are "
-        f"isolated in at least one attention and {leaking} leak in at least one."
-    )
-    table = "| family | eager | sdpa | flex_attention |\n|---|---|---|---|\n" + "\n".join(lines)
-    (ROOT / "docs" / "masks.md").write_text(f"{INTRODUCTION}\n{counts}\n\n{table}\n")
+    found = {}
+    for family in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        found[family] = in_own_process(family)
+        print(family, found[family], flush=True)
+    (ROOT / "docs" / "masks.md").write_text(page(found))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def uninterrupted(tmp_path_factory):
 )
 def test_a_killed_rank_takes_the_other_along_and_both_resume_bit_for_bit(run, tmp_path, uninterrupted):
     row = carry_out(run, tmp_path, uninterrupted(run.scope))
-    assert row["checkpoint"] == 2
+    assert row["checkpoint"] >= 2, "nothing was resumed: the test would show nothing"
 
 
 def test_the_draw_is_the_same_every_time_and_has_every_kind():
