@@ -2,10 +2,12 @@
 
 With three or four segments a pack there are only a few hundred ways to fill a pack exactly. List them all, then
 choose ways that use every segment once, always branching on the segment with the fewest ways left: a segment
-without any prunes the branch. Windows with more ways than can be listed are cut down first: random exact packs
-are set aside until what is left is small enough.
+without any prunes the branch. Ways of at most four segments are found by pairs of pairs, without any search, so they
+are tried first. Windows with more ways than can be listed are cut down: random exact packs are set aside until what
+is left is small enough.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from packsched.completion import OutOfNodesError
@@ -26,11 +28,20 @@ def exact_cover(lengths: Sequence[int], packing_length: int, nodes: int) -> list
 
     Source: D. E. Knuth, "Dancing links" (2000), algorithm X, on bitsets instead of links.
     """
-    cover = _Cover(nodes)
-    chosen = cover.search((1 << len(lengths)) - 1, _ways(lengths, packing_length))
-    if chosen is None:
-        return None
-    return [[at for at in range(len(lengths)) if way >> at & 1] for way in chosen]
+    return _packs(_Cover(nodes).search((1 << len(lengths)) - 1, _ways(lengths, packing_length)), len(lengths))
+
+
+def cover_by_fours(lengths: Sequence[int], packing_length: int, nodes: int) -> list[list[int]] | None:
+    """Exactly full packs of one to four positions in `lengths` that hold them all, or None: there are none.
+
+    None says nothing about packs of five segments or more. Cost: `O(n**2)` sums, then as `exact_cover`.
+
+    Raises:
+        OutOfNodesError: too many ways to fill a pack, or `nodes` choices made, without an answer.
+
+    Source: the pairs of pairs are E. Horowitz and S. Sahni's two lists (1974).
+    """
+    return _packs(_Cover(nodes).search((1 << len(lengths)) - 1, _ways_of_four(lengths, packing_length)), len(lengths))
 
 
 def cover_after_setting_aside(
@@ -63,6 +74,31 @@ def cover_after_setting_aside(
             if rest is not None:
                 return aside + [[left[at] for at in pack] for pack in rest]
     return None
+
+
+def _packs(chosen: list[int] | None, segments: int) -> list[list[int]] | None:
+    if chosen is None:
+        return None
+    return [[at for at in range(segments) if way >> at & 1] for way in chosen]
+
+
+def _ways_of_four(lengths: Sequence[int], packing_length: int) -> list[int]:
+    """Every subset of at most four segments that fills a pack exactly, as a bitset of positions."""
+    ways = [1 << at for at, length in enumerate(lengths) if length == packing_length]
+    rest: defaultdict[int, list[int]] = defaultdict(list)  # sum -> one or two positions, all above `second`
+    for second in range(len(lengths) - 1, 0, -1):
+        for first in range(second):
+            room = packing_length - lengths[first] - lengths[second]
+            pair = 1 << first | 1 << second
+            if room == 0:
+                ways.append(pair)
+            ways.extend(pair | other for other in rest.get(room, ()))
+        if len(ways) > _MOST_WAYS:
+            raise OutOfNodesError
+        rest[lengths[second]].append(1 << second)
+        for third in range(second + 1, len(lengths)):
+            rest[lengths[second] + lengths[third]].append(1 << second | 1 << third)
+    return ways
 
 
 def _ways(lengths: Sequence[int], packing_length: int) -> list[int]:

@@ -4,10 +4,11 @@ Cheap stages first. Every stage lives in its own module and can be taken out of 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import ceil
 
 from packsched.completion import OutOfNodesError, bin_completion
-from packsched.cover import cover_after_setting_aside, exact_cover
+from packsched.cover import cover_after_setting_aside, cover_by_fours, exact_cover
 from packsched.filling import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
 from packsched.ruin import ruin_and_recreate
 
@@ -20,8 +21,9 @@ MOST_SEGMENTS = 4096
 _SHUFFLES = 8
 _COMPLETION_NODES = 6_000
 _COVER_NODES = 1_000
+_FOURS_NODES = 3_000
 _COVER_TRIES = 8
-_COVER_SEGMENTS_A_PACK = 6
+_COVER_SEGMENTS_A_PACK = 4
 _ROUNDS = 2_000
 
 
@@ -51,14 +53,16 @@ def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) 
     if found is not None:
         return found
     if slack == 0 and len(lengths) <= _COVER_SEGMENTS_A_PACK * packs:
-        try:
-            return exact_cover(lengths, packing_length, int(_COVER_NODES * effort))
-        except OutOfNodesError:
-            tries = int(_COVER_TRIES * effort)
-            nodes = int(_COVER_NODES * effort)
-            found = cover_after_setting_aside(lengths, packing_length, packs, tries, nodes)
+        nodes = int(_COVER_NODES * effort)
+        with suppress(OutOfNodesError):
+            found = cover_by_fours(lengths, packing_length, int(_FOURS_NODES * effort))
             if found is not None:
                 return found
+        with suppress(OutOfNodesError):
+            return exact_cover(lengths, packing_length, nodes)
+        found = cover_after_setting_aside(lengths, packing_length, packs, int(_COVER_TRIES * effort), nodes)
+        if found is not None:
+            return found
     try:
         return bin_completion(lengths, packing_length, packs, int(_COMPLETION_NODES * effort))
     except OutOfNodesError:

@@ -1,9 +1,11 @@
 """Each stage of the planner on its own: bounds never exceed the truth, searches only claim what they can show."""
 
 import random
+from itertools import combinations
 
 import pytest
 
+from packsched import plan_window
 from packsched.balance import longest_pack_bound
 from packsched.bounds import (
     cardinality_bound,
@@ -13,7 +15,7 @@ from packsched.bounds import (
     volume_bound,
 )
 from packsched.completion import OutOfNodesError, bin_completion
-from packsched.cover import cover_after_setting_aside, exact_cover
+from packsched.cover import cover_after_setting_aside, cover_by_fours, exact_cover
 from packsched.decreasing import best_fit_decreasing, longest_processing_time
 from packsched.filling import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
 from packsched.integers import Integers
@@ -120,6 +122,44 @@ def test_more_tokens_than_room_needs_no_search():
     assert bin_completion([6, 6], 10, 1, 0) is None
     assert fit([6, 6], 10, 1, 1) is None
     assert exact_cover([4, 4, 4], 10, 100) is None
+
+
+def test_fours_are_covered_exactly_when_every_subset_of_at_most_four_says_so():
+    rng = random.Random(44)
+    verdicts = []
+    for _ in range(300):
+        cap, packs = rng.choice((12, 30, 100)), rng.randint(1, 4)
+        lengths = cut_full_packs(rng, packs, rng.randint(1, 5), cap, even=False)
+        if rng.random() < 0.5:
+            lengths = sorted(max(1, length + rng.choice((-1, 0, 0, 1))) for length in lengths)[::-1]
+        ways = {
+            frozenset(some)
+            for size in range(1, 5)
+            for some in combinations(range(len(lengths)), size)
+            if sum(lengths[at] for at in some) == cap
+        }
+
+        def coverable(left, ways=ways):
+            return not left or any(way <= left and coverable(left - way) for way in ways if min(left) in way)
+
+        covered = cover_by_fours(lengths, cap, 10**6)
+        verdicts.append(covered is None)
+        assert (covered is None) == (not coverable(frozenset(range(len(lengths)))))
+        if covered is not None:
+            assert_packs(covered, lengths, cap, sum(lengths) // cap)
+            assert max(len(pack) for pack in covered) <= 4
+    assert 50 < sum(verdicts) < 250
+    with pytest.raises(OutOfNodesError):
+        cover_by_fours([25] * 40, 100, 10**6)  # too many ways: every four of forty
+    with pytest.raises(OutOfNodesError):
+        cover_by_fours([60, 40, 60, 40], 100, 1)
+
+
+def test_windows_cut_at_random_into_three_or_four_a_pack_are_put_together_again():
+    for packs, per_pack in ((16, 3), (32, 3), (16, 4)):
+        for seed in range(8):
+            lengths = cut_full_packs(random.Random(seed), packs, per_pack, 16384, even=False)
+            assert plan_window(lengths, 16384, packs).non_empty == packs
 
 
 def test_setting_aside_leaves_a_window_that_can_be_covered():
