@@ -46,9 +46,9 @@ def textbook(model, micro_batches, reduction):
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()])
 
 
-def difference(folder, schedule, reduction, samples):
+def difference(folder, schedule, reduction, samples, *, sharded):
     """Relative difference of the gradient of one window from the textbook's, and what rank 1 trained."""
-    trainer = build(folder, loss_reduction=reduction, **SCHEDULES[schedule])
+    trainer = build(folder, sharded=sharded, loss_reduction=reduction, **SCHEDULES[schedule])
     catch = Catch()
     trainer.add_callback(catch)
     builder, original = trainer._window_builder, trainer._window_builder.build
@@ -73,14 +73,16 @@ def difference(folder, schedule, reduction, samples):
         "difference": float((catch.gradient - expected).norm() / expected.norm()),
         "segments": [sum(len(batch) for batch in rank) for rank in everyone],
         "left": len(trainer.schedule.waiting),
+        "sharded": any(hasattr(p, "full_tensor") for p in trainer.model.parameters()),
     }
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, sharded = Path(sys.argv[1]), sys.argv[2] == "fsdp2"
     results = {}
     for schedule, reduction, samples in itertools.product(SCHEDULES, REDUCTIONS, (1, 0)):
-        results[f"{schedule} / {reduction} / {samples}"] = difference(folder, schedule, reduction, samples)
+        name = f"{schedule} / {reduction} / {samples}"
+        results[name] = difference(folder, schedule, reduction, samples, sharded=sharded)
     rank = dist.get_rank()
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
     dist.barrier()  # gloo aborts a rank whose peer has already gone
