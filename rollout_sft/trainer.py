@@ -37,6 +37,7 @@ from rollout_sft.checkpoints import (
 from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
+from rollout_sft.fill_estimate import FillEstimate
 from rollout_sft.isolation import IsolationReport, check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.loss import weighted_loss
@@ -116,6 +117,7 @@ class RolloutSFTTrainer(Trainer):
             choose_attention(unwrapped, args.attention, device=args.device, autocast=autocast)
         self._isolation_checked = not (args.packing and args.check_isolation)
         self.schedule = make_schedule(args)
+        self.fill_estimate = FillEstimate(args)
         self.target_builder = target_builder or make_target_builder(processing_class, args)
         self._eval_backend = rollout_backend or self._hf_backend(args.evaluation_decoding())
         self._window_builder = WindowBuilder(
@@ -174,6 +176,7 @@ class RolloutSFTTrainer(Trainer):
                 f"{weight_sum} over {len(reports)} ranks), so there is nothing to train; check the target builder."
             )
         self.last_window = [[segment.encoded_len for segment in segments] for segments in window.micro_steps]
+        self.fill_estimate.add([length for lens in self.last_window for length in lens])
         self._metrics.add(reports)
         if self.args.validate_schedule == "every_window" or (
             self.args.validate_schedule == "first_window" and not self._validated

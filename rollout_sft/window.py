@@ -136,6 +136,7 @@ class WindowBuilder:
         micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
         with ratios.timed("time/rollout_s"):
             rollouts = self._roll_out(micro_batches, global_step)
+        ratios.add(getattr(self._backend, "counters", {}))  # what a backend has to say about its last call
         with ratios.timed("time/build_s"):
             targets = [
                 [self._build(sample, rollout) for sample, rollout in zip(batch.samples, row, strict=True)]

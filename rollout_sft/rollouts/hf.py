@@ -61,6 +61,8 @@ class HFBackend:
         self._eos = [int(t) for t in eos_token_ids]
         self._pad = int(pad_token_id)
         self._batch_size = batch_size
+        self.counters: dict[str, tuple[float, float]] = {}
+        """Of the last call: `rollout/padding`, positions computed for padding over all of them."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """
@@ -85,7 +87,9 @@ class HFBackend:
             for _ in range(idle):
                 nobody = RolloutRequest(prompt_ids=[self._pad], seed=0)
                 self._generate_chunk(model, [nobody], synced=True, max_new_tokens=1)
-        return [r for r in rollouts if r is not None]
+        answered = [r for r in rollouts if r is not None]
+        self.counters = {"rollout/padding": _padding(requests, answered, chunks)}
+        return answered
 
     def _chunks(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
         """Indices of the requests that are generated together, shortest prompts first."""
@@ -127,6 +131,15 @@ class HFBackend:
             if token in ends:
                 return Rollout(response_ids=row[:n], truncated=False)
         return Rollout(response_ids=row, truncated=True)
+
+
+def _padding(
+    requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout], chunks: Sequence[Sequence[int]]
+) -> tuple[float, float]:
+    """Positions that hold no token of a prompt or a response, and all positions."""
+    prompts, responses = [len(r.prompt_ids) for r in requests], [len(r.response_ids) for r in rollouts]
+    computed = sum(len(c) * (max(prompts[i] for i in c) + max(responses[i] for i in c)) for c in chunks)
+    return float(computed - sum(prompts) - sum(responses)), float(computed)
 
 
 class _SampleByExponentialRace(LogitsProcessor):

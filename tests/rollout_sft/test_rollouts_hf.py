@@ -134,3 +134,14 @@ def test_an_empty_prompt_is_refused(model):
 def test_bad_decoding_knobs_are_named(knob, value):
     with pytest.raises(ValueError, match=rf"rollout_matching\.decoding\.{knob} is {value}; it takes"):
         Decoding(**{knob: value})
+
+
+def test_the_padding_of_a_call_is_counted(model):
+    made = backend(model, batch_size=2, max_new_tokens=7)
+    rollouts = made.generate(requests())
+    real = sum(map(len, PROMPTS)) + sum(len(r.response_ids) for r in rollouts)
+    responses = [len(r.response_ids) for r in rollouts]
+    # Sorted by length: prompts 1 and 3 together, then 0 and 2.
+    computed = 2 * (2 + max(responses[1], responses[3])) + 2 * (6 + max(responses[0], responses[2]))
+    assert made.counters == {"rollout/padding": (computed - real, computed)}
+    assert computed > real
