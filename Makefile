@@ -1,12 +1,13 @@
 # Every target makes what it needs in .venv; nothing else has to be set up.
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 # One thread: the quickstart's model is too small for more, and threads that wait for each other on a busy machine
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test lint bench clean
+.PHONY: help install quickstart quickstart-micro test lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +45,12 @@ lint: install  ## Style and types
 bench: install  ## Every goal of packsched measured, and packsched beside the alternatives (2 minutes)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.packsched
+
+bench-step: install  ## Seconds per optimizer step, from padded batches to the limit, on a CPU (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_time --preset cpu
+
+bench-gpu:  ## The same on a GPU, with the python of GPU_PYTHON, whose torch has CUDA (half an hour)
+	CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON) -m benchmarks.step_time --preset gpu --rounds 3
 
 clean:  ## Remove .venv and what runs wrote
 	rm -rf .venv runs

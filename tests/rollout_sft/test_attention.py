@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from rollout_sft.attention import VARLEN, choose_attention, mark_packed
+from rollout_sft.attention import VARLEN, _fused, choose_attention, mark_packed, varlen_attention
 from rollout_sft.collate import forward_inputs
 from rollout_sft.isolation import LeakError, check_isolation
 from rollout_sft.rollouts.base import RolloutRequest
@@ -185,3 +185,54 @@ def test_the_choice_is_not_saved_with_the_model(tmp_path):
     choose_attention(model, "varlen", device=CPU)
     model.save_pretrained(tmp_path)
     assert VARLEN not in (tmp_path / "config.json").read_text()
+
+
+def heads(tokens, device="cpu", dtype=torch.float32):
+    """Queries in 4 heads, keys and values in 2."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(1, n, tokens, 16, generator=generator).to(device, dtype) for n in (4, 2, 2)]
+    return [x.requires_grad_() for x in made]
+
+
+def test_the_call_of_the_cuda_kernel_is_one_that_this_torch_takes():
+    """On the meta device the operator itself runs, autograd included, without its arithmetic."""
+    query, key, value = heads(20, "meta", torch.bfloat16)
+    borders = torch.empty(4, dtype=torch.int32, device="meta")
+    for window in (None, 4):
+        output = _fused(query, key, value, borders, 9, 0.25, window)
+        assert (output.shape, output.dtype) == ((1, 20, 4, 16), torch.bfloat16)
+        output.sum().backward()
+        assert key.grad.shape == key.shape
+
+
+@pytest.mark.parametrize("window", [None, 4, 50])
+def test_the_call_of_the_cuda_kernel_means_what_the_loop_on_the_cpu_does(monkeypatch, window):
+    """The kernel's arithmetic is replaced by its documentation: (left, right) keys beside the query's own."""
+    lens = list(LENGTHS)
+    borders = torch.tensor([0, *torch.tensor(lens).cumsum(0)], dtype=torch.int32)
+
+    def documented(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert enable_gqa
+        assert max_q == max_k == max(lens)
+        left, right = window_size
+        outputs = []
+        for q_, k_, v_ in zip(q.split(lens), k.split(lens), v.split(lens), strict=True):
+            n = len(q_)
+            ahead = torch.arange(n)[None] - torch.arange(n)[:, None]
+            seen = (ahead <= right) & ((ahead >= -left) | (left < 0))
+            scores = torch.einsum("qhd,khd->hqk", q_, k_.repeat_interleave(2, dim=1)) * scale
+            shares = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+            outputs.append(torch.einsum("hqk,khd->qhd", shares, v_.repeat_interleave(2, dim=1)))
+        return torch.cat(outputs)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documented)
+    query, key, value = heads(sum(lens), dtype=torch.float16)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    mark = torch.empty((1, 1, 0, 0), dtype=torch.bool)
+    loop, _ = varlen_attention(
+        module, query, key, value, mark, 0.3, sliding_window=window, cu_seq_lens_q=borders, max_length_q=max(lens)
+    )
+    fused = _fused(query, key, value, borders, max(lens), 0.3, window)
+    assert fused.shape == loop.shape
+    assert (fused - loop).abs().max().item() < 5e-3

@@ -1,0 +1,224 @@
+"""What is compared: the real trainer in five configurations, and the limit without one."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from benchmarks.step_time.workloads import FixedRollouts, Workload
+from packsched import FillStats, PackLayout
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.attention import mark_packed
+from rollout_sft.collate import forward_inputs
+from rollout_sft.data.digits import build_digits_tokenizer
+from rollout_sft.log_line import LogLineCallback
+from rollout_sft.loss import weighted_loss
+from rollout_sft.schedule import ScheduledWindow
+from rollout_sft.segments import Segment
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "padded micro-batches": {"packing": False, "attention": "model"},
+    "packed per micro-batch": {},
+    "window, balanced": {"pack_objective": "balanced"},
+    "window, dense": {"pack_objective": "dense"},
+    "window, dense, skip": {"pack_objective": "dense", "idle_micro_steps": "skip"},
+}
+LIMIT = "limit: full packs, no Trainer"
+
+
+class PerMicroBatch:
+    """Each raw micro-batch is one pack, however long."""
+
+    waiting: tuple[Segment, ...] = ()
+
+    def schedule(self, micro_batches: list[list[Segment]], micro_steps: int) -> ScheduledWindow:
+        groups = [tuple(batch) for batch in micro_batches]
+        return ScheduledWindow(micro_steps=groups, fill=FillStats(), counters={})
+
+
+class Clock:
+    """Processor time on the CPU; wall time on a GPU, once it is done."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+
+    def now(self) -> float:
+        if not self.cuda:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Steps(TrainerCallback):
+    """Seconds of each optimizer step, from its first raw micro-batch on, and the gradient of the first."""
+
+    def __init__(self, clock: Clock):
+        self.clock, self.began, self.seconds = clock, 0.0, []
+        self.keep_gradient, self.gradient = False, None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.keep_gradient:
+            self.gradient, self.keep_gradient = flat_gradient(model), False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(self.clock.now() - self.began)
+
+
+class Variant:
+    """One trainer on the shared model; `run` trains the windows once more."""
+
+    def __init__(self, name: str, workload: Workload, data: FixedRollouts, model: PreTrainedModel, cpu: bool):
+        batches = [data.segments[i : i + workload.batch_size] for i in range(0, len(data), workload.batch_size)]
+        longest = max(sum(s.encoded_len for s in batch) for batch in batches)
+        own = name == "packed per micro-batch"
+        self.folder = tempfile.TemporaryDirectory()
+        args = RolloutSFTConfig(
+            output_dir=self.folder.name,
+            global_max_length=max(longest, workload.packing_length) if own else workload.packing_length,
+            per_device_train_batch_size=workload.batch_size,
+            gradient_accumulation_steps=workload.gradient_accumulation_steps,
+            post_rollout_pack_scope="window",
+            reference_fraction=1.0,
+            learning_rate=0.0,
+            max_grad_norm=0.0,
+            train_sampling_strategy="sequential",
+            num_train_epochs=1,
+            use_cpu=cpu,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            **VARIANTS[name],
+        )
+        model.set_attn_implementation("sdpa")
+        self.name, self.model = name, model
+        self.trainer = RolloutSFTTrainer(
+            model=model,
+            args=args,
+            processing_class=build_digits_tokenizer(),
+            train_dataset=data,
+            target_builder=data,
+            rollout_backend=Nothing(),
+        )
+        self.attention = model.config._attn_implementation
+        if own:
+            self.trainer._window_builder._schedule = PerMicroBatch()
+        self.steps = Steps(Clock(args.device))
+        self.trainer.pop_callback(LogLineCallback)
+        self.trainer.add_callback(self.steps)
+        self.forwards = 0
+        self.packing = 0.0
+        self._watch()
+
+    def _watch(self) -> None:
+        trainer = self.trainer
+        build, compute, collate = trainer.get_batch_samples, trainer.compute_loss, trainer._window_builder._collate
+        schedule = trainer._window_builder._schedule.schedule
+        host = time.perf_counter if self.steps.clock.cuda else time.process_time
+
+        def get_batch_samples(*args):
+            self.steps.began = self.steps.clock.now()
+            return build(*args)
+
+        def timed(work):
+            def run(*args):
+                start = host()
+                result = work(*args)
+                if self.steps.seconds:  # the first step warms up
+                    self.packing += host() - start
+                return result
+
+            return run
+
+        def compute_loss(*args, **kwargs):
+            self.forwards += 1
+            return compute(*args, **kwargs)
+
+        trainer.get_batch_samples, trainer.compute_loss = get_batch_samples, compute_loss
+        trainer._window_builder._collate = timed(collate)
+        trainer._window_builder._schedule.schedule = timed(schedule)
+
+    def run(self) -> None:
+        self.model.set_attn_implementation(self.attention)
+        self.steps.seconds, self.forwards, self.packing = [], 0, 0.0
+        self.trainer.optimizer = self.trainer.lr_scheduler = None
+        self.trainer.train()
+        self.trainer.optimizer = self.trainer.lr_scheduler = None
+        self.trainer.accelerator.free_memory()
+
+    def seconds(self) -> float:
+        """Mean of the steps after the first, which warms up."""
+        return statistics.mean(self.steps.seconds[1:])
+
+    def overhead(self) -> float:
+        """Share of scheduling and collating in the steps after the first."""
+        return self.packing / sum(self.steps.seconds[1:])
+
+
+class Nothing:
+    def generate(self, requests):
+        assert not requests
+        return []
+
+
+class Limit:
+    """The same tokens in perfectly full packs, cut where a pack ends, in a bare loop with nothing around it."""
+
+    name = LIMIT
+
+    def __init__(self, workload: Workload, data: FixedRollouts, model: PreTrainedModel, attention: str):
+        self.model, self.attention, self.clock = model, attention, Clock(model.device)
+        windows = [data.segments[i : i + workload.window] for i in range(0, len(data), workload.window)]
+        self.windows = [self._packs(window, workload.packing_length) for window in windows]
+        self.cut = any(len(packs) > 1 for packs in self.windows)
+        self.forwards = sum(len(packs) for packs in self.windows)
+
+    def _packs(self, segments: list[Segment], cap: int) -> list[dict[str, Any]]:
+        fields = {name: torch.cat([getattr(s, name) for s in segments]) for name in ("input_ids", "targets", "weights")}
+        starts = PackLayout.from_lengths([s.encoded_len for s in segments]).cu_seqlens.tolist()
+        packs = []
+        for begin in range(0, starts[-1], cap):
+            end = min(begin + cap, starts[-1])
+            borders = sorted({begin, end, *(p for p in starts if begin < p < end)})
+            parts = []
+            for a, b in pairwise(borders):
+                weights = fields["weights"][a:b].tolist()
+                weights[-1] = 0.0
+                parts.append(
+                    Segment.from_lists(fields["input_ids"][a:b].tolist(), fields["targets"][a:b].tolist(), weights)
+                )
+            batch = forward_inputs(parts)
+            kept = torch.cat([p.weights for p in parts]).nonzero().flatten()
+            batch |= {"logits_to_keep": kept, "targets": torch.cat([p.targets for p in parts])[kept]}
+            packs.append({k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
+        return packs
+
+    def run(self) -> None:
+        self.model.set_attn_implementation(self.attention)
+        self.model.train()
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
+        self.times = []
+        for packs in self.windows:
+            start, total = self.clock.now(), sum(len(pack["targets"]) for pack in packs)
+            for pack in packs:
+                inputs = mark_packed(pack, self.model)
+                targets = (inputs := dict(inputs)).pop("targets")
+                ones = torch.ones(len(targets), device=targets.device)
+                (weighted_loss(self.model(**inputs).logits[0], targets, ones) / total).backward()
+            if len(self.times) == 0:
+                self.gradient = flat_gradient(self.model)
+            optimizer.step()
+            self.model.zero_grad()
+            self.times.append(self.clock.now() - start)
+
+    def seconds(self) -> float:
+        return statistics.mean(self.times[1:])
+
+
+def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.detach().reshape(-1) for p in model.parameters()])
