@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-faults masks lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20

@@ -1,15 +1,10 @@
 """Two ranks, DDP or FSDP2, one of them with one segment or none: every reduction is its formula in every schedule."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.distributed.launch import on_two_ranks
+
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parents[2]
 SCHEDULES = ("padded", "micro", "window, dense", "window, balanced")
 
 
@@ -17,14 +12,8 @@ SCHEDULES = ("padded", "micro", "window, dense", "window, balanced")
 def measured(request, tmp_path_factory):
     """All combinations in one launch: the start costs more than they do."""
     folder = tmp_path_factory.mktemp("reductions")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "tests.distributed.reductions_worker", str(folder), request.param),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return request.param, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    ranks = on_two_ranks("reductions_worker", folder, str(folder), request.param, timeout=400)
+    return request.param, ranks
 
 
 @pytest.mark.parametrize("samples", [1, 0])

@@ -1,28 +1,16 @@
 """Saving, resuming, evaluating and probing: whichever rank fails, both raise, with that rank's message."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.distributed.launch import on_two_ranks
+
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failures")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "tests.distributed.shared_failures_worker", str(folder)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return on_two_ranks("shared_failures_worker", folder, str(folder))
 
 
 @pytest.mark.parametrize(

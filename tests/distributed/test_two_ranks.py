@@ -1,26 +1,16 @@
 """Two real ranks (torchrun, gloo): one gradient, one evaluation, one failure."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.distributed.launch import on_two_ranks
+
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parents[2]
 
 
 def run_two_ranks(work, folder, worker="worker", **overrides):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", f"tests.distributed.{worker}", work, str(folder), json.dumps(overrides)),
-    ]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return on_two_ranks(worker, folder, work, str(folder), json.dumps(overrides))
 
 
 @pytest.mark.parametrize(

@@ -7,44 +7,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, set_seed
+from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
-from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft import RolloutSFTTrainer
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+from tests.tiny import tiny_arguments, tiny_config
 
 
 def build(folder, *, sharded=False, **overrides):
     tokenizer = build_digits_tokenizer()
-    config = RolloutSFTConfig(
-        **{
-            "output_dir": str(folder),
-            "global_max_length": 700,
-            "per_device_train_batch_size": 3,
-            "gradient_accumulation_steps": 3,
-            "max_steps": 1,
-            "max_grad_norm": 0.0,
-            "decoding": {"max_new_tokens": 12},
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "packing_min_fill_ratio": 0.0,
-            "train_sampling_strategy": "sequential",
-            **overrides,
-        }
-    )
+    config = tiny_arguments(folder, **{"global_max_length": 700, "decoding": {"max_new_tokens": 12}, **overrides})
     set_seed(0)
-    shape = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=48,
-        initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    shape = tiny_config(tokenizer)
     model = Qwen3ForCausalLM(shape).double()
     whole = copy.deepcopy(model)
     if sharded:

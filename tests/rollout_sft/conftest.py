@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
-from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft import RolloutSFTTrainer
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+from tests.tiny import tiny_arguments, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -17,20 +18,7 @@ def tokenizer():
 def make_model(tokenizer):
     def make(dtype=torch.float64, **overrides):
         set_seed(0)
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            intermediate_size=48,
-            max_position_embeddings=1024,
-            initializer_range=0.2,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **overrides,
-        )
+        config = tiny_config(tokenizer, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id, **overrides)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
     return make
@@ -77,22 +65,7 @@ def make_trainer(tmp_path, tokenizer, make_model):
     """Builds a trainer on digits; `recorder` and `catcher` hang on it."""
 
     def make(*, model=None, train=None, evaluation=None, dtype=torch.float64, backend=None, builder=None, **overrides):
-        arguments = {
-            "output_dir": str(tmp_path / "run"),
-            "global_max_length": 320,
-            "per_device_train_batch_size": 3,
-            "gradient_accumulation_steps": 3,
-            "max_steps": 1,
-            "max_grad_norm": 0.0,
-            "decoding": {"max_new_tokens": 24},
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "packing_min_fill_ratio": 0.0,
-            "train_sampling_strategy": "sequential",
-        }
-        config = RolloutSFTConfig(**{**arguments, **overrides})
+        config = tiny_arguments(tmp_path / "run", **overrides)
         catcher = GradientCatcher()
         trainer = RolloutSFTTrainer(
             model=model or make_model(dtype),

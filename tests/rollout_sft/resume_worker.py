@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, set_seed
+from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+from tests.tiny import QUIET, tiny_config
 
 
 def die():
@@ -54,23 +55,11 @@ def main(folder, scope, kill_step, kill_save):
         save_total_limit=1,
         learning_rate=1e-2,
         decoding={"max_new_tokens": 12, "temperature": 1.0},
-        packing_min_fill_ratio=0.0,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
     )
     set_seed(0)
-    shape = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=48,
-        attention_dropout=0.1,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    # Dropout, so that a wrong generator state after a resume shows.
+    shape = tiny_config(tokenizer, attention_dropout=0.1, initializer_range=0.02)
     trainer = RolloutSFTTrainer(
         model=Qwen3ForCausalLM(shape),
         args=args,

@@ -1,0 +1,51 @@
+"""The model and the arguments that all tests of the trainer start from: small enough to train in a second."""
+
+from transformers import Qwen3Config
+
+from rollout_sft import RolloutSFTConfig
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 48,
+}
+QUIET = {
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "packing_min_fill_ratio": 0.0,
+}
+
+
+def tiny_config(tokenizer, **overrides):
+    return Qwen3Config(
+        **{
+            **SHAPE,
+            "vocab_size": len(tokenizer),
+            "initializer_range": 0.2,
+            "eos_token_id": tokenizer.eos_token_id,
+            **overrides,
+        }
+    )
+
+
+def tiny_arguments(folder, **overrides):
+    """Windows of 3 x 3 samples, unclipped gradients, one optimizer step, nothing saved."""
+    return RolloutSFTConfig(
+        **{
+            **QUIET,
+            "output_dir": str(folder),
+            "global_max_length": 320,
+            "per_device_train_batch_size": 3,
+            "gradient_accumulation_steps": 3,
+            "max_steps": 1,
+            "max_grad_norm": 0.0,
+            "decoding": {"max_new_tokens": 24},
+            "save_strategy": "no",
+            "train_sampling_strategy": "sequential",
+            **overrides,
+        }
+    )
