@@ -10,11 +10,12 @@ attention, each family in a process of its own (some configurations take minutes
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
+import os
 import re
-import subprocess
 import sys
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from rollout_sft.isolation import LeakError, check_isolation
 ROOT = Path(__file__).parents[1]
 LIMIT = 180
 NO = "-"
+NOT_BUILT = "not built"
 ATTENTIONS = ("eager", "sdpa", "flex_attention", VARLEN)
 TINY = {
     "vocab_size": 96,
@@ -78,8 +80,10 @@ SPECIAL: dict[str, dict[str, object]] = {
         "mamba_n_groups": 1,
         "attn_layer_indices": [1],
     },
-    "codegen": {"n_head": 4, "rotary_dim": 8},
+    "codegen": {"num_attention_heads": 4, "rotary_dim": 8},
     "codestral_mamba": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1},
+    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {
@@ -90,6 +94,8 @@ SPECIAL: dict[str, dict[str, object]] = {
         "layer_types": ["mamba", "attention"],
         "shared_intermediate_size": 48,
     },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
 }
 INTRODUCTION = """\
@@ -118,6 +124,9 @@ def tiny_config(model_type: str):
     known = {name: value for name, value in TINY.items() if _takes(config, name)}
     if "head_dim" in known and _takes(config, "qk_rope_head_dim"):
         known["head_dim"] = TINY["qk_rope_head_dim"]
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    if len(kinds) > 1:  # a layer of every kind, or the tiny model would not show what the family does
+        known |= {"num_hidden_layers": len(kinds), "layer_types": kinds}
     special = SPECIAL.get(model_type, {})
     while True:
         try:
@@ -136,32 +145,43 @@ def _takes(config, name: str) -> bool:
         return False
 
 
-def probe(model_type: str) -> dict[str, str]:
-    """Attention implementation -> verdict, for one family; `all` where nothing could be built."""
-    verdicts = {}
-    for attention in ATTENTIONS:
-        torch.manual_seed(0)
+def probe(model_type: str, attention: str) -> str:
+    """The verdict for one family in one attention; begins with `not built` where there is no model to probe."""
+    torch.manual_seed(0)
+    try:
+        config = tiny_config(model_type)
+        if config is None:
+            return f"{NOT_BUILT}: the text model is nested in a multimodal configuration"
+        model = _build(config, attention)
+        size = sum(p.numel() for p in model.parameters())
+        if size > 50_000_000:
+            return f"{NOT_BUILT}: {size / 1e6:.0f} million parameters in spite of the small sizes"
+    except _Unsupported:
+        return NO
+    except Exception as error:
+        return f"{NOT_BUILT}: {_short(error)}"
+    return _verdict(model)
+
+
+class _Unsupported(Exception):
+    """The model does not know this attention."""
+
+
+def _build(config, attention: str):
+    build = transformers.AutoModelForCausalLM.from_config
+    if attention != VARLEN:
         try:
-            config = tiny_config(model_type)
-            if config is None:
-                return {"all": "the text model is nested in a multimodal configuration"}
-            own = "sdpa" if verdicts.get("sdpa", NO) != NO else "eager"
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, attn_implementation=own if attention == VARLEN else attention
-            )
-            if attention == VARLEN:
-                choose_attention(model, "varlen", device=torch.device("cpu"))
-            size = sum(p.numel() for p in model.parameters())
-            if size > 50_000_000:
-                return {"all": f"{size / 1e6:.0f} million parameters in spite of the small sizes"}
-        except Exception as error:
-            unsupported = "does not support an attention implementation" in str(error) or attention == VARLEN
-            verdicts[attention] = NO if unsupported else f"not built: {_short(error)}"
-            continue
-        verdicts[attention] = _verdict(model)
-    if all(v == NO or v.startswith("not built") for v in verdicts.values()):
-        return {"all": next((v.partition(": ")[2] for v in verdicts.values() if v != NO), "supports none of these")}
-    return verdicts
+            return build(config, attn_implementation=attention)
+        except ValueError as error:
+            if "does not support an attention implementation" in str(error):
+                raise _Unsupported from error
+            raise
+    model = build(config)
+    try:
+        choose_attention(model, "varlen", device=torch.device("cpu"))
+    except ValueError as error:
+        raise _Unsupported from error
+    return model
 
 
 def _verdict(model) -> str:
@@ -185,22 +205,33 @@ def _short(error: Exception) -> str:
     return text.replace("|", "/") if len(text) <= 70 else text[:67].replace("|", "/") + "..."
 
 
-def in_own_process(model_type: str) -> dict[str, str]:
-    """`probe` in a new interpreter with a time limit."""
-    command = [sys.executable, "-m", "benchmarks.mask_table", "--only", model_type]
+def in_own_process(model_type: str, attention: str) -> str:
+    """`probe` in a process of its own with a time limit; forked, since the imports take longer than most families."""
+    fork = multiprocessing.get_context("fork")
+    reader, writer = fork.Pipe(duplex=False)
+    process = fork.Process(target=_answer, args=(writer, model_type, attention))
+    process.start()
+    writer.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, cwd=ROOT)
-    except subprocess.TimeoutExpired:
-        return {"all": f"not within {LIMIT} s"}
-    if done.returncode:
-        return {"all": _short(RuntimeError((done.stderr.strip().splitlines() or ["killed"])[-1]))}
-    verdicts: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
-    return verdicts
+        verdict: str = reader.recv() if reader.poll(LIMIT) else f"{NOT_BUILT}: not within {LIMIT} s"
+    except EOFError:
+        process.join()
+        verdict = f"{NOT_BUILT}: the process crashed, exit code {process.exitcode}"
+    process.kill()
+    process.join()
+    return verdict
+
+
+def _answer(writer: Connection, model_type: str, attention: str) -> None:
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
+    writer.send(probe(model_type, attention))
 
 
 def page(found: dict[str, dict[str, str]]) -> str:
     """The whole of `docs/masks.md`."""
-    built = {family: verdicts for family, verdicts in found.items() if "all" not in verdicts}
+    built = {f: v for f, v in found.items() if not all(c == NO or c.startswith(NOT_BUILT) for c in v.values())}
     lines = [f"| {family} | " + " | ".join(v[a] for a in ATTENTIONS) + " |" for family, v in built.items()]
     isolated, leaking = (
         [f for f, v in built.items() if any(word in cell for cell in v.values())] for word in ("isolated", "leaks")
@@ -211,25 +242,29 @@ def page(found: dict[str, dict[str, str]]) -> str:
         f"could be built; {len(isolated)} are isolated in at least one attention, {len(leaking)} leak in at least one. "
         f"{cured} that leak with eager or sdpa are isolated with {VARLEN}."
     )
-    missing = "\n".join(f"- {family}: {v['all']}" for family, v in found.items() if "all" in v)
+    reasons = {f: next((c for c in v.values() if c != NO), NO) for f, v in found.items() if f not in built}
+    missing = "\n".join(f"- {family}: {reason.removeprefix(NOT_BUILT + ': ')}" for family, reason in reasons.items())
     header = f"| family | {' | '.join(ATTENTIONS)} |\n|---|{'---|' * len(ATTENTIONS)}\n"
     return f"{INTRODUCTION}\n{counts}\n\n{header}" + "\n".join(lines) + f"\n\n## Not built\n\n{missing}\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="probe one family and print JSON")
-    args = parser.parse_args()
-    if args.only:
-        warnings.simplefilter("ignore")
-        transformers.logging.set_verbosity_error()
-        print(json.dumps(probe(args.only)))
-        return
-    found = {}
-    for family in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        found[family] = in_own_process(family)
+    parser.add_argument("--only", nargs="+", help="probe these families and print what was found, nothing else")
+    only = parser.parse_args().only
+    transformers.logging.set_verbosity_error()
+    found: dict[str, dict[str, str]] = {}
+    for family in only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        found[family] = {}
+        for attention in ATTENTIONS:
+            found[family][attention] = in_own_process(family, attention)
+            if found[family][attention].startswith(NOT_BUILT) and attention == ATTENTIONS[0]:
+                break
+        for attention in ATTENTIONS:
+            found[family].setdefault(attention, found[family][ATTENTIONS[0]])
         print(family, found[family], flush=True)
-    (ROOT / "docs" / "masks.md").write_text(page(found))
+    if not only:
+        (ROOT / "docs" / "masks.md").write_text(page(found))
 
 
 if __name__ == "__main__":
