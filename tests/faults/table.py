@@ -10,7 +10,7 @@ Made by `make test-faults`: {number} runs drawn with seed {seed}, each on two re
 trainer: six steps, a checkpoint every two, only the last one kept (`save_total_limit: 1`), dropout on, so that a
 generator that is not restored shows. After every optimizer step both ranks hash their parameters. A run passes when
 
-- both processes have ended within 60 s of the fault (`ended after`: seconds until the later one had);
+- both processes have ended within 60 s of the fault (`ended after`: seconds, on a busy machine);
 - every hash of both ranks is that of the uninterrupted run, as far as they went: no rank went on alone;
 - a rank that raised has its own error, the other a `PeerError` with the same message;
 - the last checkpoint whose save was finished is still there (`checkpoint`: its step; 0: the fault came before one);
