@@ -305,6 +305,26 @@ def test_runs_are_repeatable_with_sampled_rollouts(make_trainer):
     assert len({tuple(answer) for answer in first}) > 9, "samples differ from each other and from step to step"
 
 
+def test_no_two_rollouts_share_a_seed_in_any_step_micro_step_or_rank(make_trainer):
+    def seeds_of(rank):
+        trainer = make_trainer(max_steps=2, **WINDOW)
+        builder, seeds = trainer._window_builder, []
+        builder._rank, inner = rank, builder._backend
+
+        class Record:
+            def generate(self, requests):
+                seeds.extend(request.seed for request in requests)
+                return inner.generate(requests)
+
+        builder._backend = Record()
+        trainer.train()
+        return seeds
+
+    first = seeds_of(0)
+    assert first == seeds_of(0)
+    assert len(set(first + seeds_of(1))) == 2 * len(first) == 36, "2 steps of 3 x 3 samples on each of 2 ranks"
+
+
 def test_a_tokenizer_without_an_end_token_is_refused(make_trainer, tokenizer):
     import copy
 
