@@ -6,6 +6,7 @@ with the logits, so no shift happens after packing and no target can cross the b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,18 @@ class Segment:
     indices: dict[str, Tensor] = field(default_factory=dict)
     weight_sum: float
     sample_id: str = ""
+
+    def __post_init__(self) -> None:
+        """On the CPU the two copies of the weights are compared; on a device that would wait for it."""
+        if self.weights.device.type != "cpu":
+            return
+        total = float(self.weights.sum(dtype=torch.float64))
+        if not math.isclose(total, self.weight_sum, rel_tol=1e-5, abs_tol=1e-9):
+            raise ValueError(
+                f"segment of sample {self.sample_id!r}: weight_sum is {self.weight_sum}, but the weights sum to "
+                f"{total}. "
+                "It is the segment's share of the loss's denominator; change both together."
+            )
 
     @property
     def encoded_len(self) -> int:
@@ -87,8 +100,9 @@ class Segment:
                 f"{where}: {n} input_ids, {len(targets)} targets and {len(weights)} weights; "
                 "give one target and one weight for every token."
             )
-        if min(weights) < 0:
-            raise ValueError(f"{where}: weight {min(weights)} is negative; weights are 0 or more.")
+        wrong = [w for w in weights if not 0 <= w < math.inf]
+        if wrong:
+            raise ValueError(f"{where}: a weight is {wrong[0]}; weights are finite and 0 or more.")
         if weights[-1] != 0:
             raise ValueError(
                 f"{where}: the last position has weight {weights[-1]}, but no token follows it; "

@@ -1,6 +1,7 @@
 """The gradient of a window is that of the same segments run one by one, unpacked: in every scope and objective."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,4 +136,29 @@ def test_reference_answers_are_trained_like_any_segment(make_trainer, make_model
     trainer = make_trainer(model=model, reference_fraction=1.0, post_rollout_pack_scope="window")
     trainer.train()
     _, gradient = one_by_one(reference_model, trained(trainer))
+    assert relative_difference(trainer.catcher.gradients[0], gradient) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["micro", "window, dense", "no packing"])
+def test_a_builder_may_weigh_tokens_as_it_likes(make_trainer, make_model, name):
+    """Any weight of 0 or more: the loss is a weighted mean, and the denominator is the sum of the weights."""
+    model = make_model()
+    reference_model = copy.deepcopy(model)
+    trainer = make_trainer(model=model, **SCHEDULES[name])
+    build = trainer.recorder.inner.build
+
+    def weighed(sample, rollout):
+        target = build(sample, rollout)
+        weights = target.segment.weights
+        drawn = torch.rand(weights.shape, generator=torch.Generator().manual_seed(len(weights)))
+        return replace(
+            target,
+            segment=replace(target.segment, weights=weights * 4 * drawn, weight_sum=float((weights * 4 * drawn).sum())),
+        )
+
+    trainer.recorder.inner.build = weighed
+    trainer.train()
+    segments = trained(trainer)
+    assert max(float(s.weights.max()) for s in segments) > 2
+    _, gradient = one_by_one(reference_model, segments)
     assert relative_difference(trainer.catcher.gradients[0], gradient) < 1e-10
