@@ -99,6 +99,8 @@ def varlen_attention(
     if query.is_cuda:
         return _fused(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     lens = cu_seq_lens_q.diff().tolist()
+    if lens == [query.shape[2]]:
+        return sdpa_attention_forward(module, query, key, value, _window(query, sliding_window), dropout, scaling)
     parts = zip(query.split(lens, dim=2), key.split(lens, dim=2), value.split(lens, dim=2), strict=True)
     outputs = [
         sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), dropout, scaling)[0] for q, k, v in parts

@@ -57,7 +57,8 @@ def arrange(
     assert len(packs) <= most, (len(packs), most)
     forwards = max(most, 1 if skip_idle else micro_steps)
     runs = sorted(packs, key=lambda pack: -pack["input_ids"].numel())
-    runs += [make_dummy() for _ in range(forwards - len(packs))]
+    if forwards > len(packs):
+        runs += [make_dummy()] * (forwards - len(packs))
     idle = max(0, micro_steps - forwards)
     single = micro_steps - idle - 1
     if forwards > micro_steps:

@@ -149,7 +149,8 @@ class WindowBuilder:
             pool = [*self._schedule.waiting, *(s for row in segments for s in row)]
             scheduled = self._schedule.schedule(segments, micro_steps)
             waiting = {id(s) for s in self._schedule.waiting}
-            batches = [self._collate(segments) for segments in scheduled.micro_steps]
+            dummy = self._collate(()) if () in scheduled.micro_steps else {}
+            batches = [self._collate(segments) if segments else dummy for segments in scheduled.micro_steps]
         extra = len(batches) - micro_steps
         assert extra == 0 or (extra > 0 and self._config.on_infeasible == "extra_steps"), (len(batches), micro_steps)
         ratios.add(scheduled.counters)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import platform
 import statistics
 from pathlib import Path
@@ -155,6 +156,13 @@ def measure(workload: Workload, shape: str, device: torch.device, *, rounds: int
     }
 
 
+def cpu_name() -> str:
+    """What /proc/cpuinfo calls the processor, where there is one."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", choices=["cpu", "gpu"], required=True)
@@ -168,8 +176,10 @@ def main() -> None:
     if args.preset == "gpu":
         plan = [(w, shape) for shape in ("0.6b", "1.7b") for w in workloads(1)]
     else:
-        plan = [(w, "digits") for w in (QUICKSTART, *workloads(16))]
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+        plan = [(w, "quickstart") for w in (QUICKSTART, *workloads(16))]
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {threads}"
+    load = os.getloadavg()[0]
     about = {
         "machine": machine,
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers "
@@ -182,6 +192,7 @@ def main() -> None:
         for workload, shape in plan
         if not args.only or args.only in workload.name
     ]
+    about["load average"] = f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
     results = {"about": about, "tables": tables}
     report.write(results, Path(args.out) / f"step_time_{args.preset}", report.NOTES[args.preset])
     if not args.only:

@@ -24,7 +24,7 @@ def write(results: dict[str, Any], path: Path, notes: str) -> None:
             f"packing_length {table['packing_length']}, fill over all GA packs {table['fill']:.2f}"
         )
         rows = "".join(_row(row) for row in table["rows"])
-        parts.append(f"## {table['model']}, {table['workload']}\n\n{shape}.\n\n{HEAD}{rows}")
+        parts.append(f"## Model {table['model']}, {table['workload']}\n\n{shape}.\n\n{HEAD}{rows}")
         if table["syncs"] is not None:
             parts.append(f"Waits for the device between rollout and loss: {table['syncs']}.\n")
     path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
@@ -60,7 +60,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(
         xticks=range(len(tables)),
-        xticklabels=[f"{t['model']}\n{t['workload']}" for t in tables],
+        xticklabels=[f"{t['workload']}\n(model {t['model']})" for t in tables],
         ylabel="useful tokens/s, padded = 1",
         title=f"Same rollouts, same gradient: {results['about']['machine']}",
     )

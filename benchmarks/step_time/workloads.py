@@ -111,7 +111,7 @@ QUICKSTART = Workload(
 
 QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 SHAPES = {
-    "digits": {  # the quickstart's model
+    "quickstart": {
         "vocab_size": 96,
         "hidden_size": 128,
         "num_hidden_layers": 4,
