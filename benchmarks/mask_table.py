@@ -84,6 +84,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "codestral_mamba": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1},
     "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1},
+    "gemma4_text": {"vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {
@@ -94,10 +95,17 @@ SPECIAL: dict[str, dict[str, object]] = {
         "layer_types": ["mamba", "attention"],
         "shared_intermediate_size": 48,
     },
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
 }
+
+VARIANTS = {"granitemoehybrid, attention only": {"layer_types": ["attention", "attention"]}}
+"""Rows of their own for what a family's tiny configuration hides."""
 INTRODUCTION = """\
 # Which models keep packed segments apart
 
@@ -109,15 +117,17 @@ passes. What holds for your model, attention and dtype is measured again before 
   most 1e-5 counts as isolated); *positions*: segments behind the first came out differently. Such a model does not
   train on packs.
 - isolated: they did not move, or by the number given.
-- refuses: the forward raises because of the packing, so nothing can leak silently.
+- refuses: the forward raises because of the packing, so nothing can leak silently. Hybrids do where the kernel of
+  their recurrent layers is not installed; with it they may be isolated or leak, which the probe finds out.
 - fails: the forward raises for another reason, as a rule a size of the tiny configuration; nothing is known.
 - `rollout_varlen` is this project's attention (`rollout_matching.attention: auto` takes it where it can run); a dash
   means that the model does not support the attention.
 """
 
 
-def tiny_config(model_type: str):
+def tiny_config(family: str):
     """The family's default configuration with every size it knows made small; None where the text model is nested."""
+    model_type = family.partition(",")[0]
     config = transformers.AutoConfig.for_model(model_type)
     if config.get_text_config() is not config:
         return None
@@ -127,7 +137,7 @@ def tiny_config(model_type: str):
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
     if len(kinds) > 1:  # a layer of every kind, or the tiny model would not show what the family does
         known |= {"num_hidden_layers": len(kinds), "layer_types": kinds}
-    special = SPECIAL.get(model_type, {})
+    special = SPECIAL.get(model_type, {}) | VARIANTS.get(family, {})
     while True:
         try:
             return transformers.AutoConfig.for_model(model_type, **{**known, **special})
@@ -145,11 +155,11 @@ def _takes(config, name: str) -> bool:
         return False
 
 
-def probe(model_type: str, attention: str) -> str:
+def probe(family: str, attention: str) -> str:
     """The verdict for one family in one attention; begins with `not built` where there is no model to probe."""
     torch.manual_seed(0)
     try:
-        config = tiny_config(model_type)
+        config = tiny_config(family)
         if config is None:
             return f"{NOT_BUILT}: the text model is nested in a multimodal configuration"
         model = _build(config, attention)
@@ -195,7 +205,7 @@ def _verdict(model) -> str:
         reason = "positions, " if "behind another" in text else ""
         return f"**leaks** ({reason}{moved[1] if moved else '?'})"
     except Exception as error:
-        packing = re.search(r"pack|sequences apart|cu_seq", str(error), re.I)
+        packing = re.search(r"packed|sequences apart", str(error), re.I)
         return f"{'refuses' if packing else 'fails'}: {_short(error)}"
     return f"isolated ({report.leak:.0e})" if report.leak else "isolated"
 
@@ -205,11 +215,11 @@ def _short(error: Exception) -> str:
     return text.replace("|", "/") if len(text) <= 70 else text[:67].replace("|", "/") + "..."
 
 
-def in_own_process(model_type: str, attention: str) -> str:
+def in_own_process(family: str, attention: str) -> str:
     """`probe` in a process of its own with a time limit; forked, since the imports take longer than most families."""
     fork = multiprocessing.get_context("fork")
     reader, writer = fork.Pipe(duplex=False)
-    process = fork.Process(target=_answer, args=(writer, model_type, attention))
+    process = fork.Process(target=_answer, args=(writer, family, attention))
     process.start()
     writer.close()
     try:
@@ -222,11 +232,11 @@ def in_own_process(model_type: str, attention: str) -> str:
     return verdict
 
 
-def _answer(writer: Connection, model_type: str, attention: str) -> None:
+def _answer(writer: Connection, family: str, attention: str) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
-    writer.send(probe(model_type, attention))
+    writer.send(probe(family, attention))
 
 
 def page(found: dict[str, dict[str, str]]) -> str:
@@ -254,7 +264,7 @@ def main() -> None:
     only = parser.parse_args().only
     transformers.logging.set_verbosity_error()
     found: dict[str, dict[str, str]] = {}
-    for family in only or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for family in only or sorted([*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]):
         found[family] = {}
         for attention in ATTENTIONS:
             found[family][attention] = in_own_process(family, attention)
