@@ -199,11 +199,17 @@ def test_a_trained_model_s_answers_are_drawn_on_test_canvases(tmp_path):
             Rollout(response_ids=TOKENIZER(json.dumps(s["objects"]))["input_ids"], truncated=False) for s in samples
         ]
 
-    trainer = SimpleNamespace(target_builder=ObjectsTargetBuilder(tokenizer=TOKENIZER), roll_out=roll_out)
+    trainer = SimpleNamespace(
+        target_builder=ObjectsTargetBuilder(tokenizer=TOKENIZER), roll_out=roll_out, is_world_process_zero=lambda: True
+    )
     spec = DataSpec(source="digits", split="eval", seed=5, max_digits=3)
     draw_answers(trainer, spec, tmp_path / "canvases.png", canvases=3)
     assert (tmp_path / "canvases.png").is_file()
     assert asked == list(DigitsDataset("test", 3, 5, max_digits=3)[i] for i in range(3))
+    trainer.is_world_process_zero = lambda: False  # the other ranks predict, but do not draw
+    draw_answers(trainer, spec, tmp_path / "none.png", canvases=3)
+    assert len(asked) == 6
+    trainer.is_world_process_zero = lambda: True
     trainer.target_builder = object()
     draw_answers(trainer, spec, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
