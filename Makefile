@@ -3,11 +3,13 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 # One thread: the quickstart's model is too small for more, and threads that wait for each other on a busy machine
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-faults masks lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-faults masks test-vllm vllm-server lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +39,21 @@ test-faults: install  ## Break thirty runs on two ranks and resume them; writes 
 masks: install  ## Probe every model family for leaks between packed segments; writes docs/masks.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mask_table
 
+test-vllm: $(VLLM_STAMP)  ## The rollouts against a real vLLM on the CPU, in an environment of its own (.venv-vllm)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/rollout_sft/test_rollouts_weights.py
+
+$(VLLM_STAMP): constraints-vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps -r constraints-vllm.txt
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+CONFIG ?= configs/quickstart-vllm-server.yaml
+PORT ?= 8000
+vllm-server: $(VLLM_STAMP)  ## A vLLM server for the rollouts of CONFIG, on PORT (without a GPU; see docs/vllm.md)
+	$(VLLM_BIN)/python -m rollout_sft.serve --config $(CONFIG) --port $(PORT)
+
 lint: install  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,5 +69,5 @@ bench-step: install  ## Seconds per optimizer step, from padded batches to the l
 bench-gpu:  ## The same on a GPU, with the python of GPU_PYTHON, whose torch has CUDA (half an hour)
 	CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON) -m benchmarks.step_time --preset gpu --rounds 3
 
-clean:  ## Remove .venv and what runs wrote
-	rm -rf .venv runs
+clean:  ## Remove the environments and what runs wrote
+	rm -rf .venv .venv-vllm runs

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rollout_sft.rollouts.decoding import Decoding
+from rollout_sft.rollouts.vllm import VLLMConfig
 
 TRAINING = {"section": "training"}
 ROLLOUT_MATCHING = {"section": "rollout_matching"}
@@ -57,7 +58,9 @@ class RolloutSFTConfig(TrainingArguments):
             Scope `window`, when the segments do not fit GA packs: `raise` stops the run before the first forward,
             `extra_steps` runs the packs that are too many inside the last micro-step. The gradient is the same.
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
-            What generates: `hf` uses the live model's `generate`.
+            What generates: `hf` uses the live model's `generate`, `vllm` an engine that gets the live weights.
+        vllm (`dict`, *optional*):
+            Fields of [`~rollout_sft.rollouts.vllm.VLLMConfig`].
         rollout_batch_size (`int`, *optional*):
             Prompts generated together; `per_device_train_batch_size` when not given.
         decoding (`dict`, *optional*):
@@ -98,7 +101,8 @@ class RolloutSFTConfig(TrainingArguments):
     pack_objective: str = field(default="dense", metadata=_choice("dense", "balanced"))
     idle_micro_steps: str = field(default="dummy", metadata=_choice("dummy", "skip"))
     on_infeasible: str = field(default="raise", metadata=_choice("raise", "extra_steps"))
-    rollout_backend: str = field(default="hf", metadata=_choice("hf"))
+    rollout_backend: str = field(default="hf", metadata=_choice("hf", "vllm"))
+    vllm: dict[str, Any] = field(default_factory=dict, metadata=ROLLOUT_MATCHING)
     rollout_batch_size: int | None = field(default=None, metadata=ROLLOUT_MATCHING)
     decoding: dict[str, Any] = field(default_factory=dict, metadata=ROLLOUT_MATCHING)
     eval_decoding: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0}, metadata=ROLLOUT_MATCHING)
@@ -131,6 +135,10 @@ class RolloutSFTConfig(TrainingArguments):
     def evaluation_decoding(self) -> Decoding:
         """How evaluation rollouts are sampled."""
         return Decoding(**{**self.decoding, **self.eval_decoding})
+
+    def vllm_config(self) -> VLLMConfig:
+        """How vLLM is used, where it is the backend."""
+        return VLLMConfig(**self.vllm)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,6 +198,8 @@ class RolloutSFTConfig(TrainingArguments):
             )
         self.train_decoding()
         self.evaluation_decoding()
+        if self.rollout_backend == "vllm":
+            self.vllm_config()
 
     def _reject_what_changes_the_gradient(self) -> None:
         reasons = {

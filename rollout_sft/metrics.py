@@ -95,6 +95,10 @@ class StepMetrics:
         self._ratios.add({"packing/idle_micro_steps": (float(max(0, micro_steps - most)), 1.0)})
         self._ratios.add({"packing/extra_packs": (float(max(0, most - micro_steps)), 1.0)})
 
+    def add_pairs(self, pairs: Mapping[str, tuple[float, float]]) -> None:
+        """Adds (numerator, denominator) pairs of this rank alone."""
+        self._ratios.add(pairs)
+
     def add_values(self, values: Mapping[str, float]) -> None:
         """Adds plain numbers; the latest of each name is logged."""
         self._latest.update(values)

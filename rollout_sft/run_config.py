@@ -31,6 +31,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.rollouts.decoding import Decoding
+from rollout_sft.rollouts.vllm import VLLMConfig
 
 TRAINER_VARIANT = "rollout_matching_sft"
 
@@ -168,6 +169,9 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
         if knob in arguments:
             specs = {f.name: f for f in fields(Decoding)}
             arguments[knob] = _typed(f"rollout_matching.{knob}", arguments[knob], specs, owner=Decoding)
+    if "vllm" in arguments:
+        specs = {f.name: f for f in fields(VLLMConfig)}
+        arguments["vllm"] = _typed("rollout_matching.vllm", arguments["vllm"], specs, owner=VLLMConfig)
     if folder is not None:
         arguments["output_dir"] = str(Path(arguments.get("output_dir", "runs")) / folder)
     training = RolloutSFTConfig(**arguments)
@@ -260,6 +264,8 @@ def _owner(section: str) -> type:
     owners = {"model": ModelSpec, "data.train": DataSpec, "data.eval": DataSpec}
     if section.endswith("decoding"):
         return Decoding
+    if section.endswith(".vllm"):
+        return VLLMConfig
     return owners.get(section, RolloutSFTConfig)
 
 

@@ -51,7 +51,7 @@ def summarise(
         values = column(name)
         return sum(values) / len(values) if values else None
 
-    parts = ("time/rollout_s", "time/build_s", "time/pack_s", "time/train_s")
+    parts = ("time/weight_sync_s", "time/rollout_s", "time/build_s", "time/pack_s", "time/train_s")
     found = {
         "f1_before": before.get("eval_rollout/f1"),
         "f1_after": after.get("eval_rollout/f1"),

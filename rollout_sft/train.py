@@ -88,6 +88,7 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
     _draw(trainer, stage)
     if trainer.is_world_process_zero():
         summary.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    trainer.generation.close()
     trainer.accelerator.wait_for_everyone()
     return numbers
 

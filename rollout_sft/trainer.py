@@ -38,14 +38,13 @@ from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_nam
 from rollout_sft.config import RolloutSFTConfig
 from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
 from rollout_sft.fill_estimate import FillEstimate
+from rollout_sft.generation import Generation
 from rollout_sft.isolation import IsolationReport, check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.loss import weighted_loss
 from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
 from rollout_sft.refusals import reject_own_loss, reject_unknown_positions, warn_about_dropout
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
-from rollout_sft.rollouts.decoding import Decoding
-from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.schedule import MicroSchedule, make_schedule
 from rollout_sft.seeds import derive_seed
 from rollout_sft.segments import Segment
@@ -119,12 +118,14 @@ class RolloutSFTTrainer(Trainer):
         self.schedule = make_schedule(args)
         self.fill_estimate = FillEstimate(args)
         self.target_builder = target_builder or make_target_builder(processing_class, args)
-        self._eval_backend = rollout_backend or self._hf_backend(args.evaluation_decoding())
+        self.generation = Generation(
+            args, processing_class, lambda: self.accelerator.unwrap_model(self.model), rollout_backend
+        )
         self._window_builder = WindowBuilder(
             args,
             schedule=self.schedule,
             target_builder=self.target_builder,
-            backend=rollout_backend or self._hf_backend(args.train_decoding()),
+            backend=self.generation.train,
             collate=self._collate,
             rank=args.process_index,
         )
@@ -139,6 +140,7 @@ class RolloutSFTTrainer(Trainer):
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
         self.add_callback(LogLineCallback)
+        self.add_callback(self.generation)
 
     # --- one window --------------------------------------------------------------------------------------------
 
@@ -163,6 +165,8 @@ class RolloutSFTTrainer(Trainer):
         self._metrics.training_ends()
         if not self._isolation_checked:
             self._check_isolation()
+        if self.args.reference_fraction < 1:
+            self._sync_rollouts(windows=1)
         window, reports = together(
             lambda: self._window_builder.build(epoch_iterator, num_batches, self.state.global_step),
             share=lambda window: window.report,
@@ -182,6 +186,7 @@ class RolloutSFTTrainer(Trainer):
             self.args.validate_schedule == "first_window" and not self._validated
         ):
             self._validate(window, weight_sum, device)
+        self.generation.sleep()
         self._metrics.training_begins()
         return self._slots(window, reports, device), weight_sum
 
@@ -205,6 +210,12 @@ class RolloutSFTTrainer(Trainer):
         """One micro-step, whatever its slot holds; see `Trainer.training_step` and [`~rollout_sft.slots`]."""
         step = super().training_step
         return run_slot(self, model, inputs, lambda pack: step(model, pack, num_items_in_batch))  # type: ignore[arg-type]
+
+    def _sync_rollouts(self, *, windows: int) -> None:
+        """Hands changed weights to the rollout engine; the seconds count for the line of the next window."""
+        seconds = self.generation.sync()
+        if self.generation.is_synced:
+            self._metrics.add_pairs({"time/weight_sync_s": (seconds, float(windows))})
 
     def _check_isolation(self) -> None:
         """The leak probe, on the wrapped model in the precision of training, before the first step."""
@@ -294,6 +305,7 @@ class RolloutSFTTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Generates, scores and reports; see `Trainer.evaluate`. Metrics are `{prefix}_rollout/f1` and so on."""
         self._metrics.training_ends()
+        self._sync_rollouts(windows=0)
         self.callback_handler.eval_dataloader = dataloader
         totals, samples = Ratios(), 0
         with torch.random.fork_rng(devices=[]):  # a data loader draws from the generator that dropout uses
@@ -326,7 +338,7 @@ class RolloutSFTTrainer(Trainer):
             RolloutRequest(prompt_ids=read_prompt(s), seed=derive_seed("eval", self.args.seed, str(s["id"])))
             for s in samples
         ]
-        return self._eval_backend.generate(requests)
+        return self.generation.evaluation.generate(requests)
 
     def _score_next(self, batches: Iterator[MicroBatch]) -> list[Counters] | None:
         """The next batch's scores; None when there is no batch left, which is so on every rank at once."""
@@ -336,17 +348,6 @@ class RolloutSFTTrainer(Trainer):
         samples = batch.samples
         rollouts = self.roll_out(samples)
         return [self.target_builder.score(s, r) for s, r in zip(samples, rollouts, strict=True)]
-
-    def _hf_backend(self, decoding: Decoding) -> HFBackend:
-        tokenizer = self._tokenizer
-        pad = tokenizer.pad_token_id
-        return HFBackend(
-            lambda: self.accelerator.unwrap_model(self.model),
-            decoding,
-            eos_token_ids=[tokenizer.eos_token_id],
-            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
-            batch_size=self.args.rollout_batch_size or self.args.per_device_train_batch_size,
-        )
 
     # --- log and checkpoint ------------------------------------------------------------------------------------
 
@@ -400,6 +401,14 @@ class RolloutSFTTrainer(Trainer):
 
         for part in (begin, write, finish):
             together(part, share=lambda _: None)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        self.generation.weights.changed()
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.generation.weights.changed()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,4 +48,13 @@ class RolloutBackend(Protocol):
 
         Every rank calls it at the same point, with no requests where it has none, so it may use collectives.
         """
+        ...
+
+
+@runtime_checkable
+class SyncedBackend(RolloutBackend, Protocol):
+    """A backend that generates with a copy of the weights."""
+
+    def sync(self) -> None:
+        """Renews the copy if the weights have changed; every rank calls it at the same point."""
         ...

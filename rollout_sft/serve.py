@@ -1,0 +1,92 @@
+"""`python -m rollout_sft.serve --config x.yaml`: a vLLM server for the rollouts of a configuration.
+
+Writes the model and tokenizer that the configuration's first stage starts from, and runs vLLM's own server on them with
+what training needs: the routes for weight updates, and the worker extension. The weights that the server starts with
+are never used for a rollout; the trainer hands over its own first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rollout_sft.loading import load_model, load_tokenizer
+from rollout_sft.run_config import load_run
+
+WORKER_EXTENSION = "rollout_sft.rollouts.vllm_worker.RolloutWorker"
+
+
+def server_command(model_dir: str | Path, *, port: int, max_model_len: int, python: str = sys.executable) -> list[str]:
+    """
+    The command of a server for training.
+
+    Args:
+        model_dir (`str` or `Path`):
+            Folder with the model and its tokenizer.
+        port (`int`):
+            Where to listen, on this machine alone.
+        max_model_len (`int`):
+            Most tokens of a prompt and its response.
+        python (`str`, *optional*):
+            Interpreter that has vLLM.
+
+    Returns:
+        `list[str]`: to be run with [`server_environment`].
+    """
+    return [
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)),
+        *("--host", "127.0.0.1", "--port", str(port), "--seed", "0", "--max-model-len", str(max_model_len)),
+        *("--worker-extension-cls", WORKER_EXTENSION),
+    ]
+
+
+def server_environment() -> dict[str, str]:
+    """The variables that the server needs: routes for weight updates, and quiet on machines without a GPU."""
+    needed = {"VLLM_SERVER_DEV_MODE": "1"}
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TORCHDYNAMO_DISABLE": "0" if _has_gpu() else "1",
+    }
+    return {**{k: os.environ.get(k, v) for k, v in defaults.items()}, **needed}
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Writes the model and becomes the server.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*):
+            The command line; what is not known here goes to vLLM.
+    """
+    parser = argparse.ArgumentParser(prog="rollout_sft.serve", description="A vLLM server for rollouts.")
+    parser.add_argument("--config", required=True, help="the YAML file of the training")
+    parser.add_argument("--port", type=int, default=8000)
+    known, further = parser.parse_known_args(arguments)
+    stage = load_run(known.config)[0]
+    args = stage.training
+    response = max(args.train_decoding().max_new_tokens, args.evaluation_decoding().max_new_tokens)
+    folder = tempfile.mkdtemp(prefix="rollout_sft-serve-")
+    tokenizer = load_tokenizer(stage.model)
+    model = load_model(stage.model, tokenizer, seed=args.seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = args.global_max_length + response
+    command = server_command(folder, port=known.port, max_model_len=min(limit or length, length))
+    command += ["--dtype", str(model.dtype).removeprefix("torch."), *further]
+    os.execve(command[0], command, {**os.environ, **server_environment()})
+
+
+if __name__ == "__main__":
+    main()

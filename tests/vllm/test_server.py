@@ -1,0 +1,265 @@
+"""Real servers, real failures: the right tokens, a clear error or a recovery, and never a stale rollout."""
+
+import re
+import signal
+import threading
+import time
+
+import pytest
+import requests as http
+
+from rollout_sft.rollouts.decoding import Decoding
+from rollout_sft.rollouts.vllm import VLLMBackend, VLLMConfig
+from rollout_sft.rollouts.vllm_engine import ColocatedEngine
+from rollout_sft.rollouts.vllm_http import Deadline, Server, ServerError
+from rollout_sft.rollouts.vllm_server import ServerEngine, split_in_proportion
+from tests.vllm.conftest import (
+    EOS,
+    LONG,
+    LONGEST,
+    Live,
+    by_hf,
+    colocate_config,
+    compare_every_window,
+    make_model,
+    make_trainer,
+    requests,
+)
+from tests.vllm.servers import free_port
+
+
+class Trained:
+    """A live model, and backends that reach it through servers."""
+
+    def __init__(self, live, folder):
+        self.live, self.folder = live, folder
+        self.engines = []
+
+    @property
+    def model(self):
+        return self.live.model
+
+    def backend(self, *servers, timeout=120.0, retries=3, **decoding):
+        config = VLLMConfig(mode="server", base_url=[s.url for s in servers], timeout=timeout, retries=retries)
+        engine = ServerEngine(config, self.folder, show_progress=False)
+        self.engines.append(engine)
+        decoding = Decoding(**{"max_new_tokens": 24, **decoding})
+        return VLLMBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    made = []
+
+    def make(*, tied=True, **overrides):
+        made.append(Trained(Live(make_model(tied=tied, **overrides)), tmp_path / "weights"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for engine in each.engines:
+            engine.close()
+
+
+@pytest.fixture(params=["tied", "untied"])
+def served(request, servers):
+    return servers[request.param].wait(), request.param == "tied"
+
+
+def test_greedy_equals_hugging_face_before_and_after_every_sync(served, trained):
+    server, tied = served
+    run = trained(tied=tied)
+    backend = run.backend(server)
+    backend.sync()
+    assert backend.generate(requests()) == by_hf(run.model)
+    for _ in range(3):
+        before = by_hf(run.model)
+        run.live.change()
+        expected = by_hf(run.model)
+        assert all(a != b for a, b in zip(before, expected, strict=True)), "the weights hardly changed"
+        backend.sync()
+        assert backend.generate(requests()) == expected
+        assert backend.generate(requests()) == expected, "the second time from the prefix cache"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "stale"),
+    [("/reset_prefix_cache", "long prompts"), ("rollout_repack_head", "all"), ("reload_weights", "all")],
+)
+def test_a_sync_that_leaves_something_out_would_be_stale(servers, trained, monkeypatch, left_out, stale):
+    run = trained()
+    backend = run.backend(servers["tied"].wait())
+    backend.sync()
+    backend.generate(requests())
+    post, call = Server.post, Server.call_workers
+    monkeypatch.setattr(
+        Server, "post", lambda s, path, *a: {"success": True} if path == left_out else post(s, path, *a)
+    )
+    monkeypatch.setattr(Server, "call_workers", lambda s, method, *a: [] if method == left_out else call(s, method, *a))
+    run.live.change()
+    backend.sync()
+    answers, expected = backend.generate(requests()), by_hf(run.model)
+    differ = [a != b for a, b in zip(answers, expected, strict=True)]
+    assert differ == [stale == "all" or len(r.prompt_ids) > 300 for r in requests()]
+
+
+def test_several_servers_answer_like_one_and_like_a_colocated_engine(servers, trained):
+    """The second server's tokenizer is another one, which ids in and out never meet."""
+    run = trained()
+    knobs = {"temperature": 1.0, "top_p": 0.95}
+    both = run.backend(servers["tied"].wait(), servers["other tokenizer"].wait(), **knobs)
+    swapped = run.backend(servers["other tokenizer"], servers["tied"], **knobs)
+    engine = ColocatedEngine(colocate_config(), longest=LONGEST, dtype="float32")
+    colocated = VLLMBackend(engine, run.live.weights, Decoding(max_new_tokens=24, **knobs), eos_token_ids=[EOS])
+    colocated.sync()
+    expected = colocated.generate(requests())
+    engine.close()
+    for backend in (both, swapped):
+        backend.sync()
+        assert backend.generate(requests()) == expected
+        assert backend.generate(requests()[::-1])[::-1] == expected
+        assert [backend.generate([request])[0] for request in requests()] == expected
+
+
+def test_a_training_with_servers_rolls_out_with_the_weights_of_each_step(servers, tmp_path):
+    urls = [servers["tied"].wait().url, servers["other tokenizer"].wait().url]
+    trainer = make_trainer(tmp_path, vllm={"mode": "server", "base_url": urls, "engine_args": {}})
+    compared = compare_every_window(trainer)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    assert compared == [True] * 3
+    kept = sorted(path.name for path in (tmp_path / "rollout_weights").iterdir())
+    assert len(kept) == 1, "weights that are not used any more were left"
+    assert kept[0].endswith("-3")
+    for line in trainer.state.log_history:
+        if "loss" in line:
+            assert line["time/weight_sync_s"] > 0
+            assert line["rollout/prefill_tokens"] > 100
+    trainer.generation.close()
+
+
+def test_a_server_killed_in_a_window_and_started_again_gets_the_weights_again(servers, trained):
+    run, victim = trained(), servers["other tokenizer"].wait()
+    backend = run.backend(servers["tied"].wait(), victim, timeout=400.0, retries=60, max_new_tokens=600)
+    backend.sync()
+    run.live.change()
+    backend.sync()
+    asked = requests([p for p in LONG for _ in range(24)])
+    expected = by_hf(run.model, asked, max_new_tokens=600)
+    outcome = {}
+    window = threading.Thread(target=lambda: outcome.update(answers=backend.generate(asked)))
+    window.start()
+    time.sleep(0.5)
+    assert window.is_alive(), "the window was over before the server was killed"
+    victim.kill()
+    victim.start()
+    window.join(timeout=420)
+    assert outcome["answers"] == expected
+    assert backend.counters["rollout/engine_retries"][0] >= 1
+    assert http.get(f"{victim.url}/weight_info").json()["weight_version"].endswith("-1")
+
+
+def test_a_server_with_old_weights_between_two_windows_gets_them_again(servers, trained):
+    run, server = trained(), servers["tied"].wait()
+    backend = run.backend(server)
+    backend.sync()
+    run.live.change()
+    backend.sync()
+    expected = by_hf(run.model)
+    other = trained(seed=9).backend(server)
+    other.sync()  # another run's weights, as after a restart from another folder
+    assert other.generate(requests()) != expected
+    assert backend.generate(requests()) == expected
+
+
+def test_answers_from_weights_that_changed_meanwhile_are_refused(servers, trained, monkeypatch):
+    run, server = trained(), servers["tied"].wait()
+    backend = run.backend(server, retries=1)
+    backend.sync()
+    complete = Server.complete
+
+    def intrude(self, *args):
+        answers = complete(self, *args)
+        self.post("/update_weight_version", {"new_version": "intruder"}, Deadline(10))
+        return answers
+
+    monkeypatch.setattr(Server, "complete", intrude)
+    with pytest.raises(ServerError, match=r"changed its weights while it .*: they are 'intruder' now .* Asked 2 times"):
+        backend.generate(requests())
+
+
+def test_another_model_is_refused_before_it_gets_weights(servers, trained):
+    server = servers["tied"].wait()
+    with pytest.raises(ServerError, match=r"serves another model .*: intermediate_size is 96 there and 64 here"):
+        trained(intermediate_size=64).backend(server).sync()
+    with pytest.raises(ServerError, match=r"serves another model .*: tie_word_embeddings is True there and False here"):
+        trained(tied=False).backend(server).sync()
+
+
+def test_a_prompt_that_was_changed_on_the_way_is_refused(servers, trained, monkeypatch):
+    run = trained()
+    backend = run.backend(servers["tied"].wait())
+    backend.sync()
+    post = Server.post
+
+    def change(self, path, body, deadline):
+        if path == "/v1/completions":
+            body = {**body, "prompt": [*body["prompt"][:1], 8, *body["prompt"][2:]]}
+        return post(self, path, body, deadline)
+
+    monkeypatch.setattr(Server, "post", change)
+    with pytest.raises(RuntimeError, match=r"request 0: vLLM read another prompt .* at position 1: given \[6, 7\]"):
+        backend.generate(requests())
+
+
+def test_a_closed_port_is_an_error_within_the_retries(trained):
+    class Nowhere:
+        url = f"http://127.0.0.1:{free_port()}"
+
+    start = time.monotonic()
+    with pytest.raises(ServerError, match=r"cannot be reached .*: the server is down, or has another .* Asked 2 times"):
+        trained().backend(Nowhere, retries=1).sync()
+    assert time.monotonic() - start < 5
+
+
+def test_a_server_that_hangs_is_an_error_at_the_timeout_and_recovers(servers, trained):
+    run, server = trained(), servers["tied"].wait()
+    backend = run.backend(server, timeout=3.0)
+    backend.sync()
+    server.signal(signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        with pytest.raises(ServerError, match=r"did not answer in time\. Gave up after 3 s .*vllm\.timeout"):
+            backend.generate(requests())
+        assert time.monotonic() - start < 6
+    finally:
+        server.signal(signal.SIGCONT)
+    backend = run.backend(server)
+    backend.sync()
+    assert backend.generate(requests()) == by_hf(run.model)
+
+
+def test_what_vllm_refuses_is_passed_on_at_once(servers, trained):
+    run = trained()
+    backend = run.backend(servers["tied"].wait())
+    backend.sync()
+    with pytest.raises(ServerError, match=re.escape("/v1/completions answered 400") + ".*Token id 777 is out of"):
+        backend.generate(requests([[5, 777]]))
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "first", "expected"),
+    [
+        (7, [1, 1, 1], 0, [3, 2, 2]),
+        (7, [1, 1, 1], 2, [2, 2, 3]),
+        (9, [2, 1], 0, [6, 3]),
+        (1, [1, 1], 1, [0, 1]),
+        (0, [1, 1], 0, [0, 0]),
+        (10, [4, 1], 1, [8, 2]),
+    ],
+)
+def test_requests_are_split_in_proportion_and_in_order(count, sizes, first, expected):
+    bounds = split_in_proportion(count, sizes, first=first)
+    assert [end - start for start, end in bounds] == expected
+    assert [i for start, end in bounds for i in range(start, end)] == list(range(count))

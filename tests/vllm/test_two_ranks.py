@@ -1,0 +1,45 @@
+"""Two real ranks (torchrun, gloo): an engine for each, one engine for both, and a failure that both learn of."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vllm.servers import free_port
+
+pytestmark = pytest.mark.distributed
+ROOT = Path(__file__).parents[2]
+
+
+def run_two_ranks(work, folder, **overrides):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "tests.vllm.worker", work, str(folder), json.dumps(overrides)),
+    ]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_every_rank_rolls_out_with_the_weights_of_each_step(tmp_path, tensor_parallel_size):
+    engine_args = {"kv_cache_memory_bytes": 64 << 20}
+    ranks = run_two_ranks(
+        "training", tmp_path, vllm={"engine_args": engine_args, "tensor_parallel_size": tensor_parallel_size}
+    )
+    for rank in ranks:
+        assert rank["compared"] == [True] * 3
+        assert rank["after"]
+        assert rank["shared"] == 3
+
+
+def test_a_server_that_is_down_stops_both_ranks_with_one_message(tmp_path):
+    server = {"mode": "server", "base_url": f"http://127.0.0.1:{free_port()}", "retries": 1, "engine_args": {}}
+    ranks = run_two_ranks("failure", tmp_path, vllm=server)
+    assert ranks[0]["error"].startswith("ServerError: http://127.0.0.1:")
+    assert "cannot be reached" in ranks[0]["error"]
+    assert ranks[1]["error"].startswith("PeerError: rank 0 failed, so rank 1 stops too. ServerError: http://127.0.0.1:")
