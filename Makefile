@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-faults masks test-vllm vllm-server lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-faults masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,14 @@ CONFIG ?= configs/quickstart-vllm-server.yaml
 PORT ?= 8000
 vllm-server: $(VLLM_STAMP)  ## A vLLM server for the rollouts of CONFIG, on PORT (without a GPU; see docs/vllm.md)
 	$(VLLM_BIN)/python -m rollout_sft.serve --config $(CONFIG) --port $(PORT)
+
+quickstart-vllm: $(VLLM_STAMP)  ## The quickstart with rollouts by vLLM in the training process, on the CPU
+	$(VLLM_BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		-m rollout_sft.train --config configs/quickstart-vllm.yaml
+
+quickstart-vllm-server: $(VLLM_STAMP)  ## The same with the server of `make vllm-server`
+	$(VLLM_BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		-m rollout_sft.train --config configs/quickstart-vllm-server.yaml
 
 lint: install  ## Style and types
 	$(BIN)/ruff check .

@@ -81,10 +81,10 @@ class ServerEngine:
         marker = f"{self._run}-{version}"
         together(lambda: self._write(weights, self._folder / marker, keep=first), share=lambda _: None)
         before, self._marker = self._marker, marker
-        _, lengths = together(lambda: self._update_all() if first else 0, share=lambda length: length)
+        together(lambda: self._update_all() if first else None, share=lambda _: None)
+        together(self._read_limits, share=lambda _: None)
         if first and before and before != marker:
             shutil.rmtree(self._folder / before, ignore_errors=True)
-        self.max_model_len = lengths[0]
         self.version = version
 
     def _write(self, weights: LiveWeights, folder: Path, *, keep: bool) -> None:
@@ -103,12 +103,18 @@ class ServerEngine:
             for _ in tensors:
                 pass
 
-    def _update_all(self) -> int:
-        """Has all servers load the current weights, side by side; the smallest `max_model_len` of them."""
+    def _update_all(self) -> None:
+        """Has all servers load the current weights, side by side."""
         deadline = Deadline(self._config.timeout)
-        return min(self._for_each(lambda server, _: self._persist(server, deadline, self._update, server, deadline)))
+        self._for_each(lambda server, _: self._persist(server, deadline, self._update, server, deadline))
 
-    def _update(self, server: Server, deadline: Deadline) -> int:
+    def _read_limits(self) -> None:
+        """Every rank asks every server itself, so every rank knows what it needs to ask for rollouts."""
+        deadline = Deadline(self._config.timeout)
+        self._for_each(lambda server, _: self._persist(server, deadline, server.read_limits, deadline))
+        self.max_model_len = min(server.max_model_len for server in self._servers)
+
+    def _update(self, server: Server, deadline: Deadline) -> None:
         """
         The version is set last: a server that fails on the way is not taken for one with the new weights.
         """
@@ -120,7 +126,6 @@ class ServerEngine:
             # Requests of an earlier attempt that nobody waits for any more still hold their blocks.
             deadline.sleep(0.2, f"{server.url} still runs other requests, so its prefix cache cannot be reset")
         server.post("/update_weight_version", {"new_version": self._marker}, deadline)
-        return server.max_model_len
 
     def _check_model(self, server: Server, deadline: Deadline) -> None:
         served = json.loads(server.call_workers("rollout_description", {}, deadline)[0])
@@ -131,7 +136,6 @@ class ServerEngine:
                     f"{server.url} serves another model than the one that is trained: {key} is {served[key]!r} there "
                     f"and {ours[key]!r} here. Start the server with the model of this run."
                 )
-        server.read_limits(deadline)
 
     # --- rollouts ----------------------------------------------------------------------------------------------
 

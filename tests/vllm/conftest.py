@@ -126,7 +126,7 @@ def compare_every_window(trainer):
 @pytest.fixture(scope="session", autouse=True)
 def servers(tmp_path_factory, request):
     """Three servers, which start while other tests run; `.wait()` before use."""
-    if not any(item.path.name == "test_server.py" for item in request.session.items):
+    if not any(item.path.name in ("test_server.py", "test_two_ranks.py") for item in request.session.items):
         yield {}
         return
     from tests.vllm.servers import RealServer

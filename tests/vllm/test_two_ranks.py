@@ -37,6 +37,15 @@ def test_every_rank_rolls_out_with_the_weights_of_each_step(tmp_path, tensor_par
         assert rank["shared"] == 3
 
 
+def test_two_ranks_share_the_servers(servers, tmp_path):
+    urls = [servers["tied"].wait().url, servers["other tokenizer"].wait().url]
+    server = {"mode": "server", "base_url": urls, "engine_args": {}}
+    ranks = run_two_ranks("training", tmp_path, vllm=server)
+    for rank in ranks:
+        assert rank["compared"] == [True] * 3
+        assert rank["after"]
+
+
 def test_a_server_that_is_down_stops_both_ranks_with_one_message(tmp_path):
     server = {"mode": "server", "base_url": f"http://127.0.0.1:{free_port()}", "retries": 1, "engine_args": {}}
     ranks = run_two_ranks("failure", tmp_path, vllm=server)
