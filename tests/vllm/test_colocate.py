@@ -164,11 +164,9 @@ def test_counters_are_those_of_the_requests(colocated, backend):
 
 def test_a_trained_adapter_is_merged_into_the_engine(colocated):
     peft = pytest.importorskip("peft")
-    if colocated.tied:
-        pytest.skip("the adapter's engine is the untied one")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    adapted = Live(peft.get_peft_model(make_model(tied=False, seed=3), config))
-    plain = by_hf(make_model(tied=False, seed=3))
+    adapted = Live(peft.get_peft_model(make_model(tied=colocated.tied, seed=3), config))
+    plain = by_hf(make_model(tied=colocated.tied, seed=3))
     made = VLLMBackend(colocated.engine, adapted.weights, Decoding(max_new_tokens=24), eos_token_ids=[EOS])
     colocated.engine.version = None  # the engine's versions are those of another model
     made.sync()
