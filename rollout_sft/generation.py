@@ -110,9 +110,10 @@ def _engine(args: RolloutSFTConfig, weights: LiveWeights) -> Engine:
     config = args.vllm_config()
     if config.mode == "server":
         from rollout_sft.rollouts.vllm_server import ServerEngine
+        from rollout_sft.rollouts.vllm_transfer import make_transfer
 
-        folder = config.weights_dir or Path(str(args.output_dir)) / "rollout_weights"
-        return ServerEngine(config, Path(folder), show_progress=args.should_log and not args.disable_tqdm)
+        transfer = make_transfer(config, default_folder=Path(str(args.output_dir)) / "rollout_weights")
+        return ServerEngine(config, transfer, show_progress=args.should_log and not args.disable_tqdm)
     from rollout_sft.rollouts.vllm_engine import ColocatedEngine
 
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(weights.model.dtype).removeprefix("torch.")

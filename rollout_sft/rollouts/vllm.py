@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
+
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding
 from rollout_sft.rollouts.weights import LiveWeights
@@ -50,9 +52,12 @@ class VLLMConfig:
             `server`: how often a server that fails is asked again.
         concurrency (`int`, *optional*, defaults to 64):
             `server`: requests under way at one server at a time, per rank.
+        weight_transfer (`str`, *optional*, defaults to `"folder"`):
+            `server`: how weights get there. `folder` writes them to `weights_dir`; `nccl` broadcasts them from the
+            trainer's device to those of the servers, `gloo` over host memory.
         weights_dir (`str`, *optional*):
-            `server`: a folder that trainer and servers both reach under this path; weights are handed over there.
-            `<output_dir>/rollout_weights` when not given.
+            `folder`: a folder that trainer and servers both reach under this path; `<output_dir>/rollout_weights`
+            when not given.
     """
 
     mode: Literal["colocate", "server"] = "colocate"
@@ -66,6 +71,7 @@ class VLLMConfig:
     timeout: float = 600.0
     retries: int = 3
     concurrency: int = 64
+    weight_transfer: Literal["folder", "nccl", "gloo"] = "folder"
     weights_dir: str | None = None
 
     @property
@@ -83,6 +89,7 @@ class VLLMConfig:
             "timeout": (self.timeout > 0, "more than 0 seconds"),
             "retries": (self.retries >= 0, "0 or more"),
             "concurrency": (self.concurrency >= 1, "1 request or more"),
+            "weight_transfer": (self.weight_transfer in ("folder", "nccl", "gloo"), "folder, nccl or gloo"),
         }
         for name, (holds, takes) in rules.items():
             if not holds:
@@ -97,6 +104,16 @@ class VLLMConfig:
             raise ValueError(
                 "rollout_matching.vllm.base_url is missing; mode: server takes the address of at least one vLLM "
                 "server, for instance http://127.0.0.1:8000."
+            )
+        if self.weights_dir is not None and self.weight_transfer != "folder":
+            raise ValueError(
+                f"rollout_matching.vllm.weights_dir is {self.weights_dir!r}, but weight_transfer: "
+                f"{self.weight_transfer} writes nothing. Remove weights_dir, or set weight_transfer: folder."
+            )
+        if self.weight_transfer == "nccl" and self.mode == "server" and not torch.cuda.is_available():
+            raise ValueError(
+                "rollout_matching.vllm.weight_transfer is nccl, which needs a GPU here and in every server; there is "
+                "none here. Use folder, or gloo."
             )
         if self.mode == "colocate" and self.urls:
             raise ValueError(

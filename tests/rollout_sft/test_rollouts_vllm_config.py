@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from rollout_sft.rollouts.vllm import VLLMConfig
 from rollout_sft.run_config import load_run
@@ -63,6 +64,8 @@ ERRORS = {
     "{mode: server}": "rollout_matching.vllm.base_url is missing; mode: server takes the address",
     "{mode: server, base_url: '127.0.0.1:8000'}": "takes one or several different addresses that begin with http://",
     "{mode: server, base_url: ['http://a:1', 'http://a:1/']}": "takes one or several different addresses",
+    "{mode: server, base_url: 'http://a:1', weight_transfer: disk}": "is 'disk'; it takes folder | nccl | gloo",
+    "{mode: server, base_url: 'http://a:1', weight_transfer: gloo, weights_dir: /w}": "gloo writes nothing",
     "{base_url: 'http://a:1'}": "base_url is 'http://a:1', but mode: colocate asks no server. Set mode: server",
 }
 
@@ -71,6 +74,12 @@ ERRORS = {
 def test_errors_name_the_key_and_what_it_takes(load, vllm):
     with pytest.raises(ValueError, match=re.escape(ERRORS[vllm])):
         load(vllm)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_nccl_without_a_gpu_is_refused_before_anything_runs(load):
+    with pytest.raises(ValueError, match="weight_transfer is nccl, which needs a GPU here and in every server"):
+        load("{mode: server, base_url: 'http://a:1', weight_transfer: nccl}")
 
 
 def test_an_unused_section_is_not_judged():

@@ -13,6 +13,7 @@ from rollout_sft.rollouts.vllm import VLLMBackend, VLLMConfig
 from rollout_sft.rollouts.vllm_engine import ColocatedEngine
 from rollout_sft.rollouts.vllm_http import Deadline, Server, ServerError
 from rollout_sft.rollouts.vllm_server import ServerEngine, split_in_proportion
+from rollout_sft.rollouts.vllm_transfer import make_transfer
 from tests.vllm.conftest import (
     EOS,
     LONG,
@@ -39,12 +40,16 @@ class Trained:
     def model(self):
         return self.live.model
 
-    def backend(self, *servers, timeout=120.0, retries=3, **decoding):
-        config = VLLMConfig(mode="server", base_url=[s.url for s in servers], timeout=timeout, retries=retries)
-        engine = ServerEngine(config, self.folder, show_progress=False)
+    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", **decoding):
+        urls = [server.url for server in servers]
+        config = VLLMConfig(mode="server", base_url=urls, timeout=timeout, retries=retries, weight_transfer=transfer)
+        engine = ServerEngine(config, make_transfer(config, default_folder=self.folder), show_progress=False)
         self.engines.append(engine)
         decoding = Decoding(**{"max_new_tokens": 24, **decoding})
         return VLLMBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
+
+
+TRANSFERS = pytest.mark.parametrize("transfer", ["folder", "gloo"])
 
 
 @pytest.fixture
@@ -66,10 +71,11 @@ def served(request, servers):
     return servers[request.param].wait(), request.param == "tied"
 
 
-def test_greedy_equals_hugging_face_before_and_after_every_sync(served, trained):
+@TRANSFERS
+def test_greedy_equals_hugging_face_before_and_after_every_sync(served, trained, transfer):
     server, tied = served
     run = trained(tied=tied)
-    backend = run.backend(server)
+    backend = run.backend(server, transfer=transfer)
     backend.sync()
     assert backend.generate(requests()) == by_hf(run.model)
     for _ in range(3):
@@ -121,17 +127,22 @@ def test_several_servers_answer_like_one_and_like_a_colocated_engine(servers, tr
         assert [backend.generate([request])[0] for request in requests()] == expected
 
 
-def test_a_training_with_servers_rolls_out_with_the_weights_of_each_step(servers, tmp_path):
+@TRANSFERS
+def test_a_training_with_servers_rolls_out_with_the_weights_of_each_step(servers, tmp_path, transfer):
     urls = [servers["tied"].wait().url, servers["other tokenizer"].wait().url]
-    trainer = make_trainer(tmp_path, vllm={"mode": "server", "base_url": urls, "engine_args": {}})
+    vllm = {"mode": "server", "base_url": urls, "engine_args": {}, "weight_transfer": transfer}
+    trainer = make_trainer(tmp_path, vllm=vllm)
     compared = compare_every_window(trainer)
     trainer.evaluate()
     trainer.train()
     trainer.evaluate()
     assert compared == [True] * 3
-    kept = sorted(path.name for path in (tmp_path / "rollout_weights").iterdir())
-    assert len(kept) == 1, "weights that are not used any more were left"
-    assert kept[0].endswith("-3")
+    if transfer == "folder":
+        kept = sorted(path.name for path in (tmp_path / "rollout_weights").iterdir())
+        assert len(kept) == 1, "weights that are not used any more were left"
+        assert kept[0].endswith("-3")
+    else:
+        assert not (tmp_path / "rollout_weights").exists()
     for line in trainer.state.log_history:
         if "loss" in line:
             assert line["time/weight_sync_s"] > 0
@@ -158,6 +169,58 @@ def test_a_server_killed_in_a_window_and_started_again_gets_the_weights_again(se
     assert outcome["answers"] == expected
     assert backend.counters["rollout/engine_retries"][0] >= 1
     assert http.get(f"{victim.url}/weight_info").json()["weight_version"].endswith("-1")
+
+
+def test_a_restarted_server_joins_a_new_stream_at_the_next_step(servers, trained):
+    """Until then it is refused: one rank alone cannot gather weights to send them again."""
+    run, victim = trained(), servers["other tokenizer"].wait()
+    backend = run.backend(servers["tied"].wait(), victim, transfer="gloo", timeout=400.0, retries=60)
+    backend.sync()
+    assert backend.generate(requests()) == by_hf(run.model)
+    victim.kill()
+    victim.start().wait()
+    with pytest.raises(ServerError, match=r"lost the weights of this step, .*or set .*weight_transfer: folder"):
+        backend.generate(requests())
+    run.live.change()
+    backend.sync()
+    assert backend.generate(requests()) == by_hf(run.model)
+
+
+def test_a_server_killed_while_weights_are_sent_gets_them_when_it_is_back(servers, trained, monkeypatch):
+    run, victim = trained(), servers["other tokenizer"].wait()
+    backend = run.backend(servers["tied"].wait(), victim, transfer="gloo", timeout=400.0, retries=60)
+    backend.sync()
+    tensors, killed = run.live.weights.tensors, []
+
+    def kill_in_the_middle():
+        for i, item in enumerate(tensors()):
+            if i == 5 and not killed:
+                killed.append(victim.url)
+                victim.kill()
+                victim.start()
+            yield item
+
+    monkeypatch.setattr(run.live.weights, "tensors", kill_in_the_middle)
+    monkeypatch.setattr("rollout_sft.rollouts.weight_stream._BUCKET_BYTES", 1)
+    run.live.change()
+    backend.sync()
+    assert killed
+    assert backend.generate(requests()) == by_hf(run.model)
+
+
+def test_a_stream_that_loses_a_tensor_is_refused(servers, trained, monkeypatch):
+    """The receiver reports one less than was sent, as it would if anything on the way dropped one."""
+    run = trained()
+    backend = run.backend(servers["tied"].wait(), transfer="gloo", retries=1)
+    call = Server.call_workers
+
+    def lose_one(self, method, *args):
+        result = call(self, method, *args)
+        return [int(count) - 1 for count in result] if method == "rollout_receive" else result
+
+    monkeypatch.setattr(Server, "call_workers", lose_one)
+    with pytest.raises(ServerError, match=r"received \[23\] tensors of 24\. Asked 2 times"):
+        backend.sync()
 
 
 def test_a_server_with_old_weights_between_two_windows_gets_them_again(servers, trained):

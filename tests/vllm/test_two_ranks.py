@@ -37,9 +37,10 @@ def test_every_rank_rolls_out_with_the_weights_of_each_step(tmp_path, tensor_par
         assert rank["shared"] == 3
 
 
-def test_two_ranks_share_the_servers(servers, tmp_path):
+@pytest.mark.parametrize("transfer", ["folder", "gloo"])
+def test_two_ranks_share_the_servers(servers, tmp_path, transfer):
     urls = [servers["tied"].wait().url, servers["other tokenizer"].wait().url]
-    server = {"mode": "server", "base_url": urls, "engine_args": {}}
+    server = {"mode": "server", "base_url": urls, "engine_args": {}, "weight_transfer": transfer}
     ranks = run_two_ranks("training", tmp_path, vllm=server)
     for rank in ranks:
         assert rank["compared"] == [True] * 3
