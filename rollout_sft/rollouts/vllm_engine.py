@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from rollout_sft.agreement import together
 from rollout_sft.rollouts.base import RolloutRequest
@@ -162,7 +163,7 @@ class ColocatedEngine:
             if self._config.sleep and not self._sleeps:
                 raise ValueError("rollout_matching.vllm.sleep is true, but vLLM cannot sleep on this platform.")
             description = copy.deepcopy(model.config)
-            description.architectures = [type(model).__name__]
+            description.architectures = [_class_name(model)]
             description.save_pretrained(folder)
             limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self._longest
             arguments: dict[str, Any] = {
@@ -179,6 +180,11 @@ class ColocatedEngine:
             given = {**arguments, **self._config.engine_args}
             self._llm = LLM(model=folder, load_format="dummy", skip_tokenizer_init=True, **given)
         self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
+
+
+def _class_name(model: Any) -> str:
+    """The name under which vLLM knows the model; `fully_shard` puts a class of its own in front."""
+    return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def _import_vllm() -> tuple[Any, Any]:

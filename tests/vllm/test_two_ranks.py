@@ -37,12 +37,21 @@ def test_every_rank_rolls_out_with_the_weights_of_each_step(tmp_path, tensor_par
         assert rank["shared"] == 3
 
 
-@pytest.mark.parametrize("transfer", ["folder", "gloo"])
-def test_two_ranks_share_the_servers(servers, tmp_path, transfer):
+def test_sharded_weights_are_gathered_for_every_engine(tmp_path):
+    engine_args = {"kv_cache_memory_bytes": 64 << 20}
+    for rank in run_two_ranks("training", tmp_path, sharded=True, vllm={"engine_args": engine_args}):
+        assert rank["sharded"]
+        assert rank["compared"] == [True] * 3
+        assert rank["after"]
+
+
+@pytest.mark.parametrize(("transfer", "sharded"), [("folder", False), ("folder", True), ("gloo", True)])
+def test_two_ranks_share_the_servers(servers, tmp_path, transfer, sharded):
     urls = [servers["tied"].wait().url, servers["other tokenizer"].wait().url]
     server = {"mode": "server", "base_url": urls, "engine_args": {}, "weight_transfer": transfer}
-    ranks = run_two_ranks("training", tmp_path, vllm=server)
+    ranks = run_two_ranks("training", tmp_path, sharded=sharded, vllm=server)
     for rank in ranks:
+        assert rank["sharded"] == sharded
         assert rank["compared"] == [True] * 3
         assert rank["after"]
 

@@ -4,14 +4,19 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from transformers.distributed import DistributedConfig
 
-from tests.vllm.conftest import by_hf, compare_every_window, make_trainer, requests
+from rollout_sft.agreement import is_sharded
+from tests.vllm.conftest import by_hf, compare_every_window, make_model, make_trainer, requests
 
 
 def training(folder, overrides):
     """Three windows, every rank's rollouts compared with Hugging Face's."""
-    trainer = make_trainer(folder, **overrides)
+    model = shard(make_model(), folder) if overrides.pop("sharded", False) else None
+    trainer = make_trainer(folder, model=model, **overrides)
     compared = compare_every_window(trainer)
     before = trainer.evaluate()
     trainer.train()
@@ -19,11 +24,22 @@ def training(folder, overrides):
     mine = requests()[dist.get_rank() :]
     answers = trainer.generation.evaluation.generate(mine)
     return {
+        "sharded": is_sharded(trainer.model),
         "compared": compared,
         "evaluated": [before["eval_rollout/truncation"], after["eval_rollout/truncation"]],
         "after": answers == by_hf(trainer.model, mine, max_new_tokens=12),
         "shared": trainer.generation._engine.version,
     }
+
+
+def shard(model, folder):
+    """The same weights, sharded over both ranks by FSDP2."""
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder / "weights")
+    dist.barrier()
+    return type(model).from_pretrained(
+        folder / "weights", dtype=torch.float32, distributed_config=DistributedConfig(fsdp_size=2)
+    )
 
 
 def failure(folder, overrides):
@@ -38,6 +54,7 @@ def failure(folder, overrides):
 
 if __name__ == "__main__":
     work, folder, overrides = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    PartialState(cpu=True)  # opens the process group
     result = {"training": training, "failure": failure}[work](folder, overrides)
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(result))
     dist.barrier()  # gloo aborts a rank whose peer has already gone
