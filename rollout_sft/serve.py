@@ -14,10 +14,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from rollout_sft.loading import load_model, load_tokenizer
 from rollout_sft.run_config import load_run
 
 WORKER_EXTENSION = "rollout_sft.rollouts.vllm_worker.RolloutWorker"
+
+_CPU_CACHE_BYTES = 1 << 30
+"""Keys and values of a server without a GPU, unless the command line says otherwise."""
 
 
 def server_command(model_dir: str | Path, *, port: int, max_model_len: int, python: str = sys.executable) -> list[str]:
@@ -56,9 +61,14 @@ def server_environment() -> dict[str, str]:
 
 
 def _has_gpu() -> bool:
-    import torch
-
     return torch.cuda.is_available()
+
+
+def _without_gpu(further: Sequence[str]) -> list[str]:
+    """What vLLM needs where it would compile for a GPU, and take nearly all of the machine's memory."""
+    memory = ("--kv-cache-memory-bytes", "--gpu-memory-utilization")
+    given = any(argument.startswith(memory) for argument in further)
+    return ["--enforce-eager"] + ([] if given else [memory[0], str(_CPU_CACHE_BYTES)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     length = args.global_max_length + response
     command = server_command(folder, port=known.port, max_model_len=min(limit or length, length))
     command += ["--dtype", str(model.dtype).removeprefix("torch."), *further]
+    command += [] if _has_gpu() else _without_gpu(further)
     os.execve(command[0], command, {**os.environ, **server_environment()})
 
 

@@ -318,6 +318,7 @@ class RolloutSFTTrainer(Trainer):
                     totals.add(counters)
                     samples += 1
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        self.generation.sleep()
         if not samples:
             raise ValueError("the evaluation data set is empty, so there is nothing to report; check data.eval.")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.values().items()}
@@ -325,7 +326,7 @@ class RolloutSFTTrainer(Trainer):
 
     def roll_out(self, samples: Sequence[Sample]) -> list[Rollout]:
         """
-        Answers samples as evaluation does.
+        Answers samples as evaluation does; every rank calls it at the same point.
 
         Args:
             samples (`Sequence[Sample]`):
@@ -338,6 +339,7 @@ class RolloutSFTTrainer(Trainer):
             RolloutRequest(prompt_ids=read_prompt(s), seed=derive_seed("eval", self.args.seed, str(s["id"])))
             for s in samples
         ]
+        self.generation.sync()
         return self.generation.evaluation.generate(requests)
 
     def _score_next(self, batches: Iterator[MicroBatch]) -> list[Counters] | None:

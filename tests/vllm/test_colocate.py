@@ -183,18 +183,35 @@ def test_every_window_of_a_training_is_answered_with_the_weights_of_its_step(tie
     engine = trainer.generation._engine
     load = engine.load
     engine.load = lambda weights: (loads.append(weights.version), load(weights))
+    asleep = []
+    generate, sleep = engine.generate, engine.sleep
+    engine.generate = lambda *a: (asleep.append(False), generate(*a))[1]
+    engine.sleep = lambda: (asleep.append(True), sleep())
     compared = compare_every_window(trainer)
     trainer.evaluate()
     trainer.train()
     trainer.evaluate()
     assert compared == [True] * 3
+    assert asleep == [False, True] * 5, "asleep whenever the model is trained"
     assert loads == [0, 1, 2, 3], "once per optimizer step, and the evaluation before the first uses the same"
-    answers = trainer.generation.evaluation.generate(requests())
-    assert answers == by_hf(trainer.model, max_new_tokens=12)
+    samples = [{"id": str(i), "prompt_ids": list(p)} for i, p in enumerate(PROMPTS)]
+    trainer.generation.weights.changed()
+    assert trainer.roll_out(samples) == by_hf(trainer.model, max_new_tokens=12)
+    assert len(loads) == 5, "roll_out synchronises by itself"
     for line in trainer.state.log_history:
         if "loss" in line:
             assert line["time/weight_sync_s"] > 0
             assert line["rollout/prefill_tokens"] > 100
             assert line["rollout/new_tokens_per_s"] > 0
             assert line["rollout/engine_retries"] == 0
+    trainer.generation.close()
+
+
+def test_training_on_reference_answers_starts_no_engine_until_the_evaluation(tmp_path):
+    trainer = make_trainer(tmp_path, reference_fraction=1.0)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert trainer.generation._engine.version is None
+    trainer.evaluate()
+    assert trainer.generation._engine.version == 3
     trainer.generation.close()

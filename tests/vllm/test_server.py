@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -26,7 +28,7 @@ from tests.vllm.conftest import (
     make_trainer,
     requests,
 )
-from tests.vllm.servers import free_port
+from tests.vllm.servers import ROOT, free_port
 
 
 class Trained:
@@ -326,3 +328,27 @@ def test_requests_are_split_in_proportion_and_in_order(count, sizes, first, expe
     bounds = split_in_proportion(count, sizes, first=first)
     assert [end - start for start, end in bounds] == expected
     assert [i for start, end in bounds for i in range(start, end)] == list(range(count))
+
+
+def test_the_quickstart_s_server_starts_with_the_make_target_s_command(tmp_path):
+    """`python -m rollout_sft.serve`, as a user runs it: no option but the configuration and a port."""
+    port = free_port()
+    command = [sys.executable, "-m", "rollout_sft.serve", "--config", "configs/quickstart-vllm-server.yaml"]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=out, stderr=out)
+    try:
+        server = Server(f"http://127.0.0.1:{port}", concurrency=1)
+        deadline = Deadline(120)
+        while True:
+            try:
+                server.read_limits(deadline)
+                break
+            except ServerError:
+                assert process.poll() is None, log.read_text()[-3000:]
+                deadline.sleep(0.5, log.read_text()[-3000:])
+        assert server.devices == 1
+        assert server.weight_version(deadline) == "default"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
