@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from rollout_sft.inherited import check_dispatch, check_inherited
 from rollout_sft.rollouts.decoding import Decoding
 from rollout_sft.rollouts.vllm import VLLMConfig
 
@@ -122,6 +123,7 @@ class RolloutSFTConfig(TrainingArguments):
     # The filter hides a loss that is not a number behind the mean, and waits for the device in every micro-step.
     logging_nan_inf_filter: bool = False
     resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]  # true: from the last checkpoint
+    fsdp: str | bool | list[str] | None = None  # type: ignore[assignment]  # transformers documents fsdp=True
 
     @property
     def packing_length(self) -> int:
@@ -141,12 +143,14 @@ class RolloutSFTConfig(TrainingArguments):
         return VLLMConfig(**self.vllm)
 
     def __post_init__(self) -> None:
+        check_inherited(self)
         super().__post_init__()
         # Dispatching an iterable data set from rank 0 would try to slice raw samples as if they were tensors.
         assert isinstance(self.accelerator_config, AcceleratorConfig)
+        check_dispatch(self.accelerator_config.dispatch_batches)
         self.accelerator_config.dispatch_batches = False
         self._check_values()
-        self._reject_what_changes_the_gradient()
+        self._reject_data_parallel()
 
     def _check_values(self) -> None:
         if self.global_max_length < 1:
@@ -197,32 +201,15 @@ class RolloutSFTConfig(TrainingArguments):
                 "are no packs to compare. Set it to off."
             )
         self.train_decoding()
-        self.evaluation_decoding()
+        try:
+            self.evaluation_decoding()
+        except ValueError as error:  # not a value of `decoding`: those were good
+            message = str(error).replace("rollout_matching.decoding.", "rollout_matching.eval_decoding.")
+            raise ValueError(message) from None
         if self.rollout_backend == "vllm":
             self.vllm_config()
 
-    def _reject_what_changes_the_gradient(self) -> None:
-        reasons = {
-            "auto_find_batch_size": (
-                self.auto_find_batch_size,
-                "it retries a window with other micro-batches; set per_device_train_batch_size",
-            ),
-            "label_smoothing_factor": (
-                self.label_smoothing_factor,
-                "the loss is computed from per-token targets and weights, which do not smooth",
-            ),
-            "neftune_noise_alpha": (
-                self.neftune_noise_alpha,
-                "its noise depends on the length of the packed row, so the gradient would depend on the packing",
-            ),
-            "use_liger_kernel": (
-                self.use_liger_kernel,
-                "its fused loss does not know per-token weights",
-            ),
-        }
-        for name, (value, reason) in reasons.items():
-            if value:
-                raise ValueError(f"training.{name} is {value}, which is refused: {reason}.")
+    def _reject_data_parallel(self) -> None:
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs in one process would run torch's DataParallel, which splits a packed row. "

@@ -16,7 +16,6 @@ Unknown keys, duplicate keys and values of the wrong type are errors that name t
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
 import types
@@ -26,14 +25,18 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.inherited import enum_values
 from rollout_sft.rollouts.decoding import Decoding
 from rollout_sft.rollouts.vllm import VLLMConfig
+from rollout_sft.yaml_files import merged, read_document
 
 TRAINER_VARIANT = "rollout_matching_sft"
+
+_TYPED_MAPPINGS: dict[str, Any] = {"decoding": Decoding, "eval_decoding": Decoding, "vllm": VLLMConfig}
+_YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,7 @@ def load_run(path: str | Path) -> list[StageConfig]:
             and what it takes.
         `FileNotFoundError`: the file or one it extends does not exist.
     """
-    document = _read(Path(path), seen=())
+    document = read_document(Path(path))
     stages = document.pop("stages", None)
     if stages is None:
         return [_stage("train", document, folder=None)]
@@ -143,7 +146,7 @@ def load_run(path: str | Path) -> list[StageConfig]:
     if len(set(names)) < len(names) or not all(isinstance(n, str) and re.fullmatch(r"[\w.-]+", n) for n in names):
         raise ValueError(f"stages have the names {names}; each takes its own, of letters, digits, '.', '_' and '-'.")
     return [
-        _stage(s["name"], _merged(document, {k: v for k, v in s.items() if k != "name"}), folder=s["name"])
+        _stage(s["name"], merged(document, {k: v for k, v in s.items() if k != "name"}), folder=s["name"])
         for s in stages
     ]
 
@@ -165,13 +168,10 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
         **_typed("training", _mapping(document, "training"), _training_fields()),
         **_typed("rollout_matching", _mapping(document, "rollout_matching"), _fields_of("rollout_matching")),
     }
-    for knob in ("decoding", "eval_decoding"):
+    for knob, owner in _TYPED_MAPPINGS.items():
         if knob in arguments:
-            specs = {f.name: f for f in fields(Decoding)}
-            arguments[knob] = _typed(f"rollout_matching.{knob}", arguments[knob], specs, owner=Decoding)
-    if "vllm" in arguments:
-        specs = {f.name: f for f in fields(VLLMConfig)}
-        arguments["vllm"] = _typed("rollout_matching.vllm", arguments["vllm"], specs, owner=VLLMConfig)
+            specs = {f.name: f for f in fields(owner)}
+            arguments[knob] = _typed(f"rollout_matching.{knob}", arguments[knob], specs, owner=owner)
     if folder is not None:
         arguments["output_dir"] = str(Path(arguments.get("output_dir", "runs")) / folder)
     training = RolloutSFTConfig(**arguments)
@@ -281,7 +281,12 @@ def _takes(section: str, key: str) -> str:
 
 def _readable(annotation: Any) -> str:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " | ".join(_readable(a) for a in typing.get_args(annotation))
+        members = typing.get_args(annotation)
+        if any(enum_values(annotation)):  # beside them `str` says only that they may be given as text
+            members = tuple(a for a in members if a is not str)
+        return " | ".join(_readable(a) for a in members)
+    if isinstance(annotation, type) and any(enum_values(annotation)):
+        return " | ".join(enum_values(annotation))
     if typing.get_origin(annotation) is typing.Literal:
         return " | ".join(str(a) for a in typing.get_args(annotation))
     if annotation is type(None):
@@ -302,14 +307,30 @@ def _typed(
     for key, value in values.items():
         annotation = hints[key]
         accepts = typing.get_args(annotation) or (annotation,)
+        if bool in accepts and isinstance(value, str):
+            value = _YAML_1_1.get(value.lower(), value)
+        if key not in _TYPED_MAPPINGS:
+            _check_untyped(f"{section}.{key}", value)
         try:
-            if isinstance(value, bool) and bool not in accepts and Any not in accepts:
+            if isinstance(value, bool) and not any(_takes_truth(a) for a in accepts):
                 raise TypeError
             adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
             out[key] = adapter.validate_python(value)
         except (ValidationError, TypeError):
             raise ValueError(f"{section}.{key} is {value!r}; it takes {_takes(section, key)}.") from None
     return out
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation in (bool, Any) or typing.get_origin(annotation) is typing.Literal
+
+
+def _check_untyped(path: str, value: Any) -> None:
+    """Below a mapping of any values nothing says whether `off` is meant as a truth or as text, so ask."""
+    for key, inner in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(inner, str) and inner.lower() in _YAML_1_1:
+            raise ValueError(f"{path}.{key} is {inner!r}, which is text in YAML 1.2; it takes true or false.")
+        _check_untyped(f"{path}.{key}", inner)
 
 
 def _spec(owner: type, section: str, values: dict[str, Any]) -> Any:
@@ -328,53 +349,3 @@ def _mapping(document: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{key} is {value!r}; it takes a mapping of keys to values.")
     return value
-
-
-# --- files -----------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice and reads `3e-4` as the number it is in YAML 1.2."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ValueError(f"{self.name}, line {line}: the key {key!r} is given twice; keep one.")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in seen:
-        raise ValueError(f"{path.name} extends itself, by way of {', '.join(p.name for p in seen)}; break the circle.")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file {path}.")
-    with path.open(encoding="utf-8") as stream:
-        try:
-            document = yaml.load(stream, Loader=_Loader)
-        except yaml.YAMLError as exc:
-            raise ValueError(f"{path.name} is not valid YAML: {exc}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path.name} holds {type(document).__name__}; a configuration is a mapping of sections.")
-    base = document.pop("extends", None)
-    if base is None:
-        return document
-    return _merged(_read(path.parent / str(base), (*seen, path)), document)
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, mapping by mapping; anything but a mapping is replaced whole."""
-    out = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        both = isinstance(out.get(key), dict) and isinstance(value, dict)
-        out[key] = _merged(out[key], value) if both else copy.deepcopy(value)
-    return out

@@ -1,10 +1,16 @@
 """YAML -> stages: the requirement's keys, and errors that name the key, the nearest valid one and what it takes."""
 
+import re
 import textwrap
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import yaml
 
 from rollout_sft.run_config import load_run
+
+ROOT = Path(__file__).parents[2]
 
 BASE = """
 global_max_length: 512
@@ -134,6 +140,69 @@ ERRORS = {
         "rollout_matching: {reference_fraction: 2}",
         "reference_fraction is 2.*share between 0 and 1",
     ),
+    "strategy": (
+        "training: {save_strategy: stepz}",
+        "training.save_strategy is 'stepz'; it takes one of no, steps, epoch, best",
+    ),
+    "truth for a strategy": (
+        "training: {save_strategy: false}",
+        r"training.save_strategy is False; it takes no \| steps \| epoch \| best\.",
+    ),
+    "optimizer": ("training: {optim: adam}", "training.optim is 'adam'; it takes one of adamw_torch,"),
+    "scheduler": (
+        "training: {lr_scheduler_type: cosin}",
+        "training.lr_scheduler_type is 'cosin'; it takes one of linear, cosine,",
+    ),
+    "sampling": (
+        "training: {train_sampling_strategy: sequentially}",
+        "training.train_sampling_strategy is 'sequentially'; it takes one of random, sequential,",
+    ),
+    "debug": ("training: {debug: underflow}", "training.debug is 'underflow'; it takes one of underflow_overflow,"),
+    "decoding value": (
+        "rollout_matching: {decoding: {top_p: 2}}",
+        r"rollout_matching\.decoding\.top_p is 2.0; it takes more than 0",
+    ),
+    "evaluation's decoding value": (
+        "rollout_matching: {decoding: {top_p: 0.5}, eval_decoding: {temperature: -1}}",
+        r"rollout_matching\.eval_decoding\.temperature is -1.0; it takes 0",
+    ),
+    "dispatched batches": (
+        "training: {accelerator_config: {dispatch_batches: true}}",
+        "training.accelerator_config.dispatch_batches is True, which is refused: .*raw samples.*Leave it out",
+    ),
+    "accelerator key": (
+        "training: {accelerator_config: {dispatch: true}}",
+        "unknown key training.accelerator_config.dispatch: it takes split_batches, dispatch_batches",
+    ),
+    "removed columns": (
+        "training: {remove_unused_columns: true}",
+        "training.remove_unused_columns is True, which is refused: .*target builder",
+    ),
+    "best model": (
+        "training: {load_best_model_at_end: true}",
+        "training.load_best_model_at_end is True, but training.metric_for_best_model is not given.*"
+        "no eval_loss.*eval_rollout/f1",
+    ),
+    "best checkpoint": (
+        "training: {save_strategy: best}",
+        "training.save_strategy is best, but training.metric_for_best_model is not given",
+    ),
+    "plateau": (
+        "training: {lr_scheduler_type: reduce_lr_on_plateau, eval_strategy: epoch}",
+        "training.lr_scheduler_type is reduce_lr_on_plateau, but training.metric_for_best_model is not given",
+    ),
+    "evaluation in bfloat16": (
+        "training: {bf16_full_eval: true}",
+        "training.bf16_full_eval is True, which is refused: evaluation generates with the model as it is trained",
+    ),
+    "evaluation in float16": (
+        "training: {fp16_full_eval: true}",
+        "training.fp16_full_eval is True, which is refused: evaluation generates with the model as it is trained",
+    ),
+    "off below a mapping of any values": (
+        "model: {config: {attention_bias: off}}",
+        "model.config.attention_bias is 'off', which is text in YAML 1.2; it takes true or false",
+    ),
     "duplicate key": ("training: {seed: 1, seed: 2}", "line 2: the key 'seed' is given twice"),
     "stage names": ("stages: [{name: a}, {name: a}]", "stages have the names"),
     "stages that are no list": ("stages: {name: a}", "stages is .*; it takes a list"),
@@ -146,6 +215,53 @@ def test_bad_files_are_refused_with_the_key_and_what_it_takes(load_over, name):
     text, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         load_over(text)
+
+
+def test_off_and_no_are_texts_where_texts_are_taken(load_over):
+    (stage,) = load_over("""
+        training: {save_strategy: no, logging_strategy: no, include_num_input_tokens_seen: no}
+        rollout_matching: {validate_schedule: off}
+    """)
+    config = stage.training
+    assert (config.save_strategy, config.logging_strategy, config.validate_schedule) == ("no", "no", "off")
+    assert config.include_num_input_tokens_seen == "no"
+
+
+@pytest.mark.parametrize("spelling", ["true", "True", "TRUE", "yes", "on", "ON"])
+def test_booleans_keep_all_their_spellings(load_over, spelling):
+    (stage,) = load_over(f"""
+        training: {{use_cpu: true, save_only_model: {spelling}, resume_from_checkpoint: {spelling}}}
+        rollout_matching: {{boundary_supervision: {spelling}, vllm: {{sleep: {spelling}}}}}
+    """)
+    config = stage.training
+    assert (config.save_only_model, config.boundary_supervision, config.vllm["sleep"]) == (True, True, True)
+    assert config.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize("spelling", ["false", "False", "FALSE", "no", "off", "OFF"])
+def test_falsehoods_keep_all_their_spellings(load_over, spelling):
+    (stage,) = load_over(f"""
+        training: {{packing: {spelling}, fsdp: {spelling}, resume_from_checkpoint: {spelling}}}
+        rollout_matching: {{check_isolation: {spelling}, vllm: {{sleep: {spelling}}}}}
+    """)
+    config = stage.training
+    assert (config.packing, config.check_isolation, config.vllm["sleep"]) == (False, False, False)
+    assert config.resume_from_checkpoint is False
+    assert not config.fsdp
+    assert config.fsdp_plugin_args is None
+
+
+def test_a_metric_of_evaluation_chooses_the_best_model(load_over):
+    (stage,) = load_over("""
+        training:
+          load_best_model_at_end: true
+          metric_for_best_model: eval_rollout/f1
+          save_strategy: epoch
+          eval_strategy: epoch
+          accelerator_config: {dispatch_batches: false, even_batches: true}
+    """)
+    assert stage.training.greater_is_better is True
+    assert stage.training.accelerator_config.dispatch_batches is False
 
 
 def test_missing_files_are_named(tmp_path, load):
@@ -179,7 +295,37 @@ def test_stages_override_and_get_folders_of_their_own(load_over, tmp_path):
 
 
 def test_the_projects_own_configurations_load():
-    from pathlib import Path
-
-    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
         assert load_run(path), path
+
+
+def documented():
+    """Every YAML block of the pages, by the page and its line."""
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text[: block.start()].count("\n") + 1
+            yield pytest.param(block[1], id=f"{page.relative_to(ROOT)}:{line}")
+
+
+def test_there_are_documented_configurations():
+    assert len(list(documented())) >= 5
+
+
+@pytest.mark.parametrize("block", [*documented()])
+def test_documented_yaml_loads(load, tmp_path, monkeypatch, block):
+    """With the sections that a fragment leaves out; each key that it shows arrives."""
+    base = yaml.safe_load(BASE.replace("OUT", str(tmp_path / "out")))
+    shown = yaml.safe_load(block)
+    rest = {key: value for key, value in base.items() if key not in shown or key == "training"}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(rest))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero2.json").write_text("{}")
+    if "deepspeed" in shown.get("training", {}) and not find_spec("deepspeed"):
+        with pytest.raises(ImportError, match="deepspeed"):  # so far everything was accepted
+            load("extends: base.yaml\n" + block)
+        return
+    (stage,) = load("extends: base.yaml\n" + block)
+    for key, value in {**shown.get("training", {}), **shown.get("rollout_matching", {})}.items():
+        arrived = getattr(stage.training, key)
+        assert value.items() <= arrived.items() if isinstance(value, dict) else arrived == value

@@ -1,0 +1,118 @@
+"""The fields that `RolloutSFTConfig` inherits from `TrainingArguments`: bad values named by their key, and refusals.
+
+All of it runs before `TrainingArguments` converts anything: its own messages name no key, and it fills in values
+that were not given.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+_CHECKED_CHOICES = ("train_sampling_strategy", "log_level", "log_level_replica", "dataloader_multiprocessing_context")
+"""Fields of text whose listed choices are all there is; transformers takes any text and falls back silently."""
+
+_REFUSED = {
+    "auto_find_batch_size": "it retries a window with other micro-batches; set per_device_train_batch_size",
+    "label_smoothing_factor": "the loss is computed from per-token targets and weights, which do not smooth",
+    "neftune_noise_alpha": (
+        "its noise depends on the length of the packed row, so the gradient would depend on the packing"
+    ),
+    "use_liger_kernel": "its fused loss does not know per-token weights",
+    "remove_unused_columns": (
+        "no column of a sample is an argument of the model's forward, so all of them would be removed, those that the "
+        "target builder reads too; leave it out"
+    ),
+    "bf16_full_eval": (
+        "evaluation generates with the model as it is trained, so it would have no effect; set bf16 or model.dtype"
+    ),
+    "fp16_full_eval": (
+        "evaluation generates with the model as it is trained, so it would have no effect; set fp16 or model.dtype"
+    ),
+}
+
+
+def check_inherited(arguments: TrainingArguments) -> None:
+    """
+    Checks what was given for inherited fields, before `TrainingArguments.__post_init__`.
+
+    Args:
+        arguments (`TrainingArguments`):
+            With the values as they were given.
+
+    Raises:
+        `ValueError`: a value that transformers would reject without its key or ignore silently, or a field that is
+            refused here; names the key, the value, and what it takes or why it is refused.
+    """
+    for name, choices in _choices().items():
+        value = getattr(arguments, name)
+        for part in value.split() if name == "debug" and isinstance(value, str) else [value]:
+            if isinstance(part, str) and part not in choices:
+                raise ValueError(f"training.{name} is {part!r}; it takes one of {', '.join(choices)}.")
+    for name, reason in _REFUSED.items():
+        value = getattr(arguments, name)
+        if value:
+            raise ValueError(f"training.{name} is {value}, which is refused: {reason}.")
+    _check_accelerator(arguments.accelerator_config)
+    _check_best_metric(arguments)
+
+
+def _check_accelerator(given: Any) -> None:
+    if isinstance(given, dict):
+        known = [spec.name for spec in fields(AcceleratorConfig)]
+        for key in given:
+            if key not in known:
+                raise ValueError(f"unknown key training.accelerator_config.{key}: it takes {', '.join(known)}.")
+
+
+def check_dispatch(value: bool | None) -> None:
+    """Raises `ValueError` when the batches of one rank shall be dispatched to all."""
+    if value:
+        raise ValueError(
+            f"training.accelerator_config.dispatch_batches is {value}, which is refused: rank 0 would slice the "
+            "batches of all ranks as tensors, and raw samples are none. Leave it out; every rank reads its own share."
+        )
+
+
+def _check_best_metric(arguments: TrainingArguments) -> None:
+    """`TrainingArguments` takes `loss` where no metric is given, and evaluation reports none."""
+    if arguments.metric_for_best_model is not None:
+        return
+    needed_by = {
+        "load_best_model_at_end": arguments.load_best_model_at_end,
+        "save_strategy": arguments.save_strategy == "best",
+        "lr_scheduler_type": arguments.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"),
+    }
+    for name, needs in needed_by.items():
+        if needs:
+            value = getattr(arguments, name)
+            raise ValueError(
+                f"training.{name} is {getattr(value, 'value', value)}, but training.metric_for_best_model is not "
+                "given; it takes a metric that evaluation reports, and there is no eval_loss. Set "
+                "metric_for_best_model: eval_rollout/f1 (or another score of the target builder)."
+            )
+
+
+def _choices() -> dict[str, tuple[str, ...]]:
+    """What each field of a fixed set of texts takes."""
+    hints = typing.get_type_hints(TrainingArguments)
+    found = {name: values for name, hint in hints.items() if (values := tuple(enum_values(hint)))}
+    metadata = {spec.name: spec.metadata for spec in fields(TrainingArguments)}
+    for name in _CHECKED_CHOICES:
+        if "choices" in metadata.get(name, {}):
+            found[name] = tuple(metadata[name]["choices"])
+    return found
+
+
+def enum_values(annotation: Any) -> Iterator[str]:
+    """The values of the enumerations in a type annotation, such as `IntervalStrategy | str`."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        yield from (str(member.value) for member in annotation)
+    for inner in typing.get_args(annotation):
+        yield from enum_values(inner)
