@@ -60,6 +60,26 @@ def last_finished_checkpoint(output_dir: str | Path) -> str | None:
     return steps[max(steps)] if steps else None
 
 
+def require_finished(checkpoint: str | Path) -> None:
+    """
+    Refuses a checkpoint that may be incomplete.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder.
+
+    Raises:
+        `ValueError`: its save was interrupted, or it was not written by this trainer.
+    """
+    if not (Path(checkpoint) / FINISHED).is_file():
+        last = last_finished_checkpoint(Path(checkpoint).parent)
+        beside = f"The last finished one beside it is {last}." if last else "There is no finished one beside it."
+        raise ValueError(
+            f"{checkpoint} has no file named {FINISHED}: its save was interrupted, or another program wrote it. "
+            f"{beside} If you know that it is complete, put an empty file of that name into it."
+        )
+
+
 def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, rank: int, ranks: int) -> None:
     """
     Writes this rank's waiting segments into the checkpoint.
@@ -116,5 +136,22 @@ def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
     buffer.load_state_dict({**state, "segments": [Segment(**fields) for fields in state["segments"]]})
 
 
-def _name(rank: int) -> str:
+def carried(checkpoint: str | Path) -> list[int]:
+    """
+    What waits in a checkpoint's carry buffers.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder.
+
+    Returns:
+        `list[int]`: lengths of the waiting segments of all ranks; none if it was not saved in scope `micro`.
+    """
+    states = [
+        torch.load(path, map_location="cpu", weights_only=True) for path in sorted(Path(checkpoint).glob(_name("*")))
+    ]
+    return [len(fields["input_ids"]) for state in states for fields in state["buffer"]["segments"]]
+
+
+def _name(rank: int | str) -> str:
     return f"carry_buffer_rank{rank}.pt"

@@ -81,9 +81,9 @@ def forward_inputs(segments: Sequence[Segment]) -> Batch:
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The model itself, where PEFT has wrapped it."""
-    unwrap: Any = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
+    """The model itself, where torch.compile or PEFT has wrapped it."""
+    plain: Any = getattr(model, "_orig_mod", model)
+    return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
 
 
 def forward_names(model: nn.Module) -> set[str] | None:

@@ -64,8 +64,8 @@ def advise(
             Of the drawn windows.
 
     Returns:
-        [`Advice`]: the largest batch size at or below the target (at least 1) of whose windows fewer than 1 in 10,000
-        should be infeasible.
+        [`Advice`]: the batch size (at least 1) whose mean fill is nearest to the target, or a smaller one, such that
+        fewer than 1 in 10,000 whole windows should be infeasible.
     """
     lens = np.asarray(encoded_lens)
     mean = float(lens.mean())

@@ -6,6 +6,7 @@ Each turns the segments of a window, given micro-batch by micro-batch, into `mic
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,8 +26,8 @@ class ScheduledWindow:
 
     Args:
         micro_steps (`list[tuple[Segment, ...]]`):
-            The segments of each micro-step's forward, none where it is idle; under `on_infeasible: extra_steps` there
-            may be more than micro-steps.
+            The segments of each micro-step's forward, none where it is idle; more than micro-steps under
+            `on_infeasible: extra_steps` and where an epoch's last, shorter window needs them.
         fill (`FillStats`):
             How full the packs are; neutral without packing.
         counters (`Counters`):
@@ -55,7 +56,7 @@ class Schedule(Protocol):
         ...
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """Returns `micro_steps` groups, or more (`on_infeasible`). Where the data ended, `micro_batches` are fewer."""
+        """Returns `micro_steps` groups, or more ([`ScheduledWindow`]). `micro_batches` may be fewer at the end."""
         ...
 
 
@@ -69,13 +70,17 @@ class MicroSchedule:
     """
 
     def __init__(self, config: RolloutSFTConfig):
+        self._config = config
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what waits."""
         self.buffer: CarryBuffer[Segment] = CarryBuffer(
-            config.packing_length,
-            packing_buffer=config.packing_buffer,
-            policy=config.pack_policy,
+            self._config.packing_length,
+            packing_buffer=self._config.packing_buffer,
+            policy=self._config.pack_policy,
             min_fill_ratio=0.0,  # the buffer would warn at every pack
         )
-        self._min_fill_ratio = config.packing_min_fill_ratio
         self._underfilled = 0
 
     @property
@@ -97,7 +102,7 @@ class MicroSchedule:
             pack = self.buffer.pop_pack()
             groups.append(pack.segments)
             popped += 1
-            if pack.fill < self._min_fill_ratio:
+            if pack.fill < self._config.packing_min_fill_ratio:
                 underfilled += 1
                 self._warn_underfilled(pack)
         fill = FillStats.from_packs(
@@ -119,7 +124,7 @@ class MicroSchedule:
                 pack.layout.tokens,
                 self.buffer.packing_length,
                 pack.fill,
-                self._min_fill_ratio,
+                self._config.packing_min_fill_ratio,
                 len(pack.segments),
                 len(self.buffer),
                 self._underfilled,
@@ -139,6 +144,7 @@ class WindowSchedule:
         self._packing_length = config.packing_length
         self._objective = config.pack_objective
         self._extra_steps = config.on_infeasible == "extra_steps"
+        self._whole = config.gradient_accumulation_steps
         self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
@@ -158,15 +164,21 @@ class WindowSchedule:
         return ScheduledWindow(micro_steps=[pack.segments for pack in packs], fill=fill, counters={})
 
     def _take(self, window: WindowBuffer[Segment]) -> list[Pack[Segment]]:
-        """The window's packs: as many as it has micro-steps, or the fewest that hold it where that is allowed."""
+        """
+        The window's packs: as many as it has micro-steps, or the fewest that hold it where that is allowed.
+
+        An epoch's last window may have fewer micro-steps than the others, and the fewer there are the likelier its
+        segments do not fit evenly. It may always have as many packs as a whole window.
+        """
         while True:
             try:
                 return window.take_packs()
             except (InfeasibleWindowError, UndecidedWindowError):
-                if not self._extra_steps:
+                most = math.inf if self._extra_steps else self._whole
+                if window.micro_steps >= most:
                     raise
                 needed = -(-sum(window.encoded_lens) // self._packing_length)
-                window.micro_steps = max(window.micro_steps + 1, needed)
+                window.micro_steps = int(min(max(window.micro_steps + 1, needed), most))
 
 
 class PaddedSchedule:

@@ -7,6 +7,8 @@ How many forwards lie in them is the same on every rank, since a forward may be 
                                         idle_micro_steps: skip    |      |      | pack  | pack  |
     GA 2, at most 4 packs on a rank     on_infeasible: extra_steps               | pack  | pack pack pack |
 
+An epoch's last window may have fewer micro-steps than GA; it may have up to GA packs whatever `on_infeasible` says.
+
 A rank with fewer packs than another runs zero-weight dummies in their place. What is skipped is skipped by every rank
 and never is the last, synchronising micro-step, so no rank waits for another and no gradient stays unreduced.
 The longest pack comes first: memory that does not suffice shows in the first forward, and ranks that meet in every
@@ -15,7 +17,6 @@ forward run their long packs at the same time.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -26,8 +27,6 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from rollout_sft.collate import Batch
-
-logger = logging.getLogger(__name__)
 
 PACKS = "packs"
 """Key of a slot that does not hold exactly one pack: its packs, in order."""
@@ -61,14 +60,6 @@ def arrange(
         runs += [make_dummy()] * (forwards - len(packs))
     idle = max(0, micro_steps - forwards)
     single = micro_steps - idle - 1
-    if forwards > micro_steps:
-        logger.warning(
-            "this window takes %d packs on the fullest rank, %d more than its micro-steps, so its last micro-step runs "
-            "%d of them. Lower per_device_train_batch_size, or raise gradient_accumulation_steps or global_max_length.",
-            most,
-            most - micro_steps,
-            most - micro_steps + 1,
-        )
     return [*(_slot([]) for _ in range(idle)), *runs[:single], _slot(runs[single:])]
 
 

@@ -28,10 +28,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ro
 from rollout_sft.agreement import entangled, is_sharded, together
 from rollout_sft.attention import choose_attention, mark_packed
 from rollout_sft.checkpoints import (
+    carried,
     last_finished_checkpoint,
     load_carry_buffer,
     mark_finished,
     mark_unfinished,
+    require_finished,
     save_carry_buffer,
 )
 from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names
@@ -196,6 +198,15 @@ class RolloutSFTTrainer(Trainer):
         packs = [to_device(batch, device) for segments, batch in filled if segments]
         most = max(report.packs for report in reports)
         self._metrics.add_forwards(most, window.slots)
+        if most > max(window.slots, self.args.gradient_accumulation_steps):
+            logger.warning(
+                "this window takes %d packs on the fullest rank, %d more than its micro-steps, so its last micro-step "
+                "runs %d of them. Lower per_device_train_batch_size, or raise gradient_accumulation_steps or "
+                "global_max_length.",
+                most,
+                most - window.slots,
+                most - window.slots + 1,
+            )
         return arrange(
             packs,
             window.slots,
@@ -414,23 +425,34 @@ class RolloutSFTTrainer(Trainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")
-        if isinstance(self.schedule, MicroSchedule) and checkpoint:
-            load = partial(load_carry_buffer, self.schedule.buffer, checkpoint)
-            rank, ranks = self.args.process_index, self.args.world_size
-            together(partial(load, rank=rank, ranks=ranks), share=lambda _: None)
+        together(partial(self._restore_schedule, checkpoint), share=lambda _: None)
         output = super()._inner_training_loop(*args, **kwargs)
         if isinstance(self.schedule, MicroSchedule):
-            self._report_left_over(self.schedule.buffer.encoded_lens)
+            _, left = together(lambda: [s.encoded_len for s in self.schedule.waiting], share=lambda lens: lens)
+            lens = [length for rank in left for length in rank]
+            self._report_left_over(lens, "were still in the carry buffer when training ended")
         return output
 
-    def _report_left_over(self, encoded_lens: Sequence[int]) -> None:
-        """Segments that still wait when training ends are not trained (`packing_drop_last`); say so, with numbers."""
-        _, left = together(lambda: (len(encoded_lens), sum(encoded_lens)), share=lambda pair: pair)
-        segments, tokens = sum(n for n, _ in left), sum(t for _, t in left)
-        if segments and self.is_world_process_zero():
+    def _restore_schedule(self, checkpoint: str | None) -> None:
+        """What waited when the checkpoint was saved; nothing of an earlier run of this trainer."""
+        if checkpoint:
+            require_finished(checkpoint)
+        if not isinstance(self.schedule, MicroSchedule):
+            lens = carried(checkpoint) if checkpoint else []
+            self._report_left_over(lens, "wait in the checkpoint's carry buffers, which only scope micro has,")
+            return
+        self.schedule.clear()
+        if checkpoint:
+            rank, ranks = self.args.process_index, self.args.world_size
+            load_carry_buffer(self.schedule.buffer, checkpoint, rank=rank, ranks=ranks)
+
+    def _report_left_over(self, encoded_lens: Sequence[int], where: str) -> None:
+        """Segments that wait are not trained (`packing_drop_last`); say so, with numbers."""
+        if encoded_lens and self.is_world_process_zero():
             logger.warning(
-                "%d segments (%d tokens) were still in the carry buffer when training ended and were not trained "
-                "(training.packing_drop_last: true). Scope window leaves none.",
-                segments,
-                tokens,
+                "%d segments (%d tokens) %s and are not trained (training.packing_drop_last: true). Scope window "
+                "leaves none.",
+                len(encoded_lens),
+                sum(encoded_lens),
+                where,
             )

@@ -48,7 +48,7 @@ def read_prompt(sample: Sample) -> list[int]:
     Raises:
         `ValueError`: it has none; names the sample and what it has.
     """
-    if "prompt_ids" not in sample:
+    if sample.get("prompt_ids") is None:
         raise ValueError(
             f"sample {sample.get('id', '?')!r} has no 'prompt_ids', only {sorted(sample)}; the data set has to give "
             "the prompt's token ids."
@@ -130,7 +130,7 @@ class WindowBuilder:
                 Optimizer steps done so far; part of every seed.
 
         Returns:
-            [`BuiltWindow`]: with `micro_steps` batches, and more only under `on_infeasible: extra_steps`.
+            [`BuiltWindow`]: with `micro_steps` batches, and more only as [`ScheduledWindow`] says.
         """
         ratios = Ratios()
         micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
@@ -152,7 +152,9 @@ class WindowBuilder:
             dummy = self._collate(()) if () in scheduled.micro_steps else {}
             batches = [self._collate(segments) if segments else dummy for segments in scheduled.micro_steps]
         extra = len(batches) - micro_steps
-        assert extra == 0 or (extra > 0 and self._config.on_infeasible == "extra_steps"), (len(batches), micro_steps)
+        whole = self._config.gradient_accumulation_steps
+        allowed = self._config.on_infeasible == "extra_steps" or len(batches) <= whole
+        assert extra == 0 or (extra > 0 and allowed), (len(batches), micro_steps, whole)
         ratios.add(scheduled.counters)
         report = WindowReport(
             raw_micro_batches=len(micro_batches),

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
-from rollout_sft.agreement import together
+from rollout_sft.agreement import entangled, together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.vllm import Answer, VLLMConfig
 from rollout_sft.rollouts.weights import LiveWeights
@@ -105,12 +105,15 @@ class ColocatedEngine:
         """One answer per request. With tensor parallelism the ranks of one engine call it together."""
         if self._config.tensor_parallel_size == 1:
             return self._generate(requests, knobs)
-        group = _neighbours(self._config.tensor_parallel_size)
+        # A rank that failed on its way here says so now, and not while its neighbours wait for its requests.
+        together(lambda: None, share=lambda _: None)
         shares: list[list[RolloutRequest]] = [[] for _ in range(self._config.tensor_parallel_size)]
-        dist.all_gather_object(shares, list(requests), group=group)
-        mine = dist.get_rank() % self._config.tensor_parallel_size
-        start = sum(len(share) for share in shares[:mine])
-        answers = self._generate([request for share in shares for request in share], knobs)
+        with entangled():
+            group = _neighbours(self._config.tensor_parallel_size)
+            dist.all_gather_object(shares, list(requests), group=group)
+            mine = dist.get_rank() % self._config.tensor_parallel_size
+            start = sum(len(share) for share in shares[:mine])
+            answers = self._generate([request for share in shares for request in share], knobs)
         return answers[start : start + len(requests)]
 
     def _generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:

@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from rollout_sft.collate import base_model
+
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Names that torch.compile and activation checkpointing put between a module and its child."""
 
@@ -44,8 +46,7 @@ class LiveWeights:
     @property
     def model(self) -> PreTrainedModel:
         """The plain model, without an adapter's wrapper around it."""
-        model: Any = self._model()
-        plain: PreTrainedModel = model.get_base_model() if hasattr(model, "peft_config") else model
+        plain: Any = base_model(self._model())
         return plain
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -107,7 +107,7 @@ def test_an_overfull_window_is_trained_whole_in_the_same_number_of_steps(make_tr
         synchronised.append(trainer.accelerator.sync_gradients),
         backward(loss, **kw),
     )
-    with caplog.at_level(logging.WARNING, logger="rollout_sft.slots"):
+    with caplog.at_level(logging.WARNING, logger="rollout_sft.trainer"):
         trainer.train()
     assert "so its last micro-step runs" in caplog.text
     segments = trained(trainer)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, TrainingArguments
 
 from rollout_sft import RolloutSFTConfig
 from rollout_sft.data.digits import DigitsDataset
+from rollout_sft.targets.objects import ObjectsTargetBuilder
 from tests.rollout_sft.test_gradient import SCHEDULES, one_by_one, relative_difference, trained
 
 WINDOW = SCHEDULES["window, dense"]
@@ -84,6 +85,32 @@ def test_epochs_that_end_in_a_partial_window(make_trainer, name):
         assert [ids(segments) for segments in steps[1::2]] == [[8, 9]] * 2
 
 
+@pytest.mark.parametrize("idle", ["dummy", "skip"])
+def test_an_epoch_s_last_window_may_have_as_many_packs_as_a_whole_one(make_trainer, tokenizer, idle):
+    """Two long samples are left for one micro-step, and no pack holds both; eight shorter ones fitted four packs."""
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer)
+    samples = list(DigitsDataset("train", 10, seed=5, max_digits=4)[i] for i in range(10))
+    samples.sort(key=lambda sample: builder.build_reference(sample).segment.encoded_len)
+    lens = [builder.build_reference(sample).segment.encoded_len for sample in samples]
+    trainer = make_trainer(
+        train=samples,
+        global_max_length=lens[8] + lens[9] - 1,
+        reference_fraction=1.0,
+        max_steps=-1,
+        num_train_epochs=1,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        idle_micro_steps=idle,
+        learning_rate=0.0,
+        post_rollout_pack_scope="window",
+    )
+    steps = assert_every_step_is_its_segments(trainer)
+    assert [len(segments) for segments in steps] == [8, 2]
+    assert trainer.last_window == [[lens[9]], [lens[8]]]
+    assert trainer.state.log_history[1]["packing/extra_packs"] == 1
+    assert trainer.state.log_history[0]["packing/extra_packs"] == 0
+
+
 @pytest.mark.parametrize("name", THREE)
 def test_a_stream_without_a_length(make_trainer, name):
     """The stream ends inside a window, begins again, and `max_steps` ends training inside the second pass."""
@@ -104,6 +131,13 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(make_trainer, name):
     trainer = make_trainer(max_steps=1, per_device_train_batch_size=2, learning_rate=0.0, **SCHEDULES[name])
     steps = assert_every_step_is_its_segments(trainer)
     each_sample_is_trained_or_waits(trainer, steps, range(6))
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_torch_compile(make_trainer, name):
+    """Traced and run by Python; the probe looks through the wrapper."""
+    trainer = make_trainer(torch_compile=True, torch_compile_backend="eager", max_steps=1, **SCHEDULES[name])
+    assert_every_step_is_its_segments(trainer)
 
 
 @pytest.mark.parametrize("name", THREE)

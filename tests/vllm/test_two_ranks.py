@@ -62,3 +62,13 @@ def test_a_server_that_is_down_stops_both_ranks_with_one_message(tmp_path):
     assert ranks[0]["error"].startswith("ServerError: http://127.0.0.1:")
     assert "cannot be reached" in ranks[0]["error"]
     assert ranks[1]["error"].startswith("PeerError: rank 0 failed, so rank 1 stops too. ServerError: http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("bad_sample", "message"), [("missing", "prompt_ids"), ("long", "a prompt of 1000 tokens and may get 12 more")]
+)
+def test_neighbours_of_one_engine_fail_together(tmp_path, bad_sample, message):
+    vllm = {"engine_args": {"kv_cache_memory_bytes": 64 << 20}, "tensor_parallel_size": 2}
+    ranks = run_two_ranks("failure", tmp_path, bad_sample=bad_sample, vllm=vllm)
+    assert message in ranks[1]["error"]
+    assert ranks[0]["error"] == f"PeerError: rank 1 failed, so rank 0 stops too. {ranks[1]['error']}"

@@ -43,8 +43,13 @@ def shard(model, folder):
 
 
 def failure(folder, overrides):
-    """What each rank raises when there is no server."""
+    """What each rank raises when there is no server, or when one rank alone has a bad sample or a prompt too long."""
+    bad = overrides.pop("bad_sample", None)
     trainer = make_trainer(folder, **overrides)
+    if bad and dist.get_rank() == 1:
+        samples = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+        samples[9]["prompt_ids"] = {"missing": None, "long": [7] * 1000}[bad]
+        trainer.train_dataset = samples
     try:
         trainer.train()
     except Exception as error:
