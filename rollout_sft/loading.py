@@ -68,7 +68,7 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
     return built
 
 
-def load_dataset(spec: DataSpec, tokenizer: Tokenizer, *, seed: int) -> Any:
+def load_dataset(spec: DataSpec, tokenizer: Tokenizer, *, seed: int, require_objects: bool = True) -> Any:
     """
     The samples that a data section names.
 
@@ -79,6 +79,8 @@ def load_dataset(spec: DataSpec, tokenizer: Tokenizer, *, seed: int) -> Any:
             Encodes the prompts.
         seed (`int`):
             Used where the section names none.
+        require_objects (`bool`, *optional*, defaults to `True`):
+            Whether records have to hold `objects`: what the target builder `objects` reads.
 
     Returns:
         A map-style data set of samples.
@@ -95,4 +97,11 @@ def load_dataset(spec: DataSpec, tokenizer: Tokenizer, *, seed: int) -> Any:
         )
     from rollout_sft.data.records import load_records
 
-    return load_records(spec.source, tokenizer, split=spec.split, name=spec.name, limit=spec.size)
+    return load_records(
+        spec.source,
+        tokenizer,
+        split=spec.split,
+        name=spec.name,
+        limit=spec.size,
+        require_objects=require_objects,
+    )

@@ -1,10 +1,15 @@
-"""Models that packing would train wrongly or differently without a word, met when the trainer is made."""
+"""Models and data that would train wrongly, differently or not at all without a word."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from torch import nn
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import has_length
+
+from rollout_sft.config import RolloutSFTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,3 +56,38 @@ def warn_about_dropout(model: nn.Module) -> float:
             largest,
         )
     return largest
+
+
+def reject_empty_data(dataset: Any, config: RolloutSFTConfig) -> None:
+    """
+    Raises `ValueError` when a training data set with a length gives no micro-batch. One without a length is met by
+    [`reject_empty_stream`].
+
+    Args:
+        dataset (`Dataset`):
+            The training data set, or None.
+        config (`RolloutSFTConfig`):
+            Batch size, ranks and `dataloader_drop_last`.
+    """
+    if dataset is None or not has_length(dataset):
+        return
+    samples, batch = len(dataset), config.per_device_train_batch_size
+    if samples == 0:
+        raise ValueError("the training data set has 0 samples, so there is nothing to train; check data.train.")
+    assert isinstance(config.accelerator_config, AcceleratorConfig)
+    ranks = 1 if config.accelerator_config.split_batches else config.world_size
+    if config.dataloader_drop_last and samples < batch * ranks:
+        raise ValueError(
+            f"the training data set has {samples} samples, fewer than a micro-batch of {batch} on each of {ranks} "
+            "ranks, and training.dataloader_drop_last would drop them all. Set it to false, or lower "
+            "per_device_train_batch_size."
+        )
+
+
+def reject_empty_stream(global_step: int) -> None:
+    """Raises `ValueError` when the data ended before the first step; later that only ends an epoch."""
+    if global_step == 0:
+        raise ValueError(
+            "the training data set gave no sample on any rank before step 1, so there is nothing to train; check "
+            "data.train, or whether the stream was already read to its end."
+        )

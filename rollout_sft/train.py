@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rollout_sft.checkpoints import last_finished_checkpoint
@@ -73,12 +74,13 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
         # A stage that has not saved yet starts from its beginning.
         resume = last_finished_checkpoint(folder)
     tokenizer = load_tokenizer(stage.model)
+    load = partial(load_dataset, seed=args.seed, require_objects=args.target_builder == "objects")
     trainer = RolloutSFTTrainer(
         model=load_model(stage.model, tokenizer, seed=args.seed),
         args=args,
         processing_class=tokenizer,
-        train_dataset=load_dataset(stage.train, tokenizer, seed=args.seed),
-        eval_dataset=load_dataset(stage.eval, tokenizer, seed=args.seed) if stage.eval else None,
+        train_dataset=load(stage.train, tokenizer),
+        eval_dataset=load(stage.eval, tokenizer) if stage.eval else None,
     )
     before = trainer.evaluate() if stage.eval else {}
     trainer.train(resume_from_checkpoint=resume)

@@ -45,7 +45,13 @@ from rollout_sft.isolation import IsolationReport, check_isolation
 from rollout_sft.log_line import LogLineCallback
 from rollout_sft.loss import weighted_loss
 from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
-from rollout_sft.refusals import reject_own_loss, reject_unknown_positions, warn_about_dropout
+from rollout_sft.refusals import (
+    reject_empty_data,
+    reject_empty_stream,
+    reject_own_loss,
+    reject_unknown_positions,
+    warn_about_dropout,
+)
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.schedule import MicroSchedule, make_schedule
 from rollout_sft.seeds import derive_seed
@@ -53,7 +59,7 @@ from rollout_sft.segments import Segment
 from rollout_sft.slots import arrange, run_slot, to_device
 from rollout_sft.targets import make_target_builder
 from rollout_sft.targets.base import Counters, Sample, TargetBuilder
-from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw, read_prompt
+from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw, read_id, read_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +180,7 @@ class RolloutSFTTrainer(Trainer):
             share=lambda window: window.report,
         )
         if not any(report.raw_micro_batches for report in reports):
+            reject_empty_stream(self.state.global_step)
             return [], None
         weight_sum = sum(report.weight_sum for report in reports)
         if weight_sum <= 0:
@@ -347,8 +354,8 @@ class RolloutSFTTrainer(Trainer):
             `list[Rollout]`: one per sample.
         """
         requests = [
-            RolloutRequest(prompt_ids=read_prompt(s), seed=derive_seed("eval", self.args.seed, str(s["id"])))
-            for s in samples
+            RolloutRequest(prompt_ids=read_prompt(s), seed=derive_seed("eval", self.args.seed, read_id(s, i)))
+            for i, s in enumerate(samples)
         ]
         self.generation.sync()
         return self.generation.evaluation.generate(requests)
@@ -372,6 +379,7 @@ class RolloutSFTTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; `True` resumes from the last checkpoint whose save was finished."""
+        together(lambda: reject_empty_data(self.train_dataset, self.args), share=lambda _: None)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_finished_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:

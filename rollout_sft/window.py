@@ -56,6 +56,30 @@ def read_prompt(sample: Sample) -> list[int]:
     return list(sample["prompt_ids"])
 
 
+def read_id(sample: Sample, index: int) -> str:
+    """
+    The id of a sample that is evaluated: the seed of its rollout, so that no batch size or rank changes a score.
+
+    Args:
+        sample (`Sample`):
+            An item of the data set.
+        index (`int`):
+            Where it stands among the samples answered together.
+
+    Returns:
+        `str`: its `id` as text.
+
+    Raises:
+        `ValueError`: it has none; names the sample by its place and what it has.
+    """
+    if "id" not in sample:
+        raise ValueError(
+            f"sample {index} of the evaluation batch has no 'id', only {sorted(sample)}; its rollout is seeded by the "
+            "id. Give every evaluation sample an id that no other has, such as its index."
+        )
+    return str(sample["id"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuiltWindow:
     """

@@ -1,9 +1,10 @@
 """
-The user's own data: a JSONL file or a `datasets` data set with a prompt and the true objects in each record.
+The user's own data: a JSONL file or a `datasets` data set with a prompt and the truth in each record.
 
 A record is `{"messages": [...] | "prompt": str, "objects": [{"desc": str, "bbox_2d": [x1, y1, x2, y2]},
-...]}`, with an optional `id`. Every record is checked when the data is loaded and none is skipped; prompts
-are encoded when they are asked for.
+...]}`, with an optional `id` and any further columns. A target builder other than `objects` needs no
+`objects`. Every record is checked when the data is loaded and none is skipped; prompts are encoded when they
+are asked for.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch.utils.data import Dataset
 
 from rollout_sft.targets.parsing import read_truth
 
+_PROMPTS = ("messages", "prompt")
+
 
 class RecordsDataset(Dataset[dict[str, Any]]):
     """
-    Checked records as samples: `{"id": str, "prompt_ids": list[int], "objects": list[dict]}`.
+    Checked records as samples: `{"id": str, "prompt_ids": list[int], ...}` with every further column as it is.
 
     Made by [`load_records`].
 
@@ -48,7 +51,8 @@ class RecordsDataset(Dataset[dict[str, Any]]):
             )
         else:
             prompt_ids = self.tokenizer(record["prompt"])["input_ids"]
-        return {"id": record["id"], "prompt_ids": list(prompt_ids), "objects": record["objects"]}
+        further = {key: value for key, value in record.items() if key not in _PROMPTS}
+        return {**further, "prompt_ids": list(prompt_ids)}
 
 
 def load_records(
@@ -58,6 +62,7 @@ def load_records(
     split: str = "train",
     name: str | None = None,
     limit: int | None = None,
+    require_objects: bool = True,
 ) -> RecordsDataset:
     """
     Loads and checks records.
@@ -74,6 +79,8 @@ def load_records(
             Configuration name of a `datasets` data set.
         limit (`int`, *optional*):
             Takes the first so many records.
+        require_objects (`bool`, *optional*, defaults to `True`):
+            Whether each record has to hold valid `objects`; false for target builders that read other columns.
 
     Returns:
         `RecordsDataset`: a map-style data set of samples.
@@ -88,7 +95,7 @@ def load_records(
         rows = _read_jsonl(Path(path_or_name))
     else:
         rows = _read_datasets(path_or_name, split, name)
-    records = [_check(row, place, tokenizer) for place, row in itertools.islice(rows, limit)]
+    records = [_check(row, place, tokenizer, require_objects) for place, row in itertools.islice(rows, limit)]
     if not records:
         raise ValueError(
             f"{path_or_name}: no records{'' if limit is None else f' within the limit of {limit}'}; "
@@ -121,22 +128,28 @@ def _read_datasets(name_or_path: str, split: str, name: str | None) -> Iterator[
         yield f"{name_or_path}[{split}], row {number}", {key: v for key, v in row.items() if v is not None}
 
 
-def _check(row: Any, place: str, tokenizer: Any) -> dict[str, Any]:
+def _check(row: Any, place: str, tokenizer: Any, require_objects: bool) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise ValueError(f"{place}: a {type(row).__name__}; give an object with a prompt and objects.")
-    given = [key for key in ("messages", "prompt") if key in row]
+    given = [key for key in _PROMPTS if key in row]
     if len(given) != 1:
         raise ValueError(
             f"{place}: {'both' if given else 'neither'} of messages and prompt; give one (keys: {sorted(row)})."
         )
-    if "objects" not in row:
-        raise ValueError(f"{place}: objects is missing; give the list of true objects (keys: {sorted(row)}).")
+    if "prompt_ids" in row:
+        raise ValueError(f"{place}: prompt_ids is given, but it is made of {given[0]}; rename or remove that column.")
+    if require_objects and "objects" not in row:
+        raise ValueError(
+            f"{place}: objects is missing; give the list of true objects (keys: {sorted(row)}), or name a "
+            "rollout_matching.target_builder that reads other columns."
+        )
     if given == ["messages"]:
         _check_messages(row["messages"], place, tokenizer)
     elif not isinstance(row["prompt"], str) or not row["prompt"]:
         raise ValueError(f"{place}: prompt is {row['prompt']!r}; give a text that is not empty.")
-    read_truth(row["objects"], place)
-    return {"id": str(row.get("id", place)), given[0]: row[given[0]], "objects": row["objects"]}
+    if require_objects:
+        read_truth(row["objects"], place)
+    return {**row, "id": str(row.get("id", place))}
 
 
 def _check_messages(messages: Any, place: str, tokenizer: Any) -> None:
@@ -146,7 +159,9 @@ def _check_messages(messages: Any, place: str, tokenizer: Any) -> None:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ValueError(f'{place}: messages[{i}] is {message!r}; give {{"role": ..., "content": ...}}.')
     if messages[-1]["role"] == "assistant":
-        raise ValueError(f"{place}: the last message is the assistant's; leave it out, the answer is made of objects.")
+        raise ValueError(
+            f"{place}: the last message is the assistant's; leave it out, targets are built of the other columns."
+        )
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"{place}: messages need a chat template and {type(tokenizer).__name__} has none; "

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.utils.data import IterableDataset
 
 import rollout_sft.trainer
 from rollout_sft.isolation import LeakError
@@ -83,9 +84,28 @@ def leak_on_one_rank(folder):
         rollout_sft.trainer.check_isolation = original
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def empty_stream(folder):
+    """No rank has a sample."""
+    trainer = build(folder)
+    trainer.train_dataset = Stream()
+    return {"error": error_of(trainer.train)}
+
+
+def empty_data_set(folder):
+    trainer = build(folder)
+    trainer.train_dataset = []
+    return {"error": error_of(trainer.train)}
+
+
 if __name__ == "__main__":
     folder, results = Path(sys.argv[1]), {}
-    for scenario in (save_on_a_full_disk, resume_without_a_buffer, evaluate_a_broken_file, leak_on_one_rank):
+    scenarios = (save_on_a_full_disk, resume_without_a_buffer, evaluate_a_broken_file, leak_on_one_rank)
+    for scenario in (*scenarios, empty_stream, empty_data_set):
         own = folder / scenario.__name__
         results[scenario.__name__] = scenario(own)
         dist.barrier()

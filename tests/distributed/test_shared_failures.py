@@ -37,3 +37,11 @@ def test_a_missing_buffer_is_named_with_the_way_out(ended):
     error = ended[1]["resume_without_a_buffer"]["error"]
     assert "carry_buffer_rank1.pt" in error
     assert "post_rollout_pack_scope: window" in error
+
+
+@pytest.mark.parametrize(("scenario", "message"), [("empty_stream", "gave no sample"), ("empty_data_set", "0 samples")])
+def test_data_that_is_empty_everywhere_is_the_same_error_everywhere(ended, scenario, message):
+    errors = {rank[scenario]["error"] for rank in ended}
+    assert len(errors) == 1
+    assert errors.pop().startswith("ValueError: the training data set ")
+    assert all(message in rank[scenario]["error"] for rank in ended)

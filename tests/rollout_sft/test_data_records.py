@@ -36,6 +36,34 @@ def test_a_file_of_prompts_becomes_samples(tmp_path):
     assert (dataset[1]["id"], dataset[1]["objects"]) == ("7", [])
 
 
+def test_further_columns_reach_the_sample_as_they_are(tmp_path, chat):
+    further = {"answer": "on the mat", "image": {"path": "cat.png", "size": [4, 3]}, "weight": 0.5, "note": None}
+    path = jsonl(tmp_path, {**PROMPT, **further, "id": 3}, {"messages": [{"role": "user", "content": "a"}], **further})
+    dataset = load_records(path, chat, require_objects=False)
+    assert dataset[0] == {"id": "3", "prompt_ids": WORDS("where?")["input_ids"], "objects": OBJECTS, **further}
+    assert dataset[1] == {"id": f"{path}:2", "prompt_ids": dataset[1]["prompt_ids"], **further}
+    assert load_records(path, chat, limit=1)[0] == dataset[0]
+
+
+def test_objects_are_checked_only_where_they_are_required(tmp_path):
+    rows = [{"prompt": "where?", "answer": "here"}, {"prompt": "where?", "objects": "a table and a chair"}]
+    dataset = load_records(jsonl(tmp_path, *rows), WORDS, require_objects=False)
+    assert ("objects" in dataset[0], dataset[1]["objects"]) == (False, "a table and a chair")
+    with pytest.raises(
+        ValueError, match=r"data\.jsonl:1: objects is missing; .*target_builder that reads other columns"
+    ):
+        load_records(jsonl(tmp_path, *rows), WORDS)
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: objects is str"):
+        load_records(jsonl(tmp_path, rows[1]), WORDS)
+
+
+def test_a_data_set_of_the_datasets_library_keeps_its_columns(tmp_path):
+    jsonl(tmp_path, {"prompt": "a", "answer": "b", "weight": 0.5}, {"prompt": "c", "answer": "d"})
+    dataset = load_records(str(tmp_path), WORDS, require_objects=False)
+    assert [dataset[i]["answer"] for i in range(2)] == ["b", "d"]
+    assert ["weight" in dataset[i] for i in range(2)] == [True, False]
+
+
 def test_messages_are_encoded_with_the_chat_template_and_the_generation_prompt(tmp_path, chat):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "where?"}]
     dataset = load_records(jsonl(tmp_path, {"messages": messages, "objects": OBJECTS}), chat)
@@ -76,6 +104,7 @@ def test_a_bad_row_of_a_data_set_is_named_by_its_number(tmp_path):
         ({**PROMPT, "messages": []}, "both of messages and prompt"),
         ({"prompt": "x"}, r"objects is missing; .* \(keys: \['prompt'\]\)"),
         ({**PROMPT, "prompt": ""}, "prompt is ''; give a text that is not empty"),
+        ({**PROMPT, "prompt_ids": [1]}, "prompt_ids is given, but it is made of prompt; rename or remove"),
         ({**PROMPT, "prompt": 3}, "prompt is 3; give a text"),
         ({**PROMPT, "objects": [{"desc": "a"}]}, r"objects\[0\] has no 'bbox_2d'"),
         ({"messages": [], "objects": []}, r"messages is \[\]; give a list with at least one message"),
