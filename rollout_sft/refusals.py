@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,31 @@ from transformers.trainer_utils import has_length
 from rollout_sft.config import RolloutSFTConfig
 
 logger = logging.getLogger(__name__)
+
+_HOOKS = {
+    "data_collator": "packs are built from raw samples inside the trainer",
+    "compute_loss_func": (
+        "the loss is the cross-entropy that segments weight, divided by the weight of the whole window. Set the "
+        "weights in a TargetBuilder, or rollout_matching.loss_reduction"
+    ),
+    "compute_metrics": "evaluation scores rollouts and has no labels. Report scores from TargetBuilder.score",
+    "preprocess_logits_for_metrics": (
+        "evaluation scores rollouts and keeps no logits. Report scores from TargetBuilder.score"
+    ),
+}
+
+
+def reject_hooks(arguments: Mapping[str, Any]) -> None:
+    """
+    Raises `ValueError` for hooks of `Trainer` that this trainer would never call.
+
+    Args:
+        arguments (`Mapping[str, Any]`):
+            Keyword arguments meant for `Trainer`; None is as good as not given.
+    """
+    for name, reason in _HOOKS.items():
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} is refused, since it would never be called: {reason}.")
 
 
 def reject_unknown_positions(model: nn.Module, names: set[str] | None) -> None:
@@ -29,6 +55,18 @@ def reject_own_loss(model: nn.Module) -> None:
         raise ValueError(
             "model.config.output_router_logits is true: the router's auxiliary loss is a mean over the tokens of one "
             "forward, so it would depend on the packing, and this trainer does not add it. Set it to false."
+        )
+
+
+def reject_virtual_tokens(model: nn.Module) -> None:
+    """Raises `ValueError` for PEFT's prompt learning: prompt tuning, P-tuning, prefix tuning and their like."""
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        raise ValueError(
+            f"the model's active PEFT adapter is {kind} with {adapter.num_virtual_tokens} virtual tokens, which is "
+            "refused: they stand before a row and not before each segment, and shift the positions behind them, so "
+            "targets would not meet their logits. Use an adapter that changes weights instead, such as LoRA."
         )
 
 

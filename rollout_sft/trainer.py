@@ -38,8 +38,10 @@ from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
 from rollout_sft.refusals import (
     reject_empty_data,
     reject_empty_stream,
+    reject_hooks,
     reject_own_loss,
     reject_unknown_positions,
+    reject_virtual_tokens,
     warn_about_dropout,
 )
 from rollout_sft.resume import ResumableTrainer
@@ -71,14 +73,16 @@ class RolloutSFTTrainer(ResumableTrainer):
         rollout_backend (`RolloutBackend`, *optional*):
             Generates for training; the one that `args.rollout_backend` names when not given.
         kwargs:
-            As in `Trainer`: `train_dataset`, `eval_dataset`, `callbacks`, `optimizers`, ...
+            As in `Trainer`: `train_dataset`, `eval_dataset`, `callbacks`, `optimizers`, ... but no `data_collator`,
+            `compute_loss_func`, `compute_metrics` or `preprocess_logits_for_metrics`.
 
     Attributes:
         last_window (`list[list[int]]`):
             For each pack of the last window of this rank, the lengths of its segments.
 
     Raises:
-        `ValueError`: the tokenizer has no end token, or the model adds a loss of its own that packing would change.
+        `ValueError`: the tokenizer has no end token, the model would be trained wrongly
+            ([`~rollout_sft.refusals`]), or a hook is given that would never be called.
     """
 
     loss_is_scaled_for_ga = True
@@ -98,15 +102,16 @@ class RolloutSFTTrainer(ResumableTrainer):
                 "the tokenizer has no end token, so no response could end; "
                 "set tokenizer.eos_token to one of its tokens."
             )
-        if "data_collator" in kwargs:
-            raise ValueError("data_collator is refused: packs are built from raw samples inside the trainer.")
-        super().__init__(model=model, args=args, processing_class=processing_class, data_collator=collate_raw, **kwargs)
+        reject_hooks(kwargs)
+        kwargs["data_collator"] = collate_raw
+        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         # transformers before 5.19 reads this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
         self.args: RolloutSFTConfig
         self._tokenizer = processing_class
         unwrapped = self.accelerator.unwrap_model(self.model)
         reject_own_loss(unwrapped)
+        reject_virtual_tokens(unwrapped)
         self._forward_names = forward_names(unwrapped)
         if args.packing:
             reject_unknown_positions(unwrapped, self._forward_names)

@@ -1,10 +1,13 @@
 """What a trainer refuses when it is made or started, and what it says."""
 
 import pytest
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
+from rollout_sft import RolloutSFTTrainer
 from rollout_sft.data.digits import DigitsDataset
-from tests.rollout_sft.test_trainer_features import WINDOW
+from tests.rollout_sft.test_trainer_features import WINDOW, lora
+from tests.tiny import tiny_arguments
 
 
 class Rows:
@@ -62,3 +65,37 @@ def test_samples_without_an_id_are_trained_and_named_in_evaluation(make_trainer)
     message = r"sample 0 of the evaluation batch has no 'id', only \['objects', 'prompt_ids'\].*Give every evaluation"
     with pytest.raises(ValueError, match=message):
         trainer.evaluate()
+
+
+HOOKS = {
+    "data_collator": "packs are built from raw samples",
+    "compute_loss_func": r"divided by the weight of the whole window\. Set the weights in a TargetBuilder",
+    "compute_metrics": r"evaluation scores rollouts.*TargetBuilder\.score",
+    "preprocess_logits_for_metrics": r"evaluation scores rollouts.*TargetBuilder\.score",
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_that_would_never_be_called_are_refused(tmp_path, tokenizer, make_model, name):
+    def make(hook):
+        given = {"model": make_model(), "args": tiny_arguments(tmp_path), "processing_class": tokenizer, name: hook}
+        return RolloutSFTTrainer(train_dataset=Rows(9), **given)
+
+    with pytest.raises(ValueError, match=f"{name} is refused, since it would never be called: .*{HOOKS[name]}"):
+        make(lambda *_: None)
+    trainer = make(None)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_virtual_tokens_are_refused(make_trainer, make_model, kind, packing):
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(make_model(), config)
+    with pytest.raises(ValueError, match=rf"adapter is {config.peft_type.value} with 4 virtual tokens.*such as LoRA"):
+        make_trainer(model=model, packing=packing)
+
+
+def test_an_adapter_in_the_weights_is_not(make_trainer, make_model):
+    make_trainer(model=lora(make_model()), **WINDOW).train()
