@@ -26,6 +26,8 @@ from packsched.lengths import checked_count, checked_lengths
 
 Array = TypeVar("Array")
 
+_MOST_TOKENS = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class PackLayout:
@@ -93,7 +95,15 @@ class PackLayout:
         """Boundaries for varlen attention: int32, 0 first, one entry more than there are segments.
 
         Padding is one segment more, at the end.
+
+        Raises:
+            PackingError: The pack is longer than int32 can count, which is what varlen kernels take.
         """
+        if self.total > _MOST_TOKENS:
+            raise PackingError(
+                f"the pack has {self.total} tokens, {self.total - _MOST_TOKENS} more than the {_MOST_TOKENS} that "
+                "cu_seqlens can hold: varlen kernels take int32. Use a smaller packing_length."
+            )
         return np.cumsum([0, *self._spans], dtype=np.int32)
 
     @property
@@ -114,16 +124,18 @@ class PackLayout:
     def remap(self, segment: SupportsIndex, positions: Any) -> Any:
         """Moves positions within one segment to where they are in the pack.
 
-        An integer gives an integer, a sequence of integers a list, and an array an array of its own kind.
-        Integers, sequences and numpy arrays are checked. Arrays of other frameworks are only added to:
-        reading their values would make the host wait for the device, so check them where they are made.
+        An integer gives an integer, a sequence of integers a list, and an array an array of its own kind, with
+        64 bits (narrower integers would overflow). Integers, sequences and numpy arrays are checked. Of arrays
+        of other frameworks only the dtype is: reading their values would make the host wait for the device, so
+        check those where they are made.
 
         Args:
             segment: Index of the segment within the pack.
             positions: Positions in `[0, encoded_lens[segment])`, of any shape.
 
         Raises:
-            PackingError: There is no such segment, or a position that could be checked lies outside it.
+            PackingError: There is no such segment, the positions are not integers, or one that could be checked
+                lies outside the segment.
 
         >>> PackLayout.from_lengths([3, 2]).remap(1, [0, 1])
         [3, 4]
@@ -133,7 +145,7 @@ class PackLayout:
             raise PackingError(f"segment is {index}, but the pack has {self.num_segments} segments.")
         host = _on_host(positions)
         if host is None:
-            return positions + self.offsets[index]
+            return _widened(positions) + self.offsets[index]
         _check_inside(host, self.encoded_lens[index], f"segment {index}, whose encoded_len is")
         return _like(positions, host + self.offsets[index])
 
@@ -149,14 +161,15 @@ class PackLayout:
             `(segments, positions)`: two integers, two lists, or two int64 arrays of the input's shape.
 
         Raises:
-            PackingError: A position lies outside the pack or in its padding.
+            PackingError: The positions are not integers on the host, or one lies outside the pack or in its
+                padding.
 
         >>> PackLayout.from_lengths([3, 2]).locate([0, 4])
         ([0, 1], [0, 1])
         """
         host = _on_host(packed_positions)
         if host is None:
-            host = _as_integers(np.asarray(packed_positions))
+            host = _as_integers(packed_positions)
         _check_inside(host, self.tokens, f"the pack's {self.num_segments} segments, which without padding hold")
         starts = np.array(self.offsets, dtype=np.int64)
         segments = np.searchsorted(starts, host, side="right") - 1
@@ -226,16 +239,39 @@ class PackLayout:
 def _on_host(positions: Any) -> npt.NDArray[np.int64] | None:
     """Returns positions whose values are known on the host, or None for an array of another framework."""
     if isinstance(positions, np.ndarray | np.generic | int | Sequence):
-        return _as_integers(np.asarray(positions))
+        return _as_integers(positions)
     return None
 
 
-def _as_integers(array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _as_integers(positions: Any) -> npt.NDArray[np.int64]:
+    try:
+        array = np.asarray(positions)
+    except (TypeError, ValueError) as error:  # ragged, or on a device
+        raise PackingError(
+            f"positions of type {type(positions).__name__} cannot be read as one integer array on the host: {error}"
+        ) from None
     # An empty list has numpy's default dtype, float64; it holds no value that could be wrong.
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        hint = "; np.flatnonzero turns a mask into positions" if array.dtype == bool else ""
-        raise PackingError(f"positions have dtype {array.dtype}; they must be integers{hint}.")
+        raise _not_integers(array.dtype)
     return array.astype(np.int64)
+
+
+def _widened(positions: Any) -> Any:
+    """Positions of another framework as integers that an offset can be added to, without reading their values."""
+    dtype = getattr(positions, "dtype", None)
+    kind = str(dtype).rpartition(".")[2]  # torch calls it torch.int64, JAX int64
+    if dtype is None or kind == "int64":
+        return positions
+    if not kind.startswith(("int", "uint")) and 0 not in positions.shape:
+        raise _not_integers(kind)
+    if hasattr(positions, "astype"):
+        return positions.astype("int64")
+    return positions.to(_framework_of(positions).int64)
+
+
+def _not_integers(dtype: object) -> PackingError:
+    hint = "; np.flatnonzero turns a mask into positions" if str(dtype) == "bool" else ""
+    return PackingError(f"positions have dtype {dtype}; they must be integers{hint}.")
 
 
 def _check_inside(positions: npt.NDArray[np.int64], limit: int, what: str) -> None:

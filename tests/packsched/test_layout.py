@@ -308,6 +308,61 @@ def test_tensors_are_joined_and_cut_as_arrays_are(lens, multiple):
     assert layout.locate(torch.arange(sum(lens)))[0].tolist() == [s for s, _ in token_table(lens, 0)]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_narrow_integers_are_widened_before_the_offset_is_added(dtype):
+    torch = pytest.importorskip("torch")
+    layout = PackLayout.from_lengths([40_000, 300])
+    packed = layout.remap(1, torch.tensor([5, 6], dtype=getattr(torch, dtype)))
+    assert packed.dtype == torch.int64
+    assert packed.tolist() == [40_005, 40_006]
+    assert layout.remap(1, np.array([5, 6], dtype=dtype)).tolist() == [40_005, 40_006]
+    # A meta tensor has no values at all: reading one would fail.
+    assert layout.remap(1, torch.empty(3, dtype=getattr(torch, dtype), device="meta")).dtype == torch.int64
+    assert layout.locate(torch.tensor([7], dtype=getattr(torch, dtype)))[1].tolist() == [7]
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("bool", "flatnonzero"), ("float32", ""), ("bfloat16", "")])
+def test_tensors_that_hold_no_integers_are_refused(dtype, hint):
+    torch = pytest.importorskip("torch")
+    layout = PackLayout.from_lengths([300, 300])
+    mask = torch.ones(2, dtype=getattr(torch, dtype))
+    with pytest.raises(PackingError, match=f"positions have dtype {dtype}; they must be integers.*{hint}"):
+        layout.remap(1, mask)
+    with pytest.raises(PackingError, match="positions"):
+        layout.locate(mask)
+    assert layout.remap(1, torch.tensor([])).dtype == torch.int64  # nothing in it that could be wrong
+    with pytest.raises(PackingError, match="on the host"):
+        layout.locate(torch.zeros(2, dtype=torch.int64, device="meta"))
+
+
+def test_positions_of_jax_are_widened_by_their_own_method():
+    class Array:
+        """What JAX offers: a numpy dtype, a shape and astype."""
+
+        def __init__(self, dtype):
+            self.dtype, self.shape = np.dtype(dtype), (1,)
+
+        def astype(self, dtype):
+            return np.array([5], dtype=dtype)
+
+    assert PackLayout.from_lengths([300, 300]).remap(1, Array("uint8")).tolist() == [305]
+    with pytest.raises(PackingError, match="dtype bool"):
+        PackLayout.from_lengths([300, 300]).remap(1, Array("bool"))
+
+
+def test_ragged_positions_are_refused():
+    layout = PackLayout.from_lengths([3, 2])
+    for call in (lambda: layout.remap(0, [[1], [1, 2]]), lambda: layout.locate([[1], [1, 2]])):
+        with pytest.raises(PackingError, match="positions of type list cannot be read as one integer array"):
+            call()
+
+
+def test_boundaries_that_int32_cannot_hold_are_refused():
+    assert PackLayout.from_lengths([2**31 - 2, 1]).cu_seqlens[-1] == 2**31 - 1
+    with pytest.raises(PackingError, match=r"2147483653 tokens, 6 more than the 2147483647 .* int32"):
+        _ = PackLayout.from_lengths([2**31, 5]).cu_seqlens
+
+
 def test_gradients_flow_through_concat_and_split_and_padding_gets_none():
     torch = pytest.importorskip("torch")
     layout = PackLayout.from_lengths([3, 2], pad_to_multiple_of=8)
