@@ -185,14 +185,17 @@ class CarryBuffer(Generic[S]):
                 f"the state has the keys {sorted(state)} instead of {sorted(expected)}; "
                 "pass what CarryBuffer.state_dict returned."
             )
-        segments = list(state["segments"])
+        saved_packing_length = checked_count("the state's packing_length", state["packing_length"])
         lengths = checked_lengths(state["encoded_lens"])
+        if not isinstance(state["segments"], Iterable):
+            raise PackingError(f"the state's segments are {state['segments']!r}; CarryBuffer.state_dict gives a list.")
+        segments = list(state["segments"])
         if len(segments) != len(lengths):
             raise PackingError(f"the state has {len(segments)} segments but {len(lengths)} encoded_lens.")
         if lengths and max(lengths) > self.packing_length:
             longest = max(lengths)
             raise OversizedSegmentError(
-                f"the state was saved with packing_length {state['packing_length']} and holds a segment with "
+                f"the state was saved with packing_length {saved_packing_length} and holds a segment with "
                 f"encoded_len {longest}, which is {longest - self.packing_length} more than packing_length "
                 f"{self.packing_length} now. Raise global_max_length (or template.max_length) back, "
                 "or resume from a checkpoint whose buffer is empty."

@@ -25,6 +25,10 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
     >>> checked_lengths((5, 3), 8)
     [5, 3]
     """
+    if not isinstance(encoded_lens, Iterable):
+        raise PackingError(
+            f"the lengths are {encoded_lens!r} of type {type(encoded_lens).__name__}; give a sequence of integers."
+        )
     lengths = [checked_encoded_len(length, index) for index, length in enumerate(encoded_lens)]
     if packing_length is not None:
         for index, length in enumerate(lengths):
@@ -60,10 +64,12 @@ def checked_count(name: str, value: SupportsIndex, *, minimum: int = 1) -> int:
 
 
 def _as_int(value: SupportsIndex) -> int | None:
-    # A bool is an int to Python, and an index to numpy 1.26, but here it is always a mistake: a mask, or a flag.
+    # A bool is an int to Python, and an index to numpy 1.26 and torch, but here always a mistake: a mask, or a flag.
     if type(value) is int:
         return value
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, (bool, np.bool_)) or str(getattr(value, "dtype", "")).endswith("bool"):
         return None
     try:
         return operator.index(value)

@@ -16,6 +16,7 @@ timed, so the same lengths give the same plan on every machine.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import SupportsIndex
 
 from packsched.balance import level_packs, longest_pack, longest_pack_bound
@@ -30,6 +31,8 @@ from packsched.search import MOST_SEGMENTS, Packs, fit
 OBJECTIVES = ("dense", "balanced")
 # How much of the usual work goes into fewer packs when the window is placed already.
 _EXTRA_EFFORT = 0.1
+# More work than this would not end within a year; it only has to stay a finite number.
+_MOST_EFFORT = 10**9
 _MITIGATIONS = (
     "raise gradient_accumulation_steps, lower per_device_train_batch_size, raise global_max_length, "
     "or lower max_new_tokens"
@@ -97,9 +100,14 @@ def plan_window(
         raise PackingError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}.")
     if steps is None and objective == "balanced":
         raise PackingError("micro_steps is None, but objective 'balanced' levels a given number of packs.")
-    if not isinstance(effort, int | float) or not 0 < effort < float("inf"):
+    return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, _checked_effort(effort))
+
+
+def _checked_effort(effort: float) -> float:
+    # numpy's numbers are Real as well; a bool is a flag in the wrong place.
+    if isinstance(effort, bool) or not isinstance(effort, Real) or not 0 < effort < float("inf"):
         raise PackingError(f"effort is {effort!r}; it must be a number above 0.")
-    return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, effort)
+    return float(min(effort, _MOST_EFFORT))
 
 
 def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: str, effort: float) -> WindowPlan:

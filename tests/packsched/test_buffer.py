@@ -312,3 +312,21 @@ def test_a_refused_state_changes_nothing(state, kind, message):
     with pytest.raises(kind, match=message):
         buffer.load_state_dict(state)
     assert contents(buffer) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("packing_length", None, "the state's packing_length is None"),
+        ("packing_length", True, "the state's packing_length is True"),
+        ("encoded_lens", None, "the lengths are None"),
+        ("encoded_lens", [3.0], "encoded_len 3.0"),
+        ("segments", None, "the state's segments are None"),
+    ],
+)
+def test_a_state_of_other_types_is_refused_and_changes_nothing(key, value, message):
+    buffer = CarryBuffer(10, packing_buffer=4, policy="fifo")
+    buffer.add("x", 3)
+    with pytest.raises(PackingError, match=message):
+        buffer.load_state_dict({**buffer.state_dict(), key: value})
+    assert buffer.encoded_lens == (3,)

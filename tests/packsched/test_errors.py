@@ -79,6 +79,19 @@ def test_any_integer_sequence_gives_plain_integers(lens):
     assert all(type(length) is int for length in found)
 
 
+def test_tensors_are_lengths_unless_they_are_masks():
+    torch = pytest.importorskip("torch")
+    assert checked_lengths(torch.tensor([5, 3])) == [5, 3]
+    with pytest.raises(PackingError, match=r"^segment 0 has encoded_len tensor\(True\)"):
+        checked_lengths(torch.tensor([True, True]))
+
+
+@pytest.mark.parametrize("lens", [None, 5])
+def test_what_is_no_sequence_is_refused(lens):
+    with pytest.raises(PackingError, match=r"give a sequence of integers"):
+        checked_lengths(lens)
+
+
 def test_a_count_names_its_argument():
     with pytest.raises(PackingError, match=r"^packing_length is 0; it must be at least 1\.$"):
         checked_count("packing_length", 0)

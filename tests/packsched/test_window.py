@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,10 +87,15 @@ def test_leveling_needs_a_number_of_packs():
         plan_window([1], 10, None, objective="balanced")
 
 
-@pytest.mark.parametrize("effort", [0, -1, float("nan"), float("inf"), "high"])
+@pytest.mark.parametrize("effort", [0, -1, float("nan"), float("inf"), "high", True, np.True_, None, 1j])
 def test_effort_is_a_positive_number(effort):
     with pytest.raises(PackingError, match="effort"):
         plan_window([1], 10, 1, effort=effort)
+
+
+@pytest.mark.parametrize("effort", [1, np.float32(1), np.int64(2), 1e306, 10**400])
+def test_effort_is_any_positive_number(effort):
+    assert plan_window([4, 4, 4, 5, 5, 5, 6, 7], 10, 5, effort=effort).non_empty == 5
 
 
 def by_every_assignment(lens: list[int], cap: int, micro_steps: int) -> tuple[int, int | None]:
