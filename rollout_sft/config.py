@@ -63,7 +63,8 @@ class RolloutSFTConfig(TrainingArguments):
         vllm (`dict`, *optional*):
             Fields of [`~rollout_sft.rollouts.vllm.VLLMConfig`].
         rollout_batch_size (`int`, *optional*):
-            Prompts generated together; `per_device_train_batch_size` when not given.
+            `hf`: prompts generated together at most. A whole window (`per_device_train_batch_size` x GA), or an
+            evaluation batch, when not given; lower it if `generate` runs out of memory.
         decoding (`dict`, *optional*):
             Fields of [`~rollout_sft.rollouts.decoding.Decoding`] for training rollouts.
         eval_decoding (`dict`, *optional*):

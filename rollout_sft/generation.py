@@ -66,11 +66,12 @@ class Generation(TrainerCallback):
             )
         else:
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            batch_size = args.rollout_batch_size or args.per_device_train_batch_size
+            window = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            sizes = (args.rollout_batch_size or size for size in (window, args.per_device_eval_batch_size))
             live: Any = model
             self.train, self.evaluation = (
-                HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=batch_size)
-                for decoding in decodings
+                HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=size)
+                for decoding, size in zip(decodings, sizes, strict=True)
             )
 
     def sync(self) -> float:

@@ -351,3 +351,19 @@ def test_backend_sees_the_response_exactly_as_generated(make_trainer, tokenizer)
     assert lines[0]["rollout/truncation"] == 1.0
     assert lines[0]["rollout/new_tokens_mean"] == 2.0
     assert lines[0]["rollout/f1"] == 0.0
+
+
+@pytest.mark.parametrize(("rollout_batch_size", "calls"), [(None, 1), (4, 3), (5, 3)])
+def test_a_window_is_answered_in_one_batched_call_unless_it_is_bounded(make_trainer, rollout_batch_size, calls):
+    shape = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}
+    trainer = make_trainer(max_steps=1, rollout_batch_size=rollout_batch_size, **shape, **WINDOW)
+    generate, widths = trainer.model.generate, []
+
+    def spy(*, input_ids, **kwargs):
+        widths.append(len(input_ids))
+        return generate(input_ids=input_ids, **kwargs)
+
+    trainer.model.generate = spy
+    trainer.train()
+    assert len(widths) == calls
+    assert sum(widths) == 12
