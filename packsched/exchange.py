@@ -1,15 +1,12 @@
-"""Which rank holds which segment: leveling costs, and giving way where a window cannot be placed."""
+"""Which rank holds which segment, so that all ranks cost the same and none holds more tokens than it can."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from packsched.subset_sum import fill_room
 
 Held = list[list[tuple[int, int]]]
 """For each rank the (from_rank, segment) it holds, its own first."""
-
-_Plan = TypeVar("_Plan")
 
 # How far above the mean a rank may cost, in thousandths: the first limit under which everything fits is used.
 _LIMITS = (10, 15, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
@@ -90,68 +87,3 @@ def _keep(rank_lens: Sequence[int], table: dict[int, int], limit: int, tokens: i
         kept.remove(shortest_enough)
         over -= rank_lens[shortest_enough]
     return sorted(kept)
-
-
-def fit_every_rank(
-    held: Held, lens: Sequence[Sequence[int]], plan: Callable[[Sequence[int]], _Plan | None]
-) -> list[_Plan] | None:
-    """A plan for every rank; ranks that cannot be placed first give segments away (`held` changes). None: failed.
-
-    Every rank in trouble tries its segments shortest first: one whose loss helps goes to the rank with the most
-    free tokens that can still be placed with it; when none helps alone, the longest goes.
-    """
-    plans = [plan([lens[rank][at] for rank, at in here]) for here in held]
-    for rank in range(len(held)):
-        while plans[rank] is None:
-            by_length = sorted(held[rank], key=lambda one: (lens[one[0]][one[1]], one))
-            rest = by_length[-1:]
-            for one in by_length:
-                plans[rank] = plan([lens[r][at] for r, at in held[rank] if (r, at) != one])
-                if plans[rank] is not None:
-                    rest = [one]
-                    break
-            moved = rest[0]
-            held[rank].remove(moved)
-            if not _give(moved, rank, held, lens, plans, plan):
-                return None
-    return [found for found in plans if found is not None]
-
-
-def _give(
-    moved: tuple[int, int],
-    giver: int,
-    held: Held,
-    lens: Sequence[Sequence[int]],
-    plans: list[_Plan | None],
-    plan: Callable[[Sequence[int]], _Plan | None],
-) -> bool:
-    tokens = [sum(lens[rank][at] for rank, at in here) for here in held]
-    for rank in sorted(range(len(held)), key=tokens.__getitem__)[:8]:
-        if rank != giver and plans[rank] is not None:
-            here = sorted([*held[rank], moved], key=lambda one: (one[0] != rank, one))
-            found = plan([lens[r][at] for r, at in here])
-            if found is not None:
-                held[rank], plans[rank] = here, found
-                return True
-    return False
-
-
-def pool_all_ranks(lens: Sequence[Sequence[int]], packs: Sequence[Sequence[int]], micro_steps: int) -> Held:
-    """Who holds what when all ranks are planned as one window: each pack goes where most of its tokens are.
-
-    `packs` index the segments of all ranks one after the other; no rank gets more than `micro_steps` of them.
-    """
-    owners = [(rank, at) for rank, rank_lens in enumerate(lens) for at in range(len(rank_lens))]
-    held: Held = [[] for _ in lens]
-    left = [micro_steps] * len(lens)
-    for pack in packs:
-        tokens = [0] * len(lens)
-        for index in pack:
-            rank, at = owners[index]
-            tokens[rank] += lens[rank][at]
-        rank = max(
-            (rank for rank in range(len(lens)) if left[rank]), key=lambda rank: (tokens[rank], left[rank], -rank)
-        )
-        left[rank] -= 1
-        held[rank] += [owners[index] for index in pack]
-    return [sorted(here, key=lambda one: (one[0] != rank, one)) for rank, here in enumerate(held)]

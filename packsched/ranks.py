@@ -5,7 +5,7 @@ costliest subset of its segments that stays within it, and the rest go, largest 
 below it. The limit starts one per cent above the mean and rises only if the moved segments do not fit.
 
 The packing length is never traded for cost: a rank whose window cannot be placed gives segments away whatever they
-cost, and if that fails all ranks are planned as one window.
+cost, and where nobody can take one, it is planned together with as few of the roomiest ranks as it takes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +15,17 @@ from typing import SupportsIndex
 
 from packsched.costs import SegmentCost
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
-from packsched.exchange import fit_every_rank, level_ranks, pool_all_ranks
+from packsched.exchange import level_ranks
 from packsched.lengths import checked_count, checked_lengths
-from packsched.window import WindowPlan, plan_checked, plan_window
+from packsched.pooling import fit_every_rank
+from packsched.search import Packs
+from packsched.window import WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
 
 # A decoder of about two billion parameters (width 2048, 28 layers, 151,936 tokens).
 DEFAULT_COST = SegmentCost.of_model(width=2048, depth=28, vocabulary=151_936)
+
+# How much of the usual work goes into each attempt at exchanging segments between ranks.
+_TRIAL_EFFORT = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,22 +105,29 @@ def plan_ranks(
         raise PackingError("there are no ranks; encoded_lens_by_rank holds one sequence of lengths for each rank.")
     table = _checked_costs(cost, lens)
     costs_before = _costs(lens, table)
-    plan_window([], cap, steps, objective=objective, effort=effort)  # refuse a bad objective or effort up front
+    work = checked_effort(effort)
+    plan_window([], cap, steps, objective=objective)  # refuse a bad objective up front
 
-    def plan(lengths: Sequence[int]) -> WindowPlan | None:
+    def plan(lengths: Sequence[int], trial: bool) -> WindowPlan | None:
         try:
-            return plan_checked(lengths, cap, steps, objective, effort)
+            return plan_checked(lengths, cap, steps, objective, work * (_TRIAL_EFFORT if trial else 1))
         except (InfeasibleWindowError, UndecidedWindowError):
             return None
 
+    def pool(lengths: Sequence[int], ranks: int) -> Sequence[Sequence[int]] | None:
+        share = 1 if ranks == len(lens) else _TRIAL_EFFORT
+        try:
+            return plan_checked(lengths, cap, steps * ranks, "dense", work * share).packs
+        except (InfeasibleWindowError, UndecidedWindowError):
+            if ranks == len(lens):
+                raise
+            return None
+
+    def adopt(lengths: Sequence[int], packs: Packs) -> WindowPlan:
+        return plan_of_packs(lengths, packs, cap, steps, objective)
+
     held = level_ranks(lens, table, cap * steps)
-    plans = fit_every_rank(held, lens, plan)
-    if plans is None:
-        whole = plan_window([length for rank in lens for length in rank], cap, steps * len(lens), effort=effort)
-        held = pool_all_ranks(lens, whole.packs, steps)
-        plans = fit_every_rank(held, lens, plan)
-        if plans is None:  # pragma: no cover - each rank holds packs that fit, so only an undecided search gets here
-            raise UndecidedWindowError("the ranks fit as one window, but no plan was found rank by rank.")
+    plans = fit_every_rank(held, lens, table, steps, plan, pool, adopt)
     moves = tuple(
         sorted(
             (

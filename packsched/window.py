@@ -100,10 +100,11 @@ def plan_window(
         raise PackingError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}.")
     if steps is None and objective == "balanced":
         raise PackingError("micro_steps is None, but objective 'balanced' levels a given number of packs.")
-    return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, _checked_effort(effort))
+    return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, checked_effort(effort))
 
 
-def _checked_effort(effort: float) -> float:
+def checked_effort(effort: float) -> float:
+    """Returns the effort as a float, or raises `PackingError` if it is not a number above 0."""
     # numpy's numbers are Real as well; a bool is a flag in the wrong place.
     if isinstance(effort, bool) or not isinstance(effort, Real) or not 0 < effort < float("inf"):
         raise PackingError(f"effort is {effort!r}; it must be a number above 0.")
@@ -117,6 +118,13 @@ def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: st
     window = _Window(lens, lengths, cap, steps, effort)
     packs, bound, optimal = window.dense() if objective == "dense" else window.balanced()
     return _as_plan(packs, order, lens, len(packs) if steps is None else steps, bound, optimal)
+
+
+def plan_of_packs(lens: Sequence[int], packs: Packs, cap: int, steps: int, objective: str) -> WindowPlan:
+    """Packs that are known to fit, found elsewhere, as a plan of `steps` packs."""
+    bound = lower_bound(sorted(lens, reverse=True), cap)[0]
+    optimal = objective == "dense" and len(packs) == bound
+    return _as_plan(packs, list(range(len(lens))), lens, steps, bound, optimal)
 
 
 class _Window:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packsched import InfeasibleWindowError, OversizedSegmentError, PackingError, UndecidedWindowError
+from packsched import InfeasibleWindowError, OversizedSegmentError, PackingError, UndecidedWindowError, plan_window
 from packsched.costs import SegmentCost
 from packsched.exchange import level_ranks
 from packsched.ranks import plan_ranks
@@ -71,6 +71,50 @@ def test_ranks_that_fit_only_as_one_window_are_planned_as_one():
     plan = plan_ranks(lens, 10, 2, cost=lambda length: 1 if length == 7 else 10)
     assert_is_a_plan(plan, lens, 10, 2)
     assert all(tokens == 10 for rank in plan.plans for tokens in rank.pack_lens)
+
+
+def few_segments_a_rank(seed: int, ranks: int) -> list[list[int]]:
+    """Eight segments of about half a pack for four packs, 95 % full: half of the ranks cannot be placed alone."""
+    rng = random.Random(seed)
+    raw = [rng.lognormvariate(0, 0.35) for _ in range(8 * ranks)]
+    scale = 0.95 * 4 * 14000 * ranks / sum(raw)
+    lens = [min(14000, round(one * scale)) for one in raw]
+    return [lens[8 * rank : 8 * rank + 8] for rank in range(ranks)]
+
+
+def test_ranks_that_cannot_be_placed_alone_disturb_few_others():
+    for seed in range(3):
+        lens = few_segments_a_rank(seed, 64)
+        unplaceable = 0
+        for rank in lens:
+            try:
+                plan_window(rank, 14000, 4)
+            except InfeasibleWindowError:
+                unplaceable += 1
+        plan = plan_ranks(lens, 14000, 4)
+        assert_is_a_plan(plan, lens, 14000, 4)
+        assert unplaceable >= 30
+        assert plan.moved_tokens <= sum(map(sum, lens)) / 3  # planning all ranks as one moves almost half
+        assert plan.straggler <= 1.1 < plan.straggler_before
+        assert plan == plan_ranks(lens, 14000, 4)
+
+
+def test_one_rank_that_cannot_be_placed_alone_takes_one_partner():
+    lens = [[7, 7, 7, 7], *[[5, 5, 4, 3]] * 3, [3, 3, 3, 3]]
+    plan = plan_ranks(lens, 10, 2, cost=lambda length: 1 if length == 7 else 10)
+    assert_is_a_plan(plan, lens, 10, 2)
+    assert {rank for move in plan.moves for rank in move[1:]} == {0, 4}
+
+
+def test_the_packs_of_a_pool_are_the_plan_where_no_rank_finds_one():
+    lens = [
+        [439, 170, 126, 226, 376, 239, 783, 757, 598, 356, 267, 18, 332, 571, 761, 484, 300, 104],
+        [212, 604, 173, 429, 436, 117, 91, 257, 11, 561, 629, 277, 117, 145, 91, 412, 343, 188],
+    ]
+    for objective in ("dense", "balanced"):
+        plan = plan_ranks(lens, 1000, 6, effort=0.001, objective=objective)
+        assert_is_a_plan(plan, lens, 1000, 6)
+        assert all(rank_plan.lower_bound == rank_plan.non_empty == 6 for rank_plan in plan.plans)
 
 
 def test_more_tokens_than_all_packs_hold_is_infeasible():
