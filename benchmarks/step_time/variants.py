@@ -105,7 +105,7 @@ class Variant:
             target_builder=data,
             rollout_backend=Nothing(),
         )
-        self.trainer.fill_estimate._left = 0  # it takes its second once in a run, not in each step
+        self.trainer.fill_estimate._due = []  # it takes its second once in a run, not in each step
         self.attention = model.config._attn_implementation
         if own:
             self.trainer._window_builder._schedule = PerMicroBatch()
