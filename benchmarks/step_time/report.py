@@ -26,7 +26,7 @@ def write(results: dict[str, Any], path: Path, notes: str) -> None:
         rows = "".join(_row(row) for row in table["rows"])
         parts.append(f"## Model {table['model']}, {table['workload']}\n\n{shape}.\n\n{HEAD}{rows}")
         if table["syncs"] is not None:
-            parts.append(f"Waits for the device between rollout and loss: {table['syncs']}.\n")
+            parts.append(f"Waits for the device from the rollouts to the gradient: {table['syncs']}.\n")
     path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -73,11 +73,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 COMMON = """\
 Every row trains the same segments in the same optimizer steps (AdamW, learning rate 0), from the same weights.
-`gradient`: relative difference to the segments run one by one, unpacked. `x padded`: median over rounds of the ratio
-within a round. `useful FLOP/s of peak`: operations that the segments alone need, per second, over what a matrix product
-reaches on this machine. `peak memory`: tensors at the worst moment of a step, weights not counted. `packed per
-micro-batch` has no cap on its packs. The limit has no Trainer, no logging and no scheduling; where a window takes
-several packs it cuts segments at their borders, which makes its attention a little cheaper than any schedule's.
+`gradient`: relative difference to the segments run one by one, unpacked, in float32. `x padded`: median over rounds of
+the ratio within a round. `useful FLOP/s of peak`: operations that the segments alone need, per second, over what a
+matrix product reaches on this machine. `peak memory`: tensors at the worst moment of a step, weights not counted.
+`packed per micro-batch` has no cap on its packs. The limit has no Trainer, no logging and no scheduling; where a window
+takes several packs it cuts segments at their borders, which makes its attention a little cheaper than any schedule's.
 """
 NOTES = {
     "cpu": COMMON
@@ -87,3 +87,10 @@ Lengths of all tables but the first are a sixteenth of those that the GPU preset
 """,
     "gpu": COMMON,
 }
+DRY_RUN = (
+    COMMON
+    + """
+**A dry run**: a tiny model and short rollouts. It shows that everything runs and that the gradients agree; its seconds
+and megabytes say nothing.
+"""
+)

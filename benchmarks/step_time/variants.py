@@ -56,13 +56,26 @@ class Clock:
 
 
 class Steps(TrainerCallback):
-    """Seconds of each optimizer step, from its first raw micro-batch on, and the gradient of the first."""
+    """
+    Seconds of each optimizer step, from its first raw micro-batch on, and the gradient of the first.
+
+    With `must_not_wait`, waiting for the GPU is an error from there until the gradient is there: while the window is
+    built, collated and copied, in every micro-step, and in what the Trainer does between them.
+    """
 
     def __init__(self, clock: Clock):
         self.clock, self.began, self.seconds = clock, 0.0, []
         self.keep_gradient, self.gradient = False, None
+        self.must_not_wait = False
+
+    def begin(self) -> None:
+        self.began = self.clock.now()
+        if self.must_not_wait:
+            torch.cuda.set_sync_debug_mode("error")
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.must_not_wait:
+            torch.cuda.set_sync_debug_mode("default")
         if self.keep_gradient:
             self.gradient, self.keep_gradient = flat_gradient(model), False
 
@@ -123,7 +136,7 @@ class Variant:
         host = time.perf_counter if self.steps.clock.cuda else time.process_time
 
         def get_batch_samples(*args):
-            self.steps.began = self.steps.clock.now()
+            self.steps.begin()
             return build(*args)
 
         def timed(work):

@@ -120,16 +120,26 @@ SHAPES = {
         "head_dim": 32,
         "intermediate_size": 256,
     },
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+    },
     "0.6b": {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, **QWEN3},
     "1.7b": {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, **QWEN3},
 }
 
 
-def make_model(shape: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A Qwen3 of that shape with random weights."""
+def make_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A Qwen3 of that shape with random weights, drawn where they stay."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", max_position_embeddings=32768, tie_word_embeddings=True, **SHAPES[shape])
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
 
 
 def useful_flops(model: PreTrainedModel, segments: list[Segment]) -> float:
