@@ -12,7 +12,7 @@ from packsched.completion import OutOfNodesError, bin_completion
 from packsched.decreasing import best_fit_decreasing, longest_processing_time
 from packsched.resplit import pairwise_resplit
 from packsched.ruin import ruin_and_recreate
-from packsched.search import MOST_SEGMENTS, Packs, fill, fit
+from packsched.search import Packs, fill, fit, searchable
 
 # Work for one question of the bisection at effort 1, counted.
 _NODES = 300
@@ -55,7 +55,7 @@ def level_packs(
     """
     best: Packs = longest_processing_time(lengths, packs)
     high = longest_pack(lengths, best)
-    if high > bound and len(lengths) <= MOST_SEGMENTS:
+    if high > bound and searchable(lengths, high):
         low, best = _bisect(lengths, packs, bound, best, effort)
         bound = max(bound, low)
         high = longest_pack(lengths, best)

@@ -90,10 +90,13 @@ def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
     Source: S. P. Fekete and J. Schepers, "New classes of fast lower bounds for bin packing problems",
     Mathematical Programming 91 (2001), function u^(k).
     """
-    k = np.arange(1, 21)[:, None]
+    # Python's own integers where a sum might not fit into 64 bits.
+    kind = np.int64 if 21 * packing_length * max(1, len(lengths)) < 1 << 63 else object
+    k = np.arange(1, 21, dtype=kind)[:, None]
+    values = np.array(lengths, dtype=kind)
     # In units of 1 / (k * packing_length) of a pack, to stay in integers.
-    parts, rest = np.divmod((k + 1) * np.array(lengths, dtype=np.int64), packing_length)
-    totals = np.where(rest > 0, parts * packing_length, k * np.array(lengths, dtype=np.int64)).sum(axis=1)
+    parts, rest = (k + 1) * values // packing_length, (k + 1) * values % packing_length
+    totals = np.where(rest > 0, parts * packing_length, k * values).sum(axis=1)
     return int((-(-totals // (k[:, 0] * packing_length))).max())
 
 

@@ -8,13 +8,16 @@ is left is small enough.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from packsched.completion import OutOfNodesError
 from packsched.integers import Integers
 from packsched.subset_sum import fill_room
 
 _MOST_WAYS = 4000
+# Sums of pairs and bitsets of sums are kept for all of them: tens of megabytes at most.
+_MOST_FOR_FOURS = 512
+_MOST_BITS = 1 << 29
 _STEPS_PER_WAY = 64
 
 
@@ -24,11 +27,11 @@ def exact_cover(lengths: Sequence[int], packing_length: int, nodes: int) -> list
     Cost: `O(n * packing_length / 64)` for the sums, then at most `nodes` choices of `O(ways)` each.
 
     Raises:
-        OutOfNodesError: too many ways to fill a pack, or `nodes` choices made, without an answer.
+        OutOfNodesError: too many segments, too many ways to fill a pack, or `nodes` choices made.
 
     Source: D. E. Knuth, "Dancing links" (2000), algorithm X, on bitsets instead of links.
     """
-    return _packs(_Cover(nodes).search((1 << len(lengths)) - 1, _ways(lengths, packing_length)), len(lengths))
+    return _packs(_cover(len(lengths), _ways(lengths, packing_length), nodes), len(lengths))
 
 
 def cover_by_fours(lengths: Sequence[int], packing_length: int, nodes: int) -> list[list[int]] | None:
@@ -37,11 +40,11 @@ def cover_by_fours(lengths: Sequence[int], packing_length: int, nodes: int) -> l
     None says nothing about packs of five segments or more. Cost: `O(n**2)` sums, then as `exact_cover`.
 
     Raises:
-        OutOfNodesError: too many ways to fill a pack, or `nodes` choices made, without an answer.
+        OutOfNodesError: too many segments, too many ways to fill a pack, or `nodes` choices made.
 
     Source: the pairs of pairs are E. Horowitz and S. Sahni's two lists (1974).
     """
-    return _packs(_Cover(nodes).search((1 << len(lengths)) - 1, _ways_of_four(lengths, packing_length)), len(lengths))
+    return _packs(_cover(len(lengths), _ways_of_four(lengths, packing_length), nodes), len(lengths))
 
 
 def cover_after_setting_aside(
@@ -84,6 +87,8 @@ def _packs(chosen: list[int] | None, segments: int) -> list[list[int]] | None:
 
 def _ways_of_four(lengths: Sequence[int], packing_length: int) -> list[int]:
     """Every subset of at most four segments that fills a pack exactly, as a bitset of positions."""
+    if len(lengths) > _MOST_FOR_FOURS:
+        raise OutOfNodesError
     ways = [1 << at for at, length in enumerate(lengths) if length == packing_length]
     rest: defaultdict[int, list[int]] = defaultdict(list)  # sum -> one or two positions, all above `second`
     for second in range(len(lengths) - 1, 0, -1):
@@ -103,6 +108,8 @@ def _ways_of_four(lengths: Sequence[int], packing_length: int) -> list[int]:
 
 def _ways(lengths: Sequence[int], packing_length: int) -> list[int]:
     """Every subset that fills a pack exactly, as a bitset of positions."""
+    if len(lengths) * packing_length > _MOST_BITS:
+        raise OutOfNodesError
     fits = (1 << packing_length + 1) - 1
     size = packing_length // 8 + 1
     sums = 1
@@ -130,28 +137,34 @@ def _ways(lengths: Sequence[int], packing_length: int) -> list[int]:
     return ways
 
 
-class _Cover:
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
-        self.failed: set[int] = set()
-
-    def search(self, left: int, ways: list[int]) -> list[int] | None:
-        if not left:
-            return []
-        if left in self.failed:
+def _cover(segments: int, ways: list[int], nodes: int) -> list[int] | None:
+    """Ways that hold every segment once, or None: proven that there are none."""
+    failed: set[int] = set()
+    chosen: list[int] = []
+    branches: list[tuple[int, list[int], Iterator[int]]] = []
+    left = (1 << segments) - 1
+    while left:
+        if left not in failed:
+            nodes -= 1
+            if nodes < 0:
+                raise OutOfNodesError
+            fewest = _positions_in_fewest(left, ways)
+            branch = fewest & -fewest
+            branches.append((left, ways, iter([way for way in ways if way & branch])))
+            chosen.append(0)
+        while branches:
+            left, ways, untried = branches[-1]
+            way = next(untried, 0)
+            if way:
+                break
+            failed.add(left)
+            branches.pop()
+            chosen.pop()
+        else:
             return None
-        self.nodes -= 1
-        if self.nodes < 0:
-            raise OutOfNodesError
-        fewest = _positions_in_fewest(left, ways)
-        branch = fewest & -fewest
-        for way in ways:
-            if way & branch:
-                rest = self.search(left & ~way, [other for other in ways if not other & way])
-                if rest is not None:
-                    return [way, *rest]
-        self.failed.add(left)
-        return None
+        chosen[-1] = way
+        left, ways = left & ~way, [other for other in ways if not other & way]
+    return chosen
 
 
 def _positions_in_fewest(left: int, ways: list[int]) -> int:

@@ -1,14 +1,15 @@
-"""Best-fit decreasing and longest-processing-time: the first attempt at every window, good enough for most.
+"""Best fit, first fit and longest-processing-time: the first attempt at every window, good enough for most.
 
 Segments are taken longest first. Best fit puts each into the fullest pack that still has room and opens a pack
-when none has: never more than 11/9 of the fewest packs plus 6/9, and no pack too many on ordinary windows.
+when none has: never more than 11/9 of the fewest packs plus 6/9, and no pack too many on ordinary windows. First fit
+takes the oldest pack instead: seldom better, and only asked where nothing else follows.
 Longest processing time puts each into the emptiest of a fixed number of packs: at most 4/3 of the shortest
 possible longest pack.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from heapq import heapreplace
+from heapq import heappop, heappush, heapreplace
 
 # Rooms are kept sorted in bands of the packing length, so that no list grows beyond a few hundred.
 _SEGMENTS_PER_BAND = 1024
@@ -49,6 +50,36 @@ def best_fit_decreasing(lengths: Sequence[int], packing_length: int) -> list[lis
         if room:
             insort(bands[room // width], room << 32 | pack)
             open_bands |= 1 << room // width
+    return packs
+
+
+def first_fit_decreasing(lengths: Sequence[int], packing_length: int) -> list[list[int]]:
+    """Packs of positions in `lengths` (longest first, none over `packing_length`), each in the oldest with room.
+
+    Cost: `O(n log n)`. Lengths only fall, so a pack that has room for one segment has room for all that follow
+    until it gets one: packs with room wait in a heap by age, the others in one by room until segments are short enough.
+
+    Source: as for best fit.
+    """
+    packs: list[list[int]] = []
+    rooms: list[int] = []
+    shortest = lengths[-1] if lengths else 0
+    roomy: list[int] = []
+    tight: list[int] = []  # each: -room << 32 | pack
+    for position, length in enumerate(lengths):
+        while tight and tight[0] >> 32 <= -length:
+            heappush(roomy, heappop(tight) & 0xFFFFFFFF)
+        if not roomy:
+            roomy.append(len(packs))
+            packs.append([])
+            rooms.append(packing_length)
+        pack = roomy[0]
+        packs[pack].append(position)
+        room = rooms[pack] = rooms[pack] - length
+        if room < length:
+            heappop(roomy)
+            if room >= shortest:
+                heappush(tight, (-room << 32) + pack)
     return packs
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 # Layers cost (segments * layers * words of a bitset) word operations and as many words of memory.
 _QUICK_LAYERS = 1 << 16
 _MOST_LAYERS = 1 << 20
+_MOST_FEW = 1 << 21
 _MOST_HALVES = 50_000
 _FEW = 40
 
@@ -32,7 +33,7 @@ def fewest_segments(lengths: Sequence[int], total: int) -> list[int]:
 
     Some subset must have that sum.
     """
-    if len(lengths) < _FEW:
+    if len(lengths) < _FEW and len(lengths) ** 2 * ((total >> 6) + 1) <= _MOST_FEW:
         usable = [at for at, length in enumerate(lengths) if length <= total]
         few = by_layers([lengths[at] for at in usable], total, len(usable))
         return [usable[at] for at in few or []]

@@ -260,6 +260,8 @@ def _widened(positions: Any) -> Any:
     """Positions of another framework as integers that an offset can be added to, without reading their values."""
     dtype = getattr(positions, "dtype", None)
     kind = str(dtype).rpartition(".")[2]  # torch calls it torch.int64, JAX int64
+    if dtype is None and not hasattr(positions, "__add__"):
+        raise PackingError(f"positions are {positions!r}; give an integer, a sequence or an array of integers.")
     if dtype is None or kind == "int64":
         return positions
     if not kind.startswith(("int", "uint")) and 0 not in positions.shape:

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from packsched.integers import Integers
 from packsched.subset_sum import fill_room
 
+# A round with so many segments is one; the work grows with their square.
+_FREE_SEGMENTS = 128
+
 
 def ruin_and_recreate(
     lengths: Sequence[int], packing_length: int, filled: list[list[int]], left: list[int], rounds: int
 ) -> list[list[int]] | None:
     """As many packs as `filled` that hold `left` as well, or None: not found. Positions in `lengths`.
 
-    Cost: `rounds` times filling some ten packs, about 0.1 ms each.
+    Cost: `rounds` times filling some ten packs, about 0.1 ms each. Rounds with more than `_FREE_SEGMENTS` segments
+    (or a longer pack than 2^16 tokens) cost more and count as many.
 
     Source: G. Schrimpf et al., "Record breaking optimization results using the ruin and recreate principle",
     Journal of Computational Physics 159 (2000).
@@ -24,9 +28,12 @@ def ruin_and_recreate(
     filled = list(filled)
     draw = Integers(len(lengths))
     left_over = sum(lengths[position] for position in left)
-    for attempt in range(rounds):
+    attempt = -1
+    while rounds > 0:
+        attempt += 1
         emptied = draw.sample(len(filled), min(len(filled), 6 + draw.below(4 + 4 * (attempt % 2))))
         pool = left + [position for pack in emptied for position in filled[pack]]
+        rounds -= max(1, len(pool) * len(pool) * ((packing_length >> 16) + 1) // _FREE_SEGMENTS**2)
         spare = len(emptied) * packing_length + left_over - sum(lengths[position] for position in pool)
         keyed = sorted([(lengths[at] * (draw.below(2048) + 1), at) for at in pool], reverse=True)
         pool = [position for _, position in keyed]

@@ -5,7 +5,7 @@ Cheap stages first. Every stage lives in its own module and can be taken out of 
 
 from collections.abc import Sequence
 from contextlib import suppress
-from math import ceil
+from math import ceil, isqrt
 
 from packsched.completion import OutOfNodesError, bin_completion
 from packsched.cover import cover_after_setting_aside, cover_by_fours, exact_cover
@@ -16,6 +16,8 @@ Packs = list[list[int]]
 
 # Beyond this many segments filling pack by pack, which is quadratic, costs more than it gains.
 MOST_SEGMENTS = 4096
+# The bitsets of one subset sum, in bits: more packing length than this is not searched. 2^24 tokens with 4096 segments.
+_MOST_BITS = 1 << 30
 
 # Work at effort 1, in steps that are counted, not timed.
 _SHUFFLES = 8
@@ -30,15 +32,16 @@ _ROUNDS = 2_000
 def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) -> Packs | None:
     """At most `packs` packs of positions in `lengths` (longest first), or None: proven that they do not fit.
 
-    Cost: about a millisecond when filling succeeds, which it nearly always does; a few hundred at effort 1.
+    Cost: about a millisecond when filling succeeds, which it nearly always does; otherwise a few hundred at effort 1
+    and packing lengths up to 16384, however many segments.
 
     Raises:
-        OutOfNodesError: neither found nor refuted within `effort` times the usual work.
+        OutOfNodesError: neither found nor refuted within `effort` times the usual work, or not `searchable`.
     """
     slack = packs * packing_length - sum(lengths)
     if slack < 0:
         return None
-    if len(lengths) > MOST_SEGMENTS:
+    if not searchable(lengths, packing_length):
         raise OutOfNodesError
     shuffles = ceil(_SHUFFLES * effort) if slack < packs else 0
     if lengths[0] < 2 * lengths[-1]:  # alike, so that longest first would get stuck at the end
@@ -70,6 +73,11 @@ def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) 
         if found is None:
             raise
         return found
+
+
+def searchable(lengths: Sequence[int], packing_length: int) -> bool:
+    """Whether the searches are worth their time and memory: not too many segments, nor too long a pack."""
+    return len(lengths) <= MOST_SEGMENTS and packing_length * (isqrt(len(lengths)) + 1) <= _MOST_BITS
 
 
 def fill(lengths: Sequence[int], packing_length: int, packs: int) -> tuple[Packs, list[int]]:

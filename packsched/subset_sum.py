@@ -6,13 +6,15 @@ segment costs a fraction of a microsecond, and realistic lengths give an exact f
 """
 
 from collections.abc import Sequence
-from math import isqrt
+from math import gcd, isqrt
 
+from packsched.errors import PackingError
 from packsched.fewest import at_most_three, fewest_segments
 
 # Below this many segments pairs and triples seldom fit exactly, so looking for them first is wasted.
 _MANY = 64
 _MOST_HISTORY_BITS = 1 << 27
+_MOST_BYTES = 1 << 31
 
 
 def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int]:
@@ -27,7 +29,11 @@ def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int
 
     Cost: `O(n * packing_length / 64)` for the total. The tie-break is `O(n)` when two or three segments do,
     the common case of a large buffer, and `O(n * packing_length)` byte operations at worst. Memory: at most
-    16 MiB, or `2 * sqrt(n) * packing_length` bytes where that is more (twice that from 254 segments a pack).
+    16 MiB, or `2 * sqrt(n) * packing_length` bytes where that is more (twice that from 254 segments a pack); in
+    units of the segments' common divisor, and nothing where all segments fit together.
+
+    Raises:
+        PackingError: That would be more than 2 GiB.
 
     >>> select_optimal([4, 5, 3, 3, 6], 10)
     [0, 4]
@@ -43,15 +49,28 @@ def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int
             free -= length
             if free < shortest:
                 break
-    if free == 0:
+    if free == 0 or len(fifo) == len(encoded_lens):
         return fifo
     others = encoded_lens[1:]
+    used = room - free
+    if gcd(*others[:4]) > 1:
+        unit = gcd(*others)
+        others = [length // unit for length in others]
+        room, used = room // unit, used // unit
+        if used == room:
+            return fifo
+    if 2 * isqrt(len(others)) * room > _MOST_BYTES:
+        raise PackingError(
+            f"policy 'optimal' would need {2 * isqrt(len(others)) * room} bytes for {len(encoded_lens)} segments and "
+            f"packing_length {packing_length}, more than {_MOST_BYTES}. Use policy 'binpacking', or lengths in larger "
+            "units."
+        )
     if len(others) >= _MANY:
         chosen = at_most_three(others, room)
         if chosen is not None:
             return [0] + [at + 1 for at in chosen]
     best = largest_sum(others, room)
-    if best == room - free:
+    if best == used:
         return fifo
     return [0] + [at + 1 for at in fewest_segments(others, best)]
 

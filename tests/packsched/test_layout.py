@@ -357,6 +357,12 @@ def test_ragged_positions_are_refused():
             call()
 
 
+@pytest.mark.parametrize("positions", [None, {1, 2}])
+def test_positions_that_are_no_sequence_are_refused(positions):
+    with pytest.raises(PackingError, match="give an integer, a sequence or an array"):
+        PackLayout.from_lengths([3, 2]).remap(0, positions)
+
+
 def test_boundaries_that_int32_cannot_hold_are_refused():
     assert PackLayout.from_lengths([2**31 - 2, 1]).cu_seqlens[-1] == 2**31 - 1
     with pytest.raises(PackingError, match=r"2147483653 tokens, 6 more than the 2147483647 .* int32"):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import itertools
+import random
 import sys
 from pathlib import Path
 
@@ -288,3 +289,27 @@ def test_scenario_missing_binpacking_dependency_fails_fast(monkeypatch):
     assert message.startswith("policy 'binpacking' needs the module binpacking, which fails to import (")
     assert message.endswith("Install it (pip install 'binpacking>=2.0.1,<3') or disable training.packing.")
     assert caught.value.name == "binpacking"
+
+
+def test_optimal_takes_everything_that_fits_whatever_the_cap():
+    for cap in (10**9, 10**12, 2**63):
+        assert select([5, 3, 7], cap, policy="optimal") == [0, 1, 2]
+
+
+def test_optimal_counts_in_units_of_the_segments_beside_the_oldest():
+    rng = random.Random(9)
+    for _ in range(300):
+        unit = rng.choice((2, 7, 1000))
+        first, cap = rng.randint(1, 40), rng.randint(41, 200)
+        lens = [rng.randint(1, 160) for _ in range(rng.randint(1, 90))]
+        room = (cap - first) // unit
+        scaled = [first, *(unit * length for length in lens if length <= room)]
+        plain = [1, *(length for length in lens if length <= room)]
+        assert select(scaled, cap, policy="optimal") == select(plain, room + 1, policy="optimal")
+    # 10^12 tokens are ten units here; without a common divisor they are refused before any memory is taken.
+    giga = 10**11
+    assert select([giga, 6 * giga, 5 * giga, 4 * giga], 10 * giga, policy="optimal") == [0, 2, 3]
+    with pytest.raises(
+        PackingError, match=r"would need \d+ bytes for 4 segments and packing_length 1000000000000, more"
+    ):
+        select([giga, 6 * giga, 5 * giga + 1, 4 * giga], 10 * giga, policy="optimal")

@@ -1,11 +1,12 @@
 """Each stage of the planner on its own: bounds never exceed the truth, searches only claim what they can show."""
 
 import random
+from functools import cache
 from itertools import combinations
 
 import pytest
 
-from packsched import plan_window
+from packsched import UndecidedWindowError, completion, plan_window, ruin
 from packsched.balance import longest_pack_bound
 from packsched.bounds import (
     cardinality_bound,
@@ -15,8 +16,8 @@ from packsched.bounds import (
     volume_bound,
 )
 from packsched.completion import OutOfNodesError, bin_completion
-from packsched.cover import cover_after_setting_aside, cover_by_fours, exact_cover
-from packsched.decreasing import best_fit_decreasing, longest_processing_time
+from packsched.cover import _cover, cover_after_setting_aside, cover_by_fours, exact_cover
+from packsched.decreasing import best_fit_decreasing, first_fit_decreasing, longest_processing_time
 from packsched.filling import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
 from packsched.integers import Integers
 from packsched.resplit import pairwise_resplit
@@ -139,7 +140,8 @@ def test_fours_are_covered_exactly_when_every_subset_of_at_most_four_says_so():
             if sum(lengths[at] for at in some) == cap
         }
 
-        def coverable(left, ways=ways):
+        @cache
+        def coverable(left, ways=frozenset(ways)):
             return not left or any(way <= left and coverable(left - way) for way in ways if min(left) in way)
 
         covered = cover_by_fours(lengths, cap, 10**6)
@@ -266,3 +268,68 @@ def test_alike_segments_without_slack_need_no_search():
     packs = fit(mixed, 16384, 24, 0.01)
     assert packs is not None
     assert_packs(packs, mixed, 16384, 24)
+
+
+def test_deep_searches_end_without_recursion():
+    rng = random.Random(60)
+    lengths = sorted((rng.choice((18, 20, 22)) for _ in range(3600)), reverse=True)
+    with pytest.raises(OutOfNodesError):
+        bin_completion(lengths, sum(lengths) // 3 | 1, 3, 20_000)
+    assert len(bin_completion([1] * 1500, 1, 1500, 10**7) or []) == 1500
+    ways = [1 << at for at in range(1500)]
+    assert _cover(1500, ways, 10**4) == ways
+
+
+def hopeless(per_pack: int) -> tuple[list[int], int]:
+    """Three packs with two free tokens that need five: all lengths but one are multiples of 3, and the cap is not."""
+    rng = random.Random(0)
+    lengths = [3 * rng.randint(2, 27) for _ in range(3 * per_pack)]
+    lengths[0] += 1
+    while (sum(lengths) + 2) % 9 != 6:
+        lengths[1] += 3
+    return lengths, (sum(lengths) + 2) // 3
+
+
+@pytest.mark.parametrize("objective", ["dense", "balanced"])
+def test_a_large_hopeless_window_costs_no_more_work_than_a_small_one(monkeypatch, objective):
+    """Work is the segments handed to subset sums and the packs begun; the time follows it."""
+    work = 0
+
+    def counted(function):
+        def call(lengths, *arguments):
+            nonlocal work
+            work += len(lengths)
+            return function(lengths, *arguments)
+
+        return call
+
+    monkeypatch.setattr(ruin, "fill_room", counted(ruin.fill_room))
+    monkeypatch.setattr(completion, "martello_toth_bound", counted(completion.martello_toth_bound))
+    spent = []
+    for per_pack in (30, 300, 1100):
+        lengths, cap = hopeless(per_pack)
+        work = 0
+        with pytest.raises(UndecidedWindowError):
+            plan_window(lengths, cap, 3, objective=objective)
+        spent.append(work)
+    assert max(spent) <= 2 * spent[0], spent
+
+
+def test_first_fit_decreasing_is_the_textbook_one():
+    for lengths, cap in small_windows(61, 500):
+        rooms: list[int] = []
+        packs: list[list[int]] = []
+        for at, length in enumerate(lengths):
+            first = next((pack for pack, room in enumerate(rooms) if room >= length), len(rooms))
+            if first == len(rooms):
+                rooms.append(cap)
+                packs.append([])
+            rooms[first] -= length
+            packs[first].append(at)
+        assert first_fit_decreasing(lengths, cap) == packs
+    assert first_fit_decreasing([], 10) == []
+
+
+def test_the_dual_feasible_bound_does_not_overflow():
+    big = 2**61
+    assert dual_feasible_bound([34 * big] * 7 + [26 * big], 100 * big) == 4
