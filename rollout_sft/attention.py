@@ -3,7 +3,8 @@
 `rollout_varlen` is registered with transformers beside `sdpa` and `eager`. What it does depends on the mask it gets:
 
     the mark of this module    each segment alone, found by `cu_seq_lens`: one fused kernel on CUDA
-                               (`torch.nn.attention.varlen`), a loop of `sdpa` on the CPU
+                               (`torch.nn.attention.varlen`), a loop of `sdpa` on the CPU, whose masks for
+                               sliding windows of w keys are of about w x 2w elements, however long a segment is
     anything else              exactly what `sdpa` does, with the masks that `sdpa` gets
 
 So generation, evaluation and padded batches of the same model stay what they were. The mark is an empty tensor of four
@@ -31,6 +32,8 @@ VARLEN = "rollout_varlen"
 """The name under which transformers knows this attention."""
 
 HALF = (torch.bfloat16, torch.float16)
+BLOCK = 256
+"""Queries that are run together at least, on the CPU, where a segment is longer than the sliding window."""
 
 
 def mark_packed(inputs: Batch, model: nn.Module) -> Batch:
@@ -99,22 +102,39 @@ def varlen_attention(
     if query.is_cuda:
         return _fused(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     lens = cu_seq_lens_q.diff().tolist()
-    if lens == [query.shape[2]]:
-        return sdpa_attention_forward(module, query, key, value, _window(query, sliding_window), dropout, scaling)
     parts = zip(query.split(lens, dim=2), key.split(lens, dim=2), value.split(lens, dim=2), strict=True)
-    outputs = [
-        sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), dropout, scaling)[0] for q, k, v in parts
-    ]
-    return torch.cat(outputs, dim=1), None
+    outputs = [_alone(module, q, k, v, dropout, scaling, sliding_window) for q, k, v in parts]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
-def _window(query: Tensor, sliding_window: int | None) -> Tensor | None:
-    """The mask of one segment that is longer than the window; None lets `sdpa` be causal by itself."""
+def _alone(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """One segment by `sdpa`. One that is longer than the window goes block by block, all with parts of one mask."""
     tokens = query.shape[2]
     if sliding_window is None or tokens <= sliding_window:
-        return None
-    ones = torch.ones((tokens, tokens), dtype=torch.bool, device=query.device)
-    return ones.tril().triu(1 - sliding_window)[None, None]
+        return sdpa_attention_forward(module, query, key, value, None, dropout, scaling)[0]
+    block, before = max(sliding_window, BLOCK), sliding_window - 1
+    columns = torch.arange(before + block, device=query.device)  # the keys before a block, then its own
+    ahead = columns[None] - torch.arange(min(block, tokens), device=query.device)[:, None]
+    unseen = (ahead < 0) | (ahead > before)
+    # Not boolean: each call would make a mask like this one of it, and keep it for the backward.
+    mask = query.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))[None, None]
+    outputs = []
+    keys, values = key.split(block, dim=2), value.split(block, dim=2)
+    for i, q in enumerate(query.split(block, dim=2)):
+        k, v = keys[i], values[i]
+        if i:
+            k, v = (torch.cat([x[i - 1][:, :, block - before :], x[i]], dim=2) for x in (keys, values))
+        own = mask[:, :, : q.shape[2], (0 if i else before) : before + q.shape[2]]
+        outputs.append(sdpa_attention_forward(module, q, k, v, own, dropout, scaling)[0])
+    return torch.cat(outputs, dim=1)
 
 
 def _fused(

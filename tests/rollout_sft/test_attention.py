@@ -236,3 +236,51 @@ def test_the_call_of_the_cuda_kernel_means_what_the_loop_on_the_cpu_does(monkeyp
     fused = _fused(query, key, value, borders, max(lens), 0.3, window)
     assert fused.shape == loop.shape
     assert (fused - loop).abs().max().item() < 5e-3
+
+
+def windowed(query, key, value, window, scale):
+    """By one dense mask, for one segment."""
+    n = query.shape[2]
+    ahead = torch.arange(n)[None] - torch.arange(n)[:, None]
+    seen = (ahead <= 0) & (ahead > -window)
+    k, v = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    output = torch.nn.functional.scaled_dot_product_attention(query, k, v, attn_mask=seen, scale=scale)
+    return output.transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [1, 5, 256, 300, 599])
+def test_a_segment_longer_than_the_window_is_run_in_blocks_with_the_same_result(window):
+    lens = [600, 3, 257, 513]
+    borders = torch.tensor([0, *torch.tensor(lens).cumsum(0)], dtype=torch.int32)
+    inputs = heads(sum(lens), dtype=torch.float64)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    mark = torch.empty((1, 1, 0, 0), dtype=torch.bool)
+    blocks, _ = varlen_attention(
+        module, *inputs, mark, 0.3, sliding_window=window, cu_seq_lens_q=borders, max_length_q=max(lens)
+    )
+    parts = zip(*(x.split(lens, dim=2) for x in inputs), strict=True)
+    dense = torch.cat([windowed(q, k, v, window, 0.3) for q, k, v in parts], dim=1)
+    assert (blocks - dense).abs().max().item() < 1e-12
+    upstream = torch.randn(dense.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for mine, other in zip(
+        torch.autograd.grad(blocks, inputs, upstream), torch.autograd.grad(dense, inputs, upstream), strict=True
+    ):
+        assert (mine - other).abs().max().item() < 1e-12
+
+
+def test_a_sliding_window_needs_no_mask_of_the_whole_segment():
+    tokens, window = 4096, 128
+    inputs = heads(tokens)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    mark = torch.empty((1, 1, 0, 0), dtype=torch.bool)
+    borders = torch.tensor([0, tokens], dtype=torch.int32)
+
+    def blocks():
+        varlen_attention(module, *inputs, mark, 0.3, sliding_window=window, cu_seq_lens_q=borders, max_length_q=tokens)[
+            0
+        ].sum().backward()
+
+    dense = peak_bytes(lambda: windowed(*inputs, window, 0.3).sum().backward())
+    assert peak_bytes(blocks) < tokens**2 < dense, "a boolean mask takes tokens x tokens bytes"
