@@ -52,12 +52,14 @@ class RolloutSFTConfig(TrainingArguments):
             Scope `micro`: which segments join the oldest one (`binpacking`, `fifo`, `optimal`).
         pack_objective (`str`, *optional*, defaults to `"dense"`):
             Scope `window`: `dense` fills the fewest packs, `balanced` lowers the longest one.
+            Without effect in scope `micro` and where `packing` is false.
         idle_micro_steps (`str`, *optional*, defaults to `"dummy"`):
             Micro-steps without segments: `dummy` runs a zero-weight forward and backward in each, `skip` runs nothing
             in those that are idle on every rank ([`~rollout_sft.slots`]). The gradient is the same.
         on_infeasible (`str`, *optional*, defaults to `"raise"`):
             Scope `window`, when the segments do not fit GA packs: `raise` stops the run before the first forward,
             `extra_steps` runs the packs that are too many inside the last micro-step. The gradient is the same.
+            Without effect in scope `micro` and where `packing` is false: nothing can be infeasible there.
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
             What generates: `hf` uses the live model's `generate`, `vllm` an engine that gets the live weights.
         vllm (`dict`, *optional*):
