@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rollout_sft.agreement import leave_together
 from rollout_sft.checkpoints import last_finished_checkpoint
 from rollout_sft.loading import load_dataset, load_model, load_tokenizer
 from rollout_sft.run_config import StageConfig, load_run
@@ -110,3 +111,4 @@ def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
 
 if __name__ == "__main__":
     main()
+    leave_together()

@@ -1,6 +1,8 @@
 """The model and the arguments that all tests of the trainer start from: small enough to train in a second."""
 
+import torch.distributed as dist
 from transformers import Qwen3Config
+from transformers.distributed import DistributedConfig
 
 from rollout_sft import RolloutSFTConfig
 
@@ -49,3 +51,12 @@ def tiny_arguments(folder, **overrides):
             **overrides,
         }
     )
+
+
+def shard(model, folder):
+    """The same weights, sharded over all ranks by FSDP2 as transformers loads them."""
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder / "weights")
+    dist.barrier()
+    parts = DistributedConfig(fsdp_size=dist.get_world_size())
+    return type(model).from_pretrained(folder / "weights", dtype=model.dtype, distributed_config=parts)

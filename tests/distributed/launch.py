@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def on_two_ranks(worker, folder, *arguments, timeout=240):
-    """Runs a module of this folder under torchrun and returns what each rank wrote to `rank{rank}.json` in `folder`."""
+    """Runs a module under torchrun and returns what each rank wrote to `rank{rank}.json` in `folder`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", f"tests.distributed.{worker}", *arguments),
+        *("-m", worker, *arguments),
     ]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from rollout_sft.agreement import leave_together
 from rollout_sft.window import MicroBatch
 from tests.distributed.worker import Catch, build
 
@@ -85,5 +86,4 @@ if __name__ == "__main__":
         results[name] = difference(folder, schedule, reduction, samples, sharded=sharded)
     rank = dist.get_rank()
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
-    dist.barrier()  # gloo aborts a rank whose peer has already gone
-    dist.destroy_process_group()
+    leave_together()

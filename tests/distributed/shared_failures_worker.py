@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 import rollout_sft.trainer
+from rollout_sft.agreement import leave_together
 from rollout_sft.isolation import LeakError
 from tests.distributed.worker import build
 
@@ -111,5 +112,4 @@ if __name__ == "__main__":
         dist.barrier()
     rank = dist.get_rank()
     (folder / f"rank{rank}.json").write_text(json.dumps(results))
-    dist.barrier()  # gloo aborts a rank whose peer has already gone
-    dist.destroy_process_group()
+    leave_together()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from rollout_sft import RolloutSFTTrainer
+from rollout_sft.agreement import leave_together
 from tests.distributed.worker import gradient
 
 
@@ -28,5 +29,4 @@ if __name__ == "__main__":
     packs = count_packs()
     result = {**gradient(folder, overrides), "trained": packs}
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()

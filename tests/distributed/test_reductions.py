@@ -12,7 +12,7 @@ SCHEDULES = ("padded", "micro", "window, dense", "window, balanced")
 def measured(request, tmp_path_factory):
     """All combinations in one launch: the start costs more than they do."""
     folder = tmp_path_factory.mktemp("reductions")
-    ranks = on_two_ranks("reductions_worker", folder, str(folder), request.param, timeout=400)
+    ranks = on_two_ranks("tests.distributed.reductions_worker", folder, str(folder), request.param, timeout=400)
     return request.param, ranks
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failures")
-    return on_two_ranks("shared_failures_worker", folder, str(folder))
+    return on_two_ranks("tests.distributed.shared_failures_worker", folder, str(folder))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 
 
 def run_two_ranks(work, folder, worker="worker", **overrides):
-    return on_two_ranks(worker, folder, work, str(folder), json.dumps(overrides))
+    return on_two_ranks(f"tests.distributed.{worker}", folder, work, str(folder), json.dumps(overrides))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
 from rollout_sft import RolloutSFTTrainer
+from rollout_sft.agreement import leave_together
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
-from tests.tiny import tiny_arguments, tiny_config
+from tests.tiny import shard, tiny_arguments, tiny_config
 
 
 def build(folder, *, sharded=False, **overrides):
@@ -32,18 +33,6 @@ def build(folder, *, sharded=False, **overrides):
     )
     trainer.whole_model = whole
     return trainer
-
-
-def shard(model, folder):
-    """The same weights, sharded over both ranks by FSDP2 as transformers loads them."""
-    from transformers.distributed import DistributedConfig
-
-    if dist.get_rank() == 0:
-        model.save_pretrained(folder / "weights")
-    dist.barrier()
-    return Qwen3ForCausalLM.from_pretrained(
-        folder / "weights", dtype=torch.float64, distributed_config=DistributedConfig(fsdp_size=2)
-    )
 
 
 class Catch(TrainerCallback):
@@ -130,5 +119,4 @@ if __name__ == "__main__":
     result = {"gradient": gradient, "evaluation": evaluation, "failure": failure}[work](folder, overrides)
     rank = dist.get_rank()
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
-    dist.barrier()  # gloo aborts a rank whose peer has already gone
-    dist.destroy_process_group()
+    leave_together()

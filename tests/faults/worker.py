@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.agreement import leave_together
 from rollout_sft.checkpoints import last_finished_checkpoint
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 from tests.faults.faults import Fault, plant
@@ -105,10 +105,9 @@ def main(folder, scope, fault):
         },
         folder / f"end_rank{rank}.pt",
     )
-    dist.barrier()  # gloo aborts a rank whose peer has already gone
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[2])
     main(Path(sys.argv[1]), settings["scope"], Fault(**settings["fault"]) if settings["fault"] else None)
+    leave_together()

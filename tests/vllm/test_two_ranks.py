@@ -1,28 +1,17 @@
 """Two real ranks (torchrun, gloo): an engine for each, one engine for both, and a failure that both learn of."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.distributed.launch import on_two_ranks
 from tests.vllm.servers import free_port
 
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parents[2]
 
 
 def run_two_ranks(work, folder, **overrides):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "tests.vllm.worker", work, str(folder), json.dumps(overrides)),
-    ]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return on_two_ranks("tests.vllm.worker", folder, work, str(folder), json.dumps(overrides))
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])

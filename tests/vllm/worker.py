@@ -4,12 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from transformers.distributed import DistributedConfig
 
-from rollout_sft.agreement import is_sharded
+from rollout_sft.agreement import is_sharded, leave_together
+from tests.tiny import shard
 from tests.vllm.conftest import by_hf, compare_every_window, make_model, make_trainer, requests
 
 
@@ -32,16 +31,6 @@ def training(folder, overrides):
     }
 
 
-def shard(model, folder):
-    """The same weights, sharded over both ranks by FSDP2."""
-    if dist.get_rank() == 0:
-        model.save_pretrained(folder / "weights")
-    dist.barrier()
-    return type(model).from_pretrained(
-        folder / "weights", dtype=torch.float32, distributed_config=DistributedConfig(fsdp_size=2)
-    )
-
-
 def failure(folder, overrides):
     """What each rank raises when there is no server, or when one rank alone has a bad sample or a prompt too long."""
     bad = overrides.pop("bad_sample", None)
@@ -62,5 +51,4 @@ if __name__ == "__main__":
     PartialState(cpu=True)  # opens the process group
     result = {"training": training, "failure": failure}[work](folder, overrides)
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(result))
-    dist.barrier()  # gloo aborts a rank whose peer has already gone
-    dist.destroy_process_group()
+    leave_together()
