@@ -212,6 +212,7 @@ def _verdict(model) -> str:
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"(?<!\S)/\S+", "PATH", text)
     return text.replace("|", "/") if len(text) <= 70 else text[:67].replace("|", "/") + "..."
 
 

@@ -98,4 +98,6 @@ def test_virtual_tokens_are_refused(make_trainer, make_model, kind, packing):
 
 
 def test_an_adapter_in_the_weights_is_not(make_trainer, make_model):
-    make_trainer(model=lora(make_model()), **WINDOW).train()
+    trainer = make_trainer(model=lora(make_model()), **WINDOW)
+    trainer.train()
+    assert trainer.state.global_step == 1
