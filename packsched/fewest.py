@@ -1,11 +1,12 @@
 """The tie-break of exact selection: the fewest segments with a given sum, then the smallest index set.
 
 The longest segments say how many are needed at least; for that number, and the next, most segments can be
-ruled out at once. Then one of four exact methods, each for the region where it is cheap:
+ruled out at once. Then one of five exact methods, each for the region where it is cheap:
 
 - one, two or three segments by looking the complement up: `O(n)`, and what a large buffer needs;
 - layers: a bitset of the sums of exactly k of the last segments, for k = 1, 2, ... until the sum appears;
 - halves: the sums of up to three segments, tabulated and met in the middle, for sums of up to six;
+- descent: taking the first segments for granted, for many segments a pack out of a large buffer;
 - counting: a table of the fewest segments for every sum, when there may be hundreds of them.
 
 All of them find the lexicographically smallest set from the front: a segment is taken when the segments after
@@ -14,6 +15,8 @@ it can still complete the sum with one fewer.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import accumulate
 from math import comb, isqrt
 from typing import Any
 
@@ -26,6 +29,7 @@ _MOST_LAYERS = 1 << 20
 _MOST_FEW = 1 << 21
 _MOST_HALVES = 50_000
 _FEW = 40
+_DESCENT_STEPS = 10_000
 
 
 def fewest_segments(lengths: Sequence[int], total: int) -> list[int]:
@@ -70,6 +74,9 @@ def _exactly(k: int, lengths: list[int], total: int, *, complete: bool) -> list[
         return by_layers(lengths, total, k)
     if halves:
         return by_halves(k, lengths, total)
+    if k > 1:
+        with suppress(_OutOfStepsError):
+            return by_descent(k, lengths, total, _DESCENT_STEPS)
     chosen = by_counting(lengths, total)
     return chosen if complete or len(chosen) == k else None
 
@@ -116,6 +123,42 @@ def _pair(lengths: Sequence[int], total: int, start: int, last: dict[int, int]) 
         if last.get(partner, -1) > at:
             return [at, lengths.index(partner, at + 1)]
     return None
+
+
+class _OutOfStepsError(Exception):
+    pass
+
+
+def by_descent(k: int, lengths: Sequence[int], total: int, steps: int) -> list[int] | None:
+    """The smallest set of exactly k (at least 2) segments: the first ones taken for granted, the last pair looked up.
+
+    In a large buffer nearly every prefix can be completed, so the search hardly ever turns back. `O(steps)`.
+
+    Raises:
+        _OutOfStepsError: Not found within so many segments looked at.
+    """
+    last = dict(zip(lengths, range(len(lengths)), strict=True))
+    ascending = sorted(lengths)
+    least = list(accumulate(ascending[: k - 1], initial=0))
+    most = list(accumulate(ascending[:-k:-1], initial=0))
+
+    def complete(start: int, count: int, rest: int) -> list[int] | None:
+        nonlocal steps
+        for at in range(start, len(lengths) - count + 1):
+            steps -= 1
+            if steps < 0:
+                raise _OutOfStepsError
+            left = rest - lengths[at]
+            if count == 2:
+                if last.get(left, -1) > at:
+                    return [at, lengths.index(left, at + 1)]
+            elif least[count - 1] <= left <= most[count - 1]:
+                found = complete(at + 1, count - 1, left)
+                if found is not None:
+                    return [at, *found]
+        return None
+
+    return complete(0, k, total)
 
 
 def by_layers(lengths: Sequence[int], total: int, most: int) -> list[int] | None:

@@ -65,7 +65,7 @@ def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int
             f"packing_length {packing_length}, more than {_MOST_BYTES}. Use policy 'binpacking', or lengths in larger "
             "units."
         )
-    if len(others) >= _MANY:
+    if len(others) >= _MANY and 3 * max(others) >= room:
         chosen = at_most_three(others, room)
         if chosen is not None:
             return [0] + [at + 1 for at in chosen]

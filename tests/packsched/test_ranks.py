@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from packsched import InfeasibleWindowError, OversizedSegmentError, PackingError, UndecidedWindowError, plan_window
 from packsched.costs import SegmentCost
 from packsched.exchange import level_ranks
+from packsched.pooling import fit_every_rank
 from packsched.ranks import plan_ranks
+from packsched.window import plan_of_packs
 
 
 def log_normal_ranks(seed: int, ranks: int, segments: int = 32) -> list[list[int]]:
@@ -115,6 +117,29 @@ def test_the_packs_of_a_pool_are_the_plan_where_no_rank_finds_one():
         plan = plan_ranks(lens, 1000, 6, effort=0.001, objective=objective)
         assert_is_a_plan(plan, lens, 1000, 6)
         assert all(rank_plan.lower_bound == rank_plan.non_empty == 6 for rank_plan in plan.plans)
+
+
+def test_a_pool_is_adopted_where_the_ranks_alone_are_never_planned():
+    lens = [[7, 7, 7, 7], [3, 3, 3, 3], [5, 5, 5, 5]]
+    held = [[(rank, at) for at in range(4)] for rank in range(3)]
+
+    def pool(lengths, ranks):
+        return plan_window(lengths, 10, 2 * ranks).packs if ranks == 3 else None
+
+    plans = fit_every_rank(
+        held,
+        lens,
+        {3: 3, 5: 5, 7: 7},
+        2,
+        lambda lengths, trial: None,
+        pool,
+        lambda lengths, packs: plan_of_packs(lengths, packs, 10, 2, "dense"),
+    )
+    assert [plan.pack_lens for plan in plans] == [(10, 10)] * 3
+    assert all(plan.optimal for plan in plans)
+    for here, plan in zip(held, plans, strict=True):
+        for pack, tokens in zip(plan.packs, plan.pack_lens, strict=True):
+            assert sum(lens[here[index][0]][here[index][1]] for index in pack) == tokens
 
 
 def test_more_tokens_than_all_packs_hold_is_infeasible():

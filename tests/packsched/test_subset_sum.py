@@ -71,17 +71,22 @@ def adversarial(rng: random.Random, n: int, cap: int) -> list[int]:
     return [rng.randint(max(1, cap // 3), max(1, cap // 2)) for _ in range(n)]
 
 
-@pytest.fixture(params=["as shipped", "lookups", "halves", "counting", "layers"])
+@pytest.fixture(params=["as shipped", "lookups", "halves", "descent", "counting", "layers"])
 def method(request, monkeypatch):
-    """The same question through each exact method alone, by moving the limits that choose between them."""
+    """The same question through each exact method alone, by moving the limits that choose between them.
+
+    A descent that gives up leaves the question to counting.
+    """
     if request.param == "as shipped":
         return
     monkeypatch.setattr(subset_sum, "_MANY", 1 if request.param == "lookups" else 10**9)
     monkeypatch.setattr(fewest, "_FEW", 10**9 if request.param == "layers" else 1)
     monkeypatch.setattr(fewest, "_QUICK_LAYERS", 0)
     monkeypatch.setattr(fewest, "_MOST_LAYERS", 0)
-    if request.param == "counting":
+    if request.param in ("descent", "counting"):
         monkeypatch.setattr(fewest, "_MOST_HALVES", 0)
+    if request.param == "counting":
+        monkeypatch.setattr(fewest, "_DESCENT_STEPS", 0)
 
 
 def test_agrees_with_every_subset_tried(method):
@@ -160,3 +165,15 @@ def test_exactly_k_segments_are_the_smallest_set_of_that_size(exactly):
         assert exactly(k - 1, lengths, total) is None or k == 2
         found += k >= 4
     assert found > 40
+
+
+def test_a_descent_gives_up_after_so_many_steps():
+    rng = random.Random(30)
+    lengths = [rng.randint(400, 900) for _ in range(300)]
+    total = sum(sorted(lengths)[100:120])
+    with pytest.raises(fewest._OutOfStepsError):
+        fewest.by_descent(20, lengths, total, 19)
+    found = fewest.by_descent(20, lengths, total, 10**6)
+    assert found is not None
+    assert sum(lengths[at] for at in found) == total
+    assert fewest.by_descent(2, [2, 4, 6], 7, 100) is None

@@ -114,6 +114,10 @@ def test_searches_that_run_out_of_nodes_claim_nothing():
     with pytest.raises(OutOfNodesError):
         exact_cover([3] * 30, 30, 10**6)  # too many ways: every ten of thirty
     with pytest.raises(OutOfNodesError):
+        exact_cover([2**28] * 4, 2**29, 10**6)  # too long a bitset for each
+    with pytest.raises(OutOfNodesError):
+        cover_by_fours([1] * 600, 3, 10**6)  # too many pairs
+    with pytest.raises(OutOfNodesError):
         exact_cover([2] * 300 + [1] * 24, 300, 10**6)  # too many steps
     with pytest.raises(OutOfNodesError):
         fit([1] * (MOST_SEGMENTS + 1), 10, MOST_SEGMENTS, 1)
