@@ -159,7 +159,7 @@ def selection(quick: bool) -> tuple[str, Curves, Curves]:
             fill, taken = [], []
             for case in range(6 if quick else 20):
                 lengths = realistic_lengths(rng, KINDS[case % 4], n, CAP / 7)
-                chosen, ms = cpu_ms(lambda: select(lengths, CAP, policy=policy), 3)  # noqa: B023
+                chosen, ms = cpu_ms(lambda: select(lengths, CAP, policy=policy), 5)  # noqa: B023
                 fill.append(sum(lengths[index] for index in chosen) / CAP)
                 taken.append(ms)
             fills.setdefault(policy, {})[n] = statistics.mean(fill)
@@ -175,17 +175,16 @@ def growth(quick: bool) -> tuple[str, Curves, Curves]:
     for n in (8, 32, 128, 512, 2048, 8192, 32768, 100_000):
         rng = random.Random(n)
         lengths = realistic_lengths(rng, "fitted", n, CAP / 7)
-        repeats = 5 if n < 10_000 else 3
-        by_segments["plan_window"][n] = cpu_ms(lambda: plan_window(lengths, CAP, None), repeats)[1]  # noqa: B023
-        by_segments["FFD (textbook)"][n] = cpu_ms(lambda: peers.first_fit_decreasing(lengths, CAP, 0), repeats)[1]  # noqa: B023
+        by_segments["plan_window"][n] = cpu_ms(lambda: plan_window(lengths, CAP, None), 5)[1]  # noqa: B023
+        by_segments["FFD (textbook)"][n] = cpu_ms(lambda: peers.first_fit_decreasing(lengths, CAP, 0), 5)[1]  # noqa: B023
     by_cap: Curves = {"select optimal, 256 segments": {}, "plan_window, 256 segments, 97 % full": {}}
     for cap in (1024, 4096, 16384, 65536, 262144):
         chosen, planned = [], []
         for case in range(8):
             rng = random.Random(case)
             lengths = realistic_lengths(rng, KINDS[case % 4], 256, cap / 8.25, cap)
-            chosen.append(cpu_ms(lambda: select(lengths, cap, policy="optimal"), 3)[1])  # noqa: B023
-            planned.append(cpu_ms(lambda: ours(lengths, cap, 32), 3)[1])  # noqa: B023
+            chosen.append(cpu_ms(lambda: select(lengths, cap, policy="optimal"), 5)[1])  # noqa: B023
+            planned.append(cpu_ms(lambda: ours(lengths, cap, 32), 5)[1])  # noqa: B023
         by_cap["select optimal, 256 segments"][cap] = statistics.median(chosen)
         by_cap["plan_window, 256 segments, 97 % full"][cap] = statistics.median(planned)
     first = table(

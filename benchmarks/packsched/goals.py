@@ -16,40 +16,42 @@ Row = tuple[str, str, str, bool]
 
 def goals_table(quick: bool) -> tuple[str, bool]:
     """The table, and whether every goal is met."""
-    rows = [row for group in (selection, windows, tight, balanced, large, ranks) for row in group(quick)]
+    rows = [row for group in (selection, windows, tight, hopeless, balanced, large, ranks) for row in group(quick)]
     lines = [[name, target, value, "met" if met else "**short**"] for name, target, value, met in rows]
     return table(["goal", "target", "measured", ""], lines), all(row[3] for row in rows)
 
 
 def selection(quick: bool) -> Iterator[Row]:
     rng = random.Random(1)
-    # About seven segments a pack at every packing length.
-    for cap, sizes in ((16384, (16, 64, 256, 1024, 4096)), (131072, (16, 256, 1024))):
+    # Segments a pack, packing length, sizes: about seven at every length, then short rollouts of 600 tokens, then the
+    # lengths of the first group in a pack eight times as long.
+    for mean, cap, sizes in (
+        (16384 / 7, 16384, (16, 64, 256, 1024, 4096)),
+        (131072 / 7, 131072, (16, 256, 1024)),
+        (600, 16384, (32, 64, 128, 256, 1024, 4096)),
+        (16384 / 7, 131072, (256, 1024)),
+    ):
         for n in sizes:
             exact, ratios = [], []
-            for case in range(8 if quick else 24):
-                lens = realistic_lengths(rng, KINDS[case % 4], n, cap / 7, cap)
+            for case in range(8 if quick else 24 if cap / mean < 10 else 12):
+                lens = realistic_lengths(rng, KINDS[case % 4], n, mean, cap)
                 exact.append(cpu_ms(lambda: select(lens, cap, policy="optimal"), 5)[1])  # noqa: B023
-                if 256 <= n <= 1024 and case < 4:
-                    rule = cpu_ms(lambda: select(lens, cap, policy="binpacking"))[1]  # noqa: B023
+                if n >= 256 and case < 4:
+                    # Half a second a call at 4096 segments: once, after the warm-up of smaller sizes.
+                    repeats = 3 if n <= 1024 else 1
+                    rule = cpu_ms(lambda: select(lens, cap, policy="binpacking"), repeats)[1]  # noqa: B023
                     ratios.append(exact[-1] / rule)
             limit = 2.0 if cap > 16384 else 0.1 if n <= 16 else 0.4 if n <= 1024 else 1.0
             value = statistics.median(exact)
-            yield f"select optimal, {n} segments, {cap}", f"<= {limit} ms", f"{value:.3f} ms", value <= limit
-            if ratios and cap == 16384:
-                worst = max(ratios)
-                yield f"its time over `binpacking`'s, {n} segments", "<= 1", f"{worst:.2f} at most", worst <= 1
-    # 56 segments a pack: the same lengths as at 16384, in a pack eight times as long.
-    for n in (256, 1024):
-        exact = []
-        for case in range(4 if quick else 12):
-            lens = realistic_lengths(rng, KINDS[case % 4], n, 16384 / 7, 131072)
-            exact.append(cpu_ms(lambda: select(lens, 131072, policy="optimal"), 3)[1])  # noqa: B023
-        value = statistics.median(exact)
-        yield f"select optimal, {n} segments, 131072, 56 a pack", "<= 2.0 ms", f"{value:.3f} ms", value <= 2
+            name = f"{n} segments, {cap}" + (f", {cap / mean:.0f} a pack" if cap / mean > 10 else "")
+            measured = f"{value:.3f} ms (slowest {max(exact):.2f})"
+            yield f"select optimal, {name}", f"<= {limit} ms", measured, value <= limit
+            if ratios:
+                measured = f"{statistics.median(ratios):.2f} ({max(ratios):.2f} at most)"
+                yield f"its time over `binpacking`'s, {name}", "<= 1", measured, max(ratios) <= 1
     slowest = 0.0
     for name, lens in adversarial(rng).items():
-        taken = cpu_ms(lambda: select(lens, CAP, policy="optimal"), 3)[1]  # noqa: B023
+        taken = cpu_ms(lambda: select(lens, CAP, policy="optimal"), 5)[1]  # noqa: B023
         if taken > slowest:
             slowest, slowest_name = taken, name
     yield "adversarial buffers of 1024", "<= 10 ms", f"{slowest:.1f} ms ({slowest_name})", slowest <= 10
@@ -139,24 +141,44 @@ def tight(quick: bool) -> Iterator[Row]:
         yield f"slack 0, 8 and 16 a pack, {_cut(even)}", "100 %, <= 5 ms", value, all(placed) and max(taken) <= 5
     for even, target in ((False, 75), (True, 15)):
         every, times = [], []
-        parts = []
         for per in (3, 4):
             for packs in (16, 32):
                 found, ms = run(per, packs, 0, even)
                 every += found
                 times += ms
-                parts.append(f"{per}x{packs}: {share(found):.0f} %")
-        value = f"{share(every):.0f} % ({', '.join(parts)}), median {statistics.median(times):.0f} ms"
-        yield (
-            f"slack 0, 3-4 a pack, 16-32 packs, {_cut(even)}",
-            f">= {target} % (prototype)",
-            value,
-            share(every) >= target,
-        )
+                yield (
+                    f"slack 0, {per} a pack, {packs} packs, {_cut(even)}",
+                    f">= {target} % (prototype)",
+                    f"{share(found):.0f} %, median {statistics.median(ms):.0f} ms",
+                    share(found) >= target,
+                )
+        value = f"{share(every):.0f} %, median {statistics.median(times):.0f} ms"
+        yield f"... all four of them, {_cut(even)}", f">= {target} % (prototype)", value, share(every) >= target
 
 
 def _cut(even: bool) -> str:
     return "evenly cut" if even else "randomly cut"
+
+
+def hopeless(quick: bool) -> Iterator[Row]:
+    """Two free tokens that three packs cannot share: every length but one is a multiple of 3, and the cap is not."""
+    for n in (30, 90, 900, 3300):
+        rng = random.Random(n)
+        lens = [3 * rng.randint(2, 27) for _ in range(n)]
+        lens[0] += 1
+        while (sum(lens) + 2) % 9 != 6:
+            lens[1] += 3
+
+        def give_up() -> bool:
+            try:
+                plan_window(lens, (sum(lens) + 2) // 3, 3)  # noqa: B023
+            except UndecidedWindowError:
+                return True
+            return False
+
+        undecided, ms = cpu_ms(give_up)
+        value = f"{ms:.0f} ms" + ("" if undecided else " (decided)")
+        yield f"hopeless window of {n} segments (beyond the goals)", "<= 1000 ms", value, ms <= 1000
 
 
 def balanced(quick: bool) -> Iterator[Row]:
@@ -184,7 +206,7 @@ def large(quick: bool) -> Iterator[Row]:
     rng = random.Random(5)
     for kind in KINDS:
         lens = realistic_lengths(rng, kind, 100_000, CAP / 7)
-        plan, ms = cpu_ms(lambda: plan_window(lens, CAP, None), 1 if quick else 3)  # noqa: B023
+        plan, ms = cpu_ms(lambda: plan_window(lens, CAP, None), 1 if quick else 5)  # noqa: B023
         ffd = len(first_fit_decreasing(lens, CAP, 0))
         value = f"{ms / 1e3:.2f} s, {plan.non_empty} packs (FFD {ffd}, bound {plan.lower_bound})"
         yield f"100,000 lengths, {kind}", "<= 0.3 s, <= FFD", value, ms <= 300 and plan.non_empty <= ffd
@@ -195,11 +217,19 @@ def ranks(quick: bool) -> Iterator[Row]:
     for n in (8, 64, 1024):
         # Drawn together: scaled to the same mean rank by rank they would be level already.
         pool = realistic_lengths(rng, "lognormal", 32 * n, 2050, 14000)
-        by_rank = [pool[32 * rank : 32 * rank + 32] for rank in range(n)]
-        plan, ms = cpu_ms(lambda: plan_ranks(by_rank, 14000, 8), 5)  # noqa: B023
-        tokens = sum(map(sum, by_rank))
-        value = (
-            f"{plan.straggler:.4f} (before {plan.straggler_before:.2f}), {ms:.0f} ms, moved "
-            f"{100 * plan.moved_tokens / tokens:.1f} % (least {100 * plan.least_moved_tokens / tokens:.1f} %)"
-        )
-        yield f"straggler, {n} ranks of 32", "<= 1.03, <= 100 ms", value, plan.straggler <= 1.03 and ms <= 100
+        yield _leveled(f"straggler, {n} ranks of 32", pool, n, 8)
+    # No goal of the project has so few segments a rank; the bound of the others is held against it all the same.
+    pool = realistic_lengths(random.Random(0), "fitted", 512, 0.95 * 4 * 14000 / 8, 14000)
+    yield _leveled("straggler, 64 ranks of 8 in 4 packs, 95 % full (beyond the goals)", pool, 64, 4)
+
+
+def _leveled(name: str, pool: list[int], n: int, micro_steps: int) -> Row:
+    per = len(pool) // n
+    by_rank = [pool[per * rank : per * rank + per] for rank in range(n)]
+    plan, ms = cpu_ms(lambda: plan_ranks(by_rank, 14000, micro_steps), 5)
+    tokens = sum(pool)
+    value = (
+        f"{plan.straggler:.4f} (before {plan.straggler_before:.2f}), {ms:.0f} ms, moved "
+        f"{100 * plan.moved_tokens / tokens:.1f} % (least {100 * plan.least_moved_tokens / tokens:.1f} %)"
+    )
+    return name, "<= 1.03, <= 100 ms", value, plan.straggler <= 1.03 and ms <= 100

@@ -103,12 +103,6 @@ def prtpy_ffd(lengths: list[int], cap: int, packs: int) -> list[list[int]]:
     return prtpy.pack(algorithm=prtpy.packing.first_fit_decreasing, binsize=cap, items=lengths)
 
 
-def prtpy_bin_completion(lengths: list[int], cap: int, packs: int) -> list[list[int]]:
-    import prtpy
-
-    return prtpy.pack(algorithm=prtpy.packing.bin_completion, binsize=cap, items=lengths)
-
-
 def cp_sat(lengths: list[int], cap: int, packs: int, seconds: float = 10.0) -> bool | None:
     """The exact referee: True (fits), False (proven not to), None (undecided within the time)."""
     from ortools.sat.python import cp_model
