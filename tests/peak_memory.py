@@ -1,4 +1,4 @@
-"""Peak of the bytes that tensors on the CPU held while something ran, as the allocator saw it."""
+"""How far the bytes that tensors on the CPU hold rose while something ran, as the allocator saw it."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,19 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Bytes allocated on top of what was there before, at the worst moment; temporaries inside operators included."""
+    """
+    By how many bytes the allocated memory rose at most; temporaries inside operators included.
+
+    Counted from the lowest level before, since what an earlier recording allocated may be freed in this one.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     events = recorded.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    live = peak = 0
+    assert changes, "the profiler recorded no memory"
+    live = lowest = rise = 0
     for _, change in changes:
         live += change
-        peak = max(peak, live)
-    return peak
+        lowest = min(lowest, live)
+        rise = max(rise, live - lowest)
+    return rise
