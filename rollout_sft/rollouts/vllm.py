@@ -19,7 +19,6 @@ import torch
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.decoding import Decoding
 from rollout_sft.rollouts.weights import LiveWeights
-from rollout_sft.targets.base import Counters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +182,7 @@ class VLLMBackend:
             Tokens that end a response; at least one. The end tokens of the model's configuration take no part.
 
     Attributes:
-        counters (`Counters`):
+        counters (`dict[str, tuple[float, float]]`):
             What the last `generate` of this rank has for the log line.
     """
 
@@ -204,7 +203,7 @@ class VLLMBackend:
             "stop_token_ids": sorted(self._ends),
             "ignore_eos": True,
         }
-        self.counters: Counters = {}
+        self.counters: dict[str, tuple[float, float]] = {}
 
     def sync(self) -> None:
         """Hands the live weights to the engine, if they are others than it has; every rank calls it together."""
