@@ -41,7 +41,7 @@ masks: install  ## Probe every model family for leaks between packed segments; w
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mask_table
 
 test-vllm: $(VLLM_STAMP)  ## The rollouts against a real vLLM on the CPU, in an environment of its own (.venv-vllm)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/rollout_sft/test_rollouts_weights.py
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/rollout_sft/rollouts/test_live_weights.py
 
 $(VLLM_STAMP): constraints-vllm.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm

@@ -22,8 +22,8 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rollout_sft.attention import VARLEN, choose_attention
-from rollout_sft.isolation import LeakError, check_isolation
+from rollout_sft.checks.leak_probe import LeakError, check_isolation
+from rollout_sft.model.attention import VARLEN, choose_attention
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 180
@@ -109,7 +109,7 @@ VARIANTS = {"granitemoehybrid, attention only": {"layer_types": ["attention", "a
 INTRODUCTION = """\
 # Which models keep packed segments apart
 
-Made by `make masks`: the start-up probe (`rollout_sft.isolation.check_isolation`) on every causal language model of
+Made by `make masks`: the start-up probe (`rollout_sft.check_isolation`) on every causal language model of
 transformers that builds from a tiny configuration, float32, CPU, random weights, with the arguments that training
 passes. What holds for your model, attention and dtype is measured again before the first step.
 

@@ -23,8 +23,8 @@ import transformers
 import yaml
 from transformers import TrainerCallback
 
-from rollout_sft.loading import load_dataset, load_model, load_tokenizer
-from rollout_sft.run_config import StageConfig, load_run
+from rollout_sft.config.run import StageConfig, load_run
+from rollout_sft.model.loading import load_dataset, load_model, load_tokenizer
 from rollout_sft.train import run_stage
 from rollout_sft.trainer import RolloutSFTTrainer
 

@@ -1,6 +1,6 @@
 """Which segments share a padding-free forward pass. Knows only lengths; needs only numpy."""
 
-from packsched.buffer import CarryBuffer, Pack, WindowBuffer
+from packsched.buffers import CarryBuffer, Pack, WindowBuffer
 from packsched.costs import SegmentCost
 from packsched.errors import (
     BufferOverflowError,

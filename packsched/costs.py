@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import SupportsIndex
 
-from packsched.lengths import checked_count
+from packsched.arguments import checked_count
 
 
 @dataclass(frozen=True)

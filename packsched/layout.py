@@ -21,8 +21,8 @@ from typing import Any, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from packsched.arguments import checked_count, checked_lengths
 from packsched.errors import PackingError
-from packsched.lengths import checked_count, checked_lengths
 
 Array = TypeVar("Array")
 

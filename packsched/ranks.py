@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import SupportsIndex
 
+from packsched.arguments import checked_count, checked_lengths
+from packsched.balancing.exchange import level_ranks
+from packsched.balancing.pooling import fit_every_rank
 from packsched.costs import SegmentCost
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
-from packsched.exchange import level_ranks
-from packsched.lengths import checked_count, checked_lengths
-from packsched.pooling import fit_every_rank
-from packsched.search import Packs
+from packsched.planner.stages import Packs
 from packsched.window import WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
 
 # A decoder of about two billion parameters (width 2048, 28 layers, 151,936 tokens).

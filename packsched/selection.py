@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Literal, SupportsIndex, get_args
 
+from packsched.arguments import checked_count, checked_lengths
 from packsched.errors import MissingBinpackingError, PackingError
-from packsched.lengths import checked_count, checked_lengths
 
 Policy = Literal["fifo", "binpacking", "optimal"]
 POLICIES: tuple[str, ...] = get_args(Policy)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import SupportsIndex
 
+from packsched.arguments import checked_count
 from packsched.errors import PackingError
-from packsched.lengths import checked_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ from math import gcd
 from numbers import Real
 from typing import SupportsIndex
 
-from packsched.balance import level_packs, longest_pack, longest_pack_bound
-from packsched.bounds import lower_bound, volume_bound
-from packsched.completion import OutOfNodesError
-from packsched.decreasing import best_fit_decreasing, first_fit_decreasing
+from packsched.arguments import checked_count, checked_lengths
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
-from packsched.filling import ALLOWANCES, minimum_bin_slack
-from packsched.lengths import checked_count, checked_lengths
-from packsched.search import Packs, fit, searchable
+from packsched.planner.bin_completion import OutOfNodesError
+from packsched.planner.bin_slack import ALLOWANCES, minimum_bin_slack
+from packsched.planner.bounds import lower_bound, volume_bound
+from packsched.planner.greedy import best_fit_decreasing, first_fit_decreasing
+from packsched.planner.levelling import level_packs, longest_pack, longest_pack_bound
+from packsched.planner.stages import Packs, fit, searchable
 
 OBJECTIVES = ("dense", "balanced")
 # How much of the usual work goes into fewer packs when the window is placed already.

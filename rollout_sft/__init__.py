@@ -1,8 +1,8 @@
 """Rollout-matching SFT on Hugging Face's `Trainer`, packed by `packsched`."""
 
-from rollout_sft.config import RolloutSFTConfig
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.inputs.segment import Segment
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
-from rollout_sft.segments import Segment
 from rollout_sft.targets.base import Counters, Sample, Target, TargetBuilder
 from rollout_sft.trainer import RolloutSFTTrainer
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from rollout_sft.loading import load_model, load_tokenizer
-from rollout_sft.run_config import load_run
+from rollout_sft.config.run import load_run
+from rollout_sft.model.loading import load_model, load_tokenizer
 
-WORKER_EXTENSION = "rollout_sft.rollouts.vllm_worker.RolloutWorker"
+WORKER_EXTENSION = "rollout_sft.rollouts.vllm.worker.RolloutWorker"
 
 _CPU_CACHE_BYTES = 1 << 30
 """Keys and values of a server without a GPU, unless the command line says otherwise."""

@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rollout_sft.agreement import leave_together
-from rollout_sft.checkpoints import last_finished_checkpoint
-from rollout_sft.loading import load_dataset, load_model, load_tokenizer
-from rollout_sft.run_config import StageConfig, load_run
-from rollout_sft.summary import draw_packs, print_table, summarise
+from rollout_sft.checkpoint.finished import last_finished_checkpoint
+from rollout_sft.config.run import StageConfig, load_run
+from rollout_sft.model.loading import load_dataset, load_model, load_tokenizer
+from rollout_sft.ranks.distributed import leave_together
+from rollout_sft.reporting.summary import draw_packs, print_table, summarise
 from rollout_sft.trainer import RolloutSFTTrainer
 
 SUMMARY_FILE = "summary.json"

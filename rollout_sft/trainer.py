@@ -24,18 +24,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from rollout_sft.agreement import together
-from rollout_sft.attention import choose_attention, mark_packed
-from rollout_sft.collate import Batch, collate_pack, collate_padded, forward_names
-from rollout_sft.config import RolloutSFTConfig
-from rollout_sft.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
-from rollout_sft.fill_estimate import FillEstimate
-from rollout_sft.generation import Generation
-from rollout_sft.isolation import IsolationReport, check_isolation
-from rollout_sft.log_line import LogLineCallback
-from rollout_sft.loss import weighted_loss
-from rollout_sft.metrics import Ratios, StepMetrics, WindowReport
-from rollout_sft.refusals import (
+from rollout_sft.checkpoint.resume import ResumableTrainer
+from rollout_sft.checks.equivalence import EquivalenceReport, check_arithmetic, check_bookkeeping
+from rollout_sft.checks.leak_probe import IsolationReport, check_isolation
+from rollout_sft.checks.unsupported import (
     reject_empty_data,
     reject_empty_stream,
     reject_hooks,
@@ -44,15 +36,23 @@ from rollout_sft.refusals import (
     reject_virtual_tokens,
     warn_about_dropout,
 )
-from rollout_sft.resume import ResumableTrainer
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.model.attention import choose_attention, mark_packed
+from rollout_sft.ranks.distributed import together
+from rollout_sft.reporting.log_line import LogLineCallback
+from rollout_sft.reporting.metrics import Ratios, StepMetrics, WindowReport
+from rollout_sft.reporting.window_fill import FillEstimate
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
-from rollout_sft.schedule import make_schedule
-from rollout_sft.seeds import derive_seed
-from rollout_sft.segments import Segment
-from rollout_sft.slots import arrange, run_slot, to_device
-from rollout_sft.targets import make_target_builder
+from rollout_sft.rollouts.lifecycle import Generation
+from rollout_sft.step.build import BuiltWindow, MicroBatch, WindowBuilder, collate_raw, read_id, read_prompt
+from rollout_sft.step.collate import Batch, collate_pack, collate_padded, forward_names
+from rollout_sft.step.loss import weighted_loss
+from rollout_sft.step.micro_steps import arrange, run_slot, to_device
+from rollout_sft.step.schedule import make_schedule
+from rollout_sft.step.seeds import derive_seed
 from rollout_sft.targets.base import Counters, Sample, TargetBuilder
-from rollout_sft.window import BuiltWindow, MicroBatch, WindowBuilder, collate_raw, read_id, read_prompt
+from rollout_sft.targets.loading import make_target_builder
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class RolloutSFTTrainer(ResumableTrainer):
 
     Raises:
         `ValueError`: the tokenizer has no end token, the model would be trained wrongly
-            ([`~rollout_sft.refusals`]), or a hook is given that would never be called.
+            ([`~rollout_sft.checks.unsupported`]), or a hook is given that would never be called.
     """
 
     loss_is_scaled_for_ga = True
@@ -221,7 +221,7 @@ class RolloutSFTTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | float | None = None
     ) -> torch.Tensor:
-        """One micro-step, whatever its slot holds; see `Trainer.training_step` and [`~rollout_sft.slots`]."""
+        """One micro-step, whatever its slot holds; see `Trainer.training_step` and [`~rollout_sft.step.micro_steps`]."""
         step = super().training_step
         return run_slot(self, model, inputs, lambda pack: step(model, pack, num_items_in_batch))  # type: ignore[arg-type]
 
@@ -284,7 +284,7 @@ class RolloutSFTTrainer(ResumableTrainer):
             model (`nn.Module`):
                 The wrapped model.
             inputs (`Batch`):
-                A batch of [`~rollout_sft.collate.collate_pack`] or `collate_padded`.
+                A batch of [`~rollout_sft.step.collate.collate_pack`] or `collate_padded`.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the model's outputs as well.
             num_items_in_batch (`float`):

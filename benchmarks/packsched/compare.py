@@ -9,7 +9,7 @@ from benchmarks.packsched import peers
 from benchmarks.packsched.measure import cpu_ms, share, table
 from benchmarks.packsched.workloads import CAP, KINDS, realistic_lengths, realistic_window, tight_window
 from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window, select
-from packsched.balance import longest_pack_bound
+from packsched.planner.levelling import longest_pack_bound
 
 Curves = dict[str, dict[int, float]]
 

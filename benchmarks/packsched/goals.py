@@ -8,7 +8,7 @@ from benchmarks.packsched.measure import cpu_ms, quantile, share, table
 from benchmarks.packsched.peers import first_fit_decreasing
 from benchmarks.packsched.workloads import CAP, KINDS, realistic_lengths, realistic_window, tight_window
 from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window, select
-from packsched.balance import longest_pack_bound
+from packsched.planner.levelling import longest_pack_bound
 from packsched.ranks import plan_ranks
 
 Row = tuple[str, str, str, bool]

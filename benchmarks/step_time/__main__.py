@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 from benchmarks.step_time import report
 from benchmarks.step_time.variants import VARIANTS, Clock, Limit, Variant, flat_gradient
 from benchmarks.step_time.workloads import QUICKSTART, FixedRollouts, Workload, make_model, useful_flops, workloads
-from rollout_sft.collate import collate_padded
-from rollout_sft.segments import Segment
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.step.collate import collate_padded
 from tests.peak_memory import peak_bytes
 
 ROOT = Path(__file__).parents[2]

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, TrainerCallback
 from benchmarks.step_time.workloads import FixedRollouts, Workload
 from packsched import FillStats, PackLayout
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.attention import mark_packed
-from rollout_sft.collate import forward_inputs
 from rollout_sft.data.digits import build_digits_tokenizer
-from rollout_sft.log_line import LogLineCallback
-from rollout_sft.loss import weighted_loss
-from rollout_sft.schedule import ScheduledWindow
-from rollout_sft.segments import Segment
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.model.attention import mark_packed
+from rollout_sft.reporting.log_line import LogLineCallback
+from rollout_sft.step.collate import forward_inputs
+from rollout_sft.step.loss import weighted_loss
+from rollout_sft.step.schedule import ScheduledWindow
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded micro-batches": {"packing": False, "attention": "model"},

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rollout_sft.segments import Segment
+from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
 
 
@@ -49,9 +49,9 @@ def bimodal(short: float, long: float, cap: int) -> Callable[[np.random.Generato
 
 def digits(rng: np.random.Generator, n: int) -> np.ndarray:
     """Lengths of the quickstart's training samples."""
-    from rollout_sft.config import RolloutSFTConfig
+    from rollout_sft.config.arguments import RolloutSFTConfig
     from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
-    from rollout_sft.targets import make_target_builder
+    from rollout_sft.targets.loading import make_target_builder
 
     builder = make_target_builder(
         build_digits_tokenizer(), RolloutSFTConfig(output_dir="unused", global_max_length=512, use_cpu=True)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from rollout_sft.data.canvas import ANSWER, CANVAS, CODES, PATCH, ROW, SPLITS, Array, canvas_tokens, code_name, paint
 
 if TYPE_CHECKING:
-    from rollout_sft.run_config import DataSpec
+    from rollout_sft.config.run import DataSpec
     from rollout_sft.trainer import RolloutSFTTrainer
 
 _PAD, _EOS, _UNK = "<pad>", "<eos>", "<unk>"
@@ -148,7 +148,7 @@ def draw_answers(trainer: RolloutSFTTrainer, spec: DataSpec, path: str | Path, *
             How many.
     """
     from rollout_sft.data.picture import draw_canvases
-    from rollout_sft.targets.objects import ObjectsTargetBuilder
+    from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 
     builder = trainer.target_builder
     if not isinstance(builder, ObjectsTargetBuilder):

@@ -1,1 +1,1 @@
-"""What generates: the protocol, and one module per engine."""
+"""Rollout backends: the protocol, Hugging Face generate, vLLM, and their life within a trainer."""

@@ -23,9 +23,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rollout_sft.agreement import entangled, is_sharded, together
+from rollout_sft.config.decoding import Decoding
+from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
-from rollout_sft.rollouts.decoding import Decoding
 
 
 class HFBackend:

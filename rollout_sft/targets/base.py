@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rollout_sft.inputs.segment import Segment
 from rollout_sft.rollouts.base import Rollout
-from rollout_sft.segments import Segment
 
 Sample = Mapping[str, Any]
 """One item of the data set: `id` (str) and `prompt_ids` (list[int]) are read by the trainer, the rest (such as

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 import rollout_sft.trainer
-from rollout_sft.agreement import leave_together
-from rollout_sft.isolation import LeakError
+from rollout_sft.checks.leak_probe import LeakError
+from rollout_sft.ranks.distributed import leave_together
 from tests.distributed.worker import build
 
 

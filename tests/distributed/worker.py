@@ -10,8 +10,8 @@ import torch.distributed as dist
 from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
 from rollout_sft import RolloutSFTTrainer
-from rollout_sft.agreement import leave_together
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+from rollout_sft.ranks.distributed import leave_together
 from tests.tiny import shard, tiny_arguments, tiny_config
 
 

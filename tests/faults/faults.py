@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-import rollout_sft.resume
-from rollout_sft.segments import Segment
+import rollout_sft.checkpoint.resume
+from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
 
 ROLLOUT, SAMPLE, WINDOW, KILL, KILL_SAVE = (
@@ -178,7 +178,7 @@ def kill_in_save(trainer, fault, folder):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / "model.safetensors").write_bytes(b"half")
 
-    product = rollout_sft.resume
+    product = rollout_sft.checkpoint.resume
     if fault.how == "before anything is written":
         trainer._save_checkpoint = dying(trainer._save_checkpoint)
     elif fault.how == "in the model":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rollout_sft.checkpoints import last_finished_checkpoint
+from rollout_sft.checkpoint.finished import last_finished_checkpoint
 from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, ONLY_IN_SCOPE, RANK_0_ALONE, SAMPLE, Fault
 
 ROOT = Path(__file__).parents[2]

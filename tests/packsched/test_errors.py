@@ -15,7 +15,7 @@ from packsched import (
     PackingError,
     UndecidedWindowError,
 )
-from packsched.lengths import checked_count, checked_lengths
+from packsched.arguments import checked_count, checked_lengths
 
 KINDS = [OversizedSegmentError, BufferOverflowError, InfeasibleWindowError, UndecidedWindowError]
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packsched import InfeasibleWindowError, OversizedSegmentError, PackingError, UndecidedWindowError, plan_window
+from packsched.balancing.exchange import level_ranks
+from packsched.balancing.pooling import fit_every_rank
 from packsched.costs import SegmentCost
-from packsched.exchange import level_ranks
-from packsched.pooling import fit_every_rank
 from packsched.ranks import plan_ranks
 from packsched.window import plan_of_packs
 

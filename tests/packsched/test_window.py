@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packsched.decreasing import best_fit_decreasing, first_fit_decreasing
 from packsched.errors import (
     InfeasibleWindowError,
     OversizedSegmentError,
     PackingError,
     UndecidedWindowError,
 )
+from packsched.planner.greedy import best_fit_decreasing, first_fit_decreasing
 from packsched.window import WindowPlan, plan_window
 
 

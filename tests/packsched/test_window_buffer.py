@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packsched import InfeasibleWindowError, PackingError, UndecidedWindowError, WindowBuffer, plan_window
-from packsched import buffer as buffer_module
+from packsched import buffers as buffer_module
 
 CAP = 20
 fitting = st.lists(st.integers(1, CAP), max_size=12)

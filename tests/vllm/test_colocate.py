@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rollout_sft.rollouts.decoding import Decoding
-from rollout_sft.rollouts.vllm import StaleRolloutError, VLLMBackend
-from rollout_sft.rollouts.vllm_engine import ColocatedEngine
+from rollout_sft.config.decoding import Decoding
+from rollout_sft.rollouts.vllm.backend import StaleRolloutError, VLLMBackend
+from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 from tests.vllm.conftest import (
     EOS,
     LONG,

@@ -10,12 +10,12 @@ import time
 import pytest
 import requests as http
 
-from rollout_sft.rollouts.decoding import Decoding
-from rollout_sft.rollouts.vllm import VLLMBackend, VLLMConfig
-from rollout_sft.rollouts.vllm_engine import ColocatedEngine
-from rollout_sft.rollouts.vllm_http import Deadline, Server, ServerError
-from rollout_sft.rollouts.vllm_server import ServerEngine, split_in_proportion
-from rollout_sft.rollouts.vllm_transfer import make_transfer
+from rollout_sft.config.decoding import Decoding
+from rollout_sft.rollouts.vllm.backend import VLLMBackend, VLLMConfig
+from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
+from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
+from rollout_sft.rollouts.vllm.server import ServerEngine, split_in_proportion
+from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
 from tests.vllm.conftest import (
     EOS,
     LONG,
@@ -203,7 +203,7 @@ def test_a_server_killed_while_weights_are_sent_gets_them_when_it_is_back(server
             yield item
 
     monkeypatch.setattr(run.live.weights, "tensors", kill_in_the_middle)
-    monkeypatch.setattr("rollout_sft.rollouts.weight_stream._BUCKET_BYTES", 1)
+    monkeypatch.setattr("rollout_sft.rollouts.vllm.weight_stream._BUCKET_BYTES", 1)
     run.live.change()
     backend.sync()
     assert killed

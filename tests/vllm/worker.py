@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from accelerate import PartialState
 
-from rollout_sft.agreement import is_sharded, leave_together
+from rollout_sft.ranks.distributed import is_sharded, leave_together
 from tests.tiny import shard
 from tests.vllm.conftest import by_hf, compare_every_window, make_model, make_trainer, requests
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window
-from packsched.integers import Integers
+from packsched.planner.random_integers import Integers
 from packsched.ranks import plan_ranks
 from packsched.subset_sum import select_optimal
 

@@ -1,0 +1,177 @@
+"""Ranks whose window cannot be placed: one segment given away, else packs made together with ranks that have room.
+
+Both leave every rank that is not involved as it is. The packs of a pool go back to the ranks that held most of
+their tokens, unless that would make a rank dearer than the dearest one so far.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from packsched.balancing.exchange import Held
+from packsched.window import WindowPlan
+
+Pack = list[tuple[int, int]]
+"""The (from_rank, segment) of the segments that share a pack."""
+PlanRank = Callable[[Sequence[int], bool], WindowPlan | None]
+"""The plan of one rank's lengths, or None: not found. True: an attempt among many, worth less work."""
+PlanPool = Callable[[Sequence[int], int], Sequence[Sequence[int]] | None]
+"""Packs (of indices) for the lengths of so many ranks together, or None: not found. Raises when that is all ranks."""
+AdoptPacks = Callable[[Sequence[int], list[list[int]]], WindowPlan]
+"""Packs that were found in a pool as the plan of one rank's lengths."""
+
+# Ranks with most free tokens that are asked to take a segment.
+_RECEIVERS = 8
+# Ranks with most free tokens with which a rank is planned in pairs, before larger groups.
+_PARTNERS = 16
+
+
+def fit_every_rank(
+    held: Held,
+    lens: Sequence[Sequence[int]],
+    table: dict[int, int],
+    micro_steps: int,
+    plan: PlanRank,
+    pool: PlanPool,
+    adopt: AdoptPacks,
+) -> list[WindowPlan]:
+    """A plan for every rank; ranks that cannot be placed exchange segments with others (`held` changes).
+
+    Every rank in trouble tries its segments shortest first: one whose loss helps goes to the rank with the most
+    free tokens that can still be placed with it; when none helps alone, the longest goes. If nobody can take it, the
+    rank is planned together with one of the roomiest other ranks, else with two of them, then with twice as many
+    until it fits. The packs of a pool are the plan of a rank for which `plan` finds none.
+    """
+    plans = [plan(_lengths(here, lens), False) for here in held]
+    for rank in range(len(held)):
+        while plans[rank] is None:
+            moved, without = _one_less(held[rank], lens, plan)
+            receiver = _receiver(moved, rank, held, lens, plans, plan)
+            if receiver is not None:
+                held[rank].remove(moved)
+                plans[rank] = without
+            else:
+                _pool(rank, held, lens, table, micro_steps, plans, plan, pool, adopt)
+    return [found for found in plans if found is not None]
+
+
+def _lengths(here: Sequence[tuple[int, int]], lens: Sequence[Sequence[int]]) -> list[int]:
+    return [lens[rank][at] for rank, at in here]
+
+
+def _one_less(
+    here: Sequence[tuple[int, int]], lens: Sequence[Sequence[int]], plan: PlanRank
+) -> tuple[tuple[int, int], WindowPlan | None]:
+    """The shortest segment without which the rank can be placed, and that plan; else the longest, and None."""
+    by_length = sorted(here, key=lambda one: (lens[one[0]][one[1]], one))
+    for one in by_length:
+        found = plan([lens[rank][at] for rank, at in here if (rank, at) != one], True)
+        if found is not None:
+            return one, found
+    return by_length[-1], None
+
+
+def _receiver(
+    moved: tuple[int, int],
+    giver: int,
+    held: Held,
+    lens: Sequence[Sequence[int]],
+    plans: list[WindowPlan | None],
+    plan: PlanRank,
+) -> int | None:
+    """Hands the segment to a rank that can be placed with it, and says to which."""
+    for rank in _roomiest_first(held, lens)[:_RECEIVERS]:
+        if rank != giver and plans[rank] is not None:
+            here = _own_first(rank, [*held[rank], moved])
+            found = plan(_lengths(here, lens), True)
+            if found is not None:
+                held[rank], plans[rank] = here, found
+                return rank
+    return None
+
+
+def _roomiest_first(held: Held, lens: Sequence[Sequence[int]]) -> list[int]:
+    tokens = [sum(_lengths(here, lens)) for here in held]
+    return sorted(range(len(held)), key=tokens.__getitem__)
+
+
+def _own_first(rank: int, here: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return sorted(here, key=lambda one: (one[0] != rank, one))
+
+
+def _pool(
+    rank: int,
+    held: Held,
+    lens: Sequence[Sequence[int]],
+    table: dict[int, int],
+    micro_steps: int,
+    plans: list[WindowPlan | None],
+    plan: PlanRank,
+    pool: PlanPool,
+    adopt: AdoptPacks,
+) -> None:
+    """Plans the rank together with others, as few as it takes; they keep what they can of what they held."""
+    others = [other for other in _roomiest_first(held, lens) if other != rank]
+    limit = max(sum(table[length] for length in _lengths(here, lens)) for here in held)
+    for group in _groups(rank, others):
+        segments = [one for member in group for one in held[member]]
+        packs = pool(_lengths(segments, lens), len(group))
+        if packs is not None:
+            break
+    assert packs is not None  # the last group is all ranks, for which `pool` raises
+    in_packs = [[segments[index] for index in pack] for pack in packs if pack]
+    shares = _share_out(in_packs, group, held, lens, table, limit, micro_steps)
+    for member, its_packs in zip(group, shares, strict=True):
+        here = _own_first(member, [one for pack in its_packs for one in pack])
+        place = {one: index for index, one in enumerate(here)}
+        held[member] = here
+        plans[member] = plan(_lengths(here, lens), True) or adopt(
+            _lengths(here, lens), [[place[one] for one in pack] for pack in its_packs]
+        )
+
+
+def _groups(rank: int, others: Sequence[int]) -> Iterator[list[int]]:
+    """The rank with each of the roomiest others alone, then with the roomiest 2, 4, 8, ... of them, at last all."""
+    for other in others[:_PARTNERS]:
+        yield [rank, other]
+    size = 2
+    while size < len(others):
+        yield [rank, *others[:size]]
+        size *= 2
+    yield [rank, *others]
+
+
+def _share_out(
+    packs: Sequence[Pack],
+    group: Sequence[int],
+    held: Held,
+    lens: Sequence[Sequence[int]],
+    table: dict[int, int],
+    limit: int,
+    micro_steps: int,
+) -> list[list[Pack]]:
+    """At most `micro_steps` packs for each of the group: most kept tokens first, none dearer than `limit` if possible.
+
+    What would make its first choice too dear goes, dearest first, to the cheapest rank that has a step left.
+    """
+    holder = {one: place for place, member in enumerate(group) for one in held[member]}
+    kept = sorted(
+        (-sum(lens[rank][at] for rank, at in pack if holder[rank, at] == place), number, place)
+        for number, pack in enumerate(packs)
+        for place in {holder[one] for one in pack}
+    )
+    costs = [sum(table[lens[rank][at]] for rank, at in pack) for pack in packs]
+    shares: list[list[Pack]] = [[] for _ in group]
+    spent = [0] * len(group)
+    left = set(range(len(packs)))
+
+    def give(number: int, place: int) -> None:
+        shares[place].append(packs[number])
+        spent[place] += costs[number]
+        left.remove(number)
+
+    for _, number, place in kept:
+        if number in left and len(shares[place]) < micro_steps and spent[place] + costs[number] <= limit:
+            give(number, place)
+    for number in sorted(left, key=lambda number: (-costs[number], number)):
+        free = [place for place in range(len(group)) if len(shares[place]) < micro_steps]
+        give(number, min(free, key=lambda place: (spent[place], place)))
+    return shares

@@ -1,0 +1,306 @@
+"""Segments waiting to be packed, and the packs they become.
+
+- `CarryBuffer` (scope `micro`): pop one pack per micro-step; what is left waits for the next one. The oldest
+  segment is always in the next pack, so none waits for more than `packing_buffer` pops. Part of a checkpoint.
+- `WindowBuffer` (scope `window`): fill it with a whole window, then take exactly `micro_steps` packs at once.
+  Nothing is left over, so there is nothing to checkpoint. The price is that a window must fit as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, SupportsIndex, TypeVar
+
+from packsched.arguments import checked_count, checked_encoded_len, checked_lengths
+from packsched.errors import BufferOverflowError, OversizedSegmentError, PackingError
+from packsched.layout import PackLayout
+from packsched.selection import check_policy, require_binpacking, select
+from packsched.window import WindowPlan, plan_window
+
+__all__ = ["CarryBuffer", "Pack", "WindowBuffer"]
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, eq=False)
+class Pack(Generic[S]):
+    """Segments that share one forward pass; possibly none, for a micro-step that has nothing to train.
+
+    Attributes:
+        segments: The segments, as they were added, in packed order (insertion order).
+        indices: Their places in the buffer, ascending, 0 the oldest: when the pack was popped from a
+            `CarryBuffer`, or within the whole window of a `WindowBuffer`.
+        layout: Where each of them lies in the pack, without padding.
+        packing_length: The cap in tokens that the pack was made for.
+    """
+
+    segments: tuple[S, ...]
+    indices: tuple[int, ...]
+    layout: PackLayout
+    packing_length: int
+
+    @property
+    def fill(self) -> float:
+        """Tokens of the segments (padding not counted) over `packing_length`; 0.0 for an empty pack."""
+        return self.layout.tokens / self.packing_length
+
+    @classmethod
+    def _of(cls, indices: Iterable[int], segments: Sequence[S], lengths: Sequence[int], packing_length: int) -> Pack[S]:
+        chosen = tuple(indices)
+        layout = PackLayout.from_lengths([lengths[index] for index in chosen])
+        assert layout.tokens <= packing_length, (chosen, list(lengths), packing_length)
+        return cls(tuple(segments[index] for index in chosen), chosen, layout, packing_length)
+
+
+class CarryBuffer(Generic[S]):
+    """A bounded, rank-local buffer that gives one pack at a time and keeps the rest for later.
+
+    Args:
+        packing_length: The hard cap of a pack, in tokens.
+        packing_buffer: Most segments held at a time (`training.packing_buffer`).
+        policy: How `select` chooses what goes beside the oldest segment.
+        min_fill_ratio: A pack filled less than this is logged as a warning
+            (`training.packing_min_fill_ratio`); 0 silences it.
+
+    Raises:
+        PackingError: An argument is out of range.
+        MissingBinpackingError: The policy is `binpacking` and the module cannot be used. Better now than
+            after the first rollout.
+
+    >>> buffer = CarryBuffer(9, packing_buffer=8, min_fill_ratio=0.5)
+    >>> for name, length in [("a", 4), ("b", 1), ("c", 5)]:
+    ...     buffer.add(name, length)
+    >>> buffer.pop_pack().segments, len(buffer)
+    (('a', 'c'), 1)
+    """
+
+    def __init__(
+        self,
+        packing_length: SupportsIndex,
+        *,
+        packing_buffer: SupportsIndex,
+        policy: str = "binpacking",
+        min_fill_ratio: float = 0.65,
+    ) -> None:
+        check_policy(policy)
+        if not 0 <= min_fill_ratio <= 1:
+            raise PackingError(f"min_fill_ratio is {min_fill_ratio}; it is a share of a pack, from 0 to 1.")
+        self.packing_length = checked_count("packing_length", packing_length)
+        self.packing_buffer = checked_count("packing_buffer", packing_buffer)
+        self.policy = policy
+        self.min_fill_ratio = min_fill_ratio
+        if policy == "binpacking":
+            require_binpacking()
+        self._segments: list[S] = []
+        self._encoded_lens: list[int] = []
+
+    def __len__(self) -> int:
+        """Number of segments that wait. O(1)."""
+        return len(self._segments)
+
+    @property
+    def encoded_lens(self) -> tuple[int, ...]:
+        """Lengths in tokens of the waiting segments, the oldest first. O(n)."""
+        return tuple(self._encoded_lens)
+
+    def add(self, segment: S, encoded_len: SupportsIndex) -> None:
+        """Puts a segment behind the others. O(1). A refused segment leaves the buffer as it was.
+
+        Args:
+            segment: Anything; it comes back in a `Pack` as it is.
+            encoded_len: Its length in tokens.
+
+        Raises:
+            OversizedSegmentError: It would never fit into a pack.
+            BufferOverflowError: `packing_buffer` segments wait already.
+            PackingError: The length is not a positive integer.
+        """
+        length = _fitting(encoded_len, len(self), self.packing_length)
+        if len(self) >= self.packing_buffer:
+            raise BufferOverflowError(
+                f"{len(self)} segments wait and packing_buffer is {self.packing_buffer}, so a segment with "
+                f"encoded_len {length} was refused. Raise training.packing_buffer, make fewer segments per "
+                "micro-step (a smaller per_device_train_batch_size), or raise global_max_length so that each "
+                "pack takes more of them."
+            )
+        self._segments.append(segment)
+        self._encoded_lens.append(length)
+
+    def pop_pack(self) -> Pack[S]:
+        """Takes the next pack out: the oldest segment and what the policy puts beside it.
+
+        A pack below `min_fill_ratio` is popped all the same and logged as a warning by logger
+        `packsched.buffers`. Costs one `select`, then O(n).
+
+        Raises:
+            PackingError: The buffer is empty; run a micro-step without segments instead.
+        """
+        if not self._segments:
+            raise PackingError(
+                "0 segments wait, so no pack can be popped. Ask len(buffer) first; run an empty micro-step."
+            )
+        indices = select(self._encoded_lens, self.packing_length, policy=self.policy)
+        pack = Pack._of(indices, self._segments, self._encoded_lens, self.packing_length)
+        taken = set(indices)
+        self._segments = [s for index, s in enumerate(self._segments) if index not in taken]
+        self._encoded_lens = [n for index, n in enumerate(self._encoded_lens) if index not in taken]
+        if pack.fill < self.min_fill_ratio:
+            logger.warning(
+                "post-rollout packing underfilled: %d of %d tokens (fill %.3f < min_fill_ratio %.3f) in %d "
+                "segments, %d left in the buffer. Make more segments per micro-step or pack over the window.",
+                pack.layout.tokens,
+                self.packing_length,
+                pack.fill,
+                self.min_fill_ratio,
+                len(indices),
+                len(self),
+            )
+        return pack
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs: the waiting segments, their lengths and the cap. O(n)."""
+        return {
+            "packing_length": self.packing_length,
+            "encoded_lens": list(self._encoded_lens),
+            "segments": list(self._segments),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replaces the waiting segments by those of `state_dict`. O(n). A refused state changes nothing.
+
+        `packing_length` and `packing_buffer` may have changed since, as long as every segment still fits.
+
+        Raises:
+            OversizedSegmentError: A saved segment is longer than this buffer's `packing_length`.
+            BufferOverflowError: More segments were saved than this buffer may hold.
+            PackingError: The state is not one of `state_dict`.
+        """
+        expected = {"packing_length", "encoded_lens", "segments"}
+        if set(state) != expected:
+            raise PackingError(
+                f"the state has the keys {sorted(state)} instead of {sorted(expected)}; "
+                "pass what CarryBuffer.state_dict returned."
+            )
+        saved_packing_length = checked_count("the state's packing_length", state["packing_length"])
+        lengths = checked_lengths(state["encoded_lens"])
+        if not isinstance(state["segments"], Iterable):
+            raise PackingError(f"the state's segments are {state['segments']!r}; CarryBuffer.state_dict gives a list.")
+        segments = list(state["segments"])
+        if len(segments) != len(lengths):
+            raise PackingError(f"the state has {len(segments)} segments but {len(lengths)} encoded_lens.")
+        if lengths and max(lengths) > self.packing_length:
+            longest = max(lengths)
+            raise OversizedSegmentError(
+                f"the state was saved with packing_length {saved_packing_length} and holds a segment with "
+                f"encoded_len {longest}, which is {longest - self.packing_length} more than packing_length "
+                f"{self.packing_length} now. Raise global_max_length (or template.max_length) back, "
+                "or resume from a checkpoint whose buffer is empty."
+            )
+        if len(segments) > self.packing_buffer:
+            raise BufferOverflowError(
+                f"the state holds {len(segments)} segments and packing_buffer is {self.packing_buffer}. "
+                f"Raise training.packing_buffer to at least {len(segments)}."
+            )
+        self._segments = segments
+        self._encoded_lens = lengths
+
+    def _check(self) -> None:
+        """Asserts every invariant of the buffer. For tests."""
+        state = (self._encoded_lens, self.packing_length, self.packing_buffer)
+        assert len(self._segments) == len(self._encoded_lens) <= self.packing_buffer, state
+        assert all(type(n) is int and 0 < n <= self.packing_length for n in self._encoded_lens), state
+
+
+class WindowBuffer(Generic[S]):
+    """Collects the segments of one accumulation window, then gives exactly `micro_steps` packs.
+
+    The last window of an epoch may have fewer micro-steps: make one buffer per window, they cost nothing.
+
+    Args:
+        packing_length: The hard cap of a pack, in tokens.
+        micro_steps: Packs per window: forward/backward passes per optimizer step on this rank.
+        objective: What `plan_window` aims for: `"dense"` or `"balanced"`.
+
+    Attributes:
+        plan: The plan behind the last packs taken, or None before; it knows the bounds that were reached.
+
+    Raises:
+        PackingError: An argument is out of range.
+
+    >>> window = WindowBuffer(9, micro_steps=3)
+    >>> for name, length in [("a", 6), ("b", 5), ("c", 3)]:
+    ...     window.add(name, length)
+    >>> [pack.segments for pack in window.take_packs()]
+    [('a', 'c'), ('b',), ()]
+    """
+
+    def __init__(self, packing_length: SupportsIndex, micro_steps: SupportsIndex, *, objective: str = "dense") -> None:
+        self.packing_length = checked_count("packing_length", packing_length)
+        self.micro_steps = checked_count("micro_steps", micro_steps)
+        self.objective = objective
+        self.plan: WindowPlan | None = None
+        # The planner knows its objectives; asking it now refuses a bad one before the first rollout.
+        plan_window([], self.packing_length, self.micro_steps, objective=objective)
+        self._segments: list[S] = []
+        self._encoded_lens: list[int] = []
+
+    def __len__(self) -> int:
+        """Number of segments collected so far. O(1)."""
+        return len(self._segments)
+
+    @property
+    def encoded_lens(self) -> tuple[int, ...]:
+        """Lengths in tokens of the collected segments, in insertion order. O(n)."""
+        return tuple(self._encoded_lens)
+
+    def add(self, segment: S, encoded_len: SupportsIndex) -> None:
+        """Adds a segment to the window. O(1). A refused segment leaves the window as it was.
+
+        Args:
+            segment: Anything; it comes back in a `Pack` as it is.
+            encoded_len: Its length in tokens.
+
+        Raises:
+            OversizedSegmentError: It would not fit into any pack.
+            PackingError: The length is not a positive integer.
+        """
+        length = _fitting(encoded_len, len(self), self.packing_length)
+        self._segments.append(segment)
+        self._encoded_lens.append(length)
+
+    def take_packs(self) -> list[Pack[S]]:
+        """Returns the packs of the window and empties the buffer. If planning fails, it stays as it was.
+
+        Returns:
+            Exactly `micro_steps` packs with every segment in exactly one of them, empty packs last.
+
+        Raises:
+            InfeasibleWindowError: No plan exists; the window is still in the buffer.
+            UndecidedWindowError: None was found, and none was excluded; likewise.
+        """
+        plan = plan_window(self._encoded_lens, self.packing_length, self.micro_steps, objective=self.objective)
+        packs = [Pack._of(indices, self._segments, self._encoded_lens, self.packing_length) for indices in plan.packs]
+        taken = sorted(index for pack in packs for index in pack.indices)
+        assert len(packs) == self.micro_steps, (plan, self._encoded_lens)
+        assert taken == list(range(len(self))), (plan, self._encoded_lens)
+        self.plan = plan
+        self._segments = []
+        self._encoded_lens = []
+        return packs
+
+    def _check(self) -> None:
+        """Asserts every invariant of the buffer. For tests."""
+        state = (self._encoded_lens, self.packing_length, self.micro_steps)
+        assert len(self._segments) == len(self._encoded_lens), state
+        assert all(type(n) is int and 0 < n <= self.packing_length for n in self._encoded_lens), state
+
+
+def _fitting(encoded_len: SupportsIndex, index: int, packing_length: int) -> int:
+    length = checked_encoded_len(encoded_len, index)
+    if length > packing_length:
+        raise OversizedSegmentError.for_segment(index, length, packing_length)
+    return length

@@ -1,0 +1,1 @@
+"""What is measured or refused before it could train wrongly: the leak probe, equivalence, unsupported setups."""

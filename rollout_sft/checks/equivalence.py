@@ -1,0 +1,206 @@
+"""Math equivalence: with a window's rollouts fixed, the scheduled packs train what the plain segments would.
+
+- Bookkeeping, exactly: every scheduled segment lies in one pack, with its own tokens, targets, weights, positions and
+  remapped index fields. The first difference is named: segment, field, position.
+- Arithmetic, within a tolerance by dtype: loss and gradient of the packs against those of the same segments run one by
+  one, unpacked, through a plain forward.
+
+Costs two forward/backward passes over the window and two copies of the gradient; nothing is left behind in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from packsched import PackLayout
+from rollout_sft.inputs.segment import SUPERVISED, Segment
+from rollout_sft.step.collate import Batch, collate_padded, remapped
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest relative difference of the gradients, by the dtype of the computation."""
+
+LossFn = Callable[[Batch], Tensor]
+"""A batch -> its share of the window's loss, with a graph."""
+
+
+class ScheduleMismatchError(ValueError):
+    """The scheduled packs are not what the segments alone would train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivalenceReport:
+    """
+    What the comparison measured.
+
+    Args:
+        loss (`float`):
+            Relative difference of the losses.
+        gradient (`float`):
+            Relative difference of the gradients, in the 2-norm over all trainable parameters.
+        tolerance (`float`):
+            What was allowed for both.
+    """
+
+    loss: float
+    gradient: float
+    tolerance: float
+
+
+def check_bookkeeping(
+    due: Sequence[Segment], micro_steps: Sequence[Sequence[Segment]], batches: Sequence[Batch]
+) -> None:
+    """
+    Compares what the batches hold with the segments they were made of.
+
+    Args:
+        due (`Sequence[Segment]`):
+            The segments that should be trained, in the order they were made.
+        micro_steps (`Sequence[Sequence[Segment]]`):
+            The segments of each scheduled micro-step.
+        batches (`Sequence[Batch]`):
+            The batch of each micro-step, as [`~rollout_sft.step.collate.collate_pack`] made it.
+
+    Raises:
+        [`ScheduleMismatchError`]: names the first segment, field and position that differ.
+    """
+    expected = {id(s) for s in due}
+    scheduled = [s for step in micro_steps for s in step]
+    seen: set[int] = set()
+    for segment in scheduled:
+        if id(segment) in seen:
+            raise ScheduleMismatchError(f"segment of sample {segment.sample_id!r} is scheduled twice.")
+        if id(segment) not in expected:
+            raise ScheduleMismatchError(f"segment of sample {segment.sample_id!r} is scheduled but was never built.")
+        seen.add(id(segment))
+    for segment in due:
+        if id(segment) not in seen:
+            raise ScheduleMismatchError(f"segment of sample {segment.sample_id!r} is in no micro-step.")
+    if len(batches) != len(micro_steps):
+        raise ScheduleMismatchError(f"{len(batches)} batches for {len(micro_steps)} micro-steps.")
+    for number, (segments, packed) in enumerate(zip(micro_steps, batches, strict=True)):
+        if segments:
+            _compare_pack(number, segments, packed)
+        elif float(packed["weights"].sum()) != 0:
+            raise ScheduleMismatchError(f"micro-step {number} has no segment but a loss weight.")
+
+
+def _compare_pack(number: int, segments: Sequence[Segment], packed: Batch) -> None:
+    layout = PackLayout.from_lengths([s.encoded_len for s in segments])
+    kept = packed["logits_to_keep"]
+    row = packed["input_ids"][0]
+    rows = {"input_ids": row, "position_ids": packed["position_ids"][0]}
+    for name, values in (("targets", packed["targets"]), ("weights", packed["weights"])):
+        spread = torch.zeros(layout.total, dtype=values.dtype, device=values.device)
+        rows[name] = spread.index_put((kept,), values)
+    if row.numel() != layout.total:
+        raise ScheduleMismatchError(f"micro-step {number} has {row.numel()} tokens, its segments {layout.total}.")
+    packed_fields = {name: layout.split(values) for name, values in rows.items()}
+    names = sorted({name for s in segments for name in s.indices})
+    remapped_fields = {name: remapped(segments, layout, name) for name in names}
+    for name, positions in remapped_fields.items():
+        counts = [len(s.indices[name]) if name in s.indices else 0 for s in segments]
+        whose, where = layout.locate(positions.cpu())
+        owners = torch.repeat_interleave(torch.arange(len(segments)), torch.tensor(counts))
+        own = torch.cat([s.indices[name].cpu() for s in segments if name in s.indices])
+        wrong = (torch.as_tensor(whose) != owners) | (torch.as_tensor(where) != own)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise _difference(number, segments[int(owners[at])], name, int(own[at]), int(own[at]), int(where[at]))
+    for index, segment in enumerate(segments):
+        mine = segment.indices[SUPERVISED]
+        expected = {
+            "input_ids": segment.input_ids,
+            "position_ids": torch.arange(segment.encoded_len, device=row.device),
+            "targets": torch.zeros_like(segment.targets).index_put((mine,), segment.targets[mine]),
+            "weights": torch.zeros_like(segment.weights).index_put((mine,), segment.weights[mine]),
+        }
+        for name, values in expected.items():
+            found = packed_fields[name][index]
+            wrong = found != values.to(found.device)
+            if wrong.any():
+                at = int(wrong.nonzero()[0])
+                raise _difference(number, segment, name, at, values[at].item(), found[at].item())
+
+
+def _difference(
+    number: int, segment: Segment, name: str, position: int, expected: float, found: float
+) -> ScheduleMismatchError:
+    return ScheduleMismatchError(
+        f"micro-step {number}, segment of sample {segment.sample_id!r}, field {name}, position {position}: "
+        f"the segment has {expected}, the pack {found}."
+    )
+
+
+def check_arithmetic(
+    model: nn.Module, loss_of: LossFn, segments: Sequence[Segment], batches: Sequence[Batch], *, filler_id: int
+) -> EquivalenceReport:
+    """
+    Compares loss and gradient of the packs with those of the segments one by one, unpacked.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model; runs in evaluation mode so that dropout cannot differ, and is put back.
+        loss_of (`Callable[[Batch], Tensor]`):
+            A batch's share of the window's loss: the trainer's own `compute_loss`.
+        segments (`Sequence[Segment]`):
+            All segments scheduled in the window.
+        batches (`Sequence[Batch]`):
+            The scheduled packs.
+        filler_id (`int`):
+            As in [`~rollout_sft.step.collate.collate_padded`].
+
+    Returns:
+        [`EquivalenceReport`]: The differences.
+
+    Raises:
+        [`ScheduleMismatchError`]: a difference exceeds the tolerance of the parameters' dtype.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        loss, gradient = _accumulate(loss_of, batches, parameters)
+        alone = [collate_padded([segment], filler_id=filler_id) for segment in segments]
+        plain_loss, plain_gradient = _accumulate(loss_of, alone, parameters)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    norm = sum(float(g.double().square().sum()) for g in plain_gradient) ** 0.5
+    apart = (
+        sum(float((a.double() - b.double()).square().sum()) for a, b in zip(gradient, plain_gradient, strict=True))
+        ** 0.5
+    )
+    device = parameters[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameters[0].dtype
+    tolerance = TOLERANCE[dtype]
+    report = EquivalenceReport(
+        loss=abs(loss - plain_loss) / max(abs(plain_loss), 1e-30),
+        gradient=apart / max(norm, 1e-30),
+        tolerance=tolerance,
+    )
+    if not max(report.loss, report.gradient) <= tolerance:
+        raise ScheduleMismatchError(
+            f"the scheduled packs and the {len(segments)} segments one by one disagree: loss by {report.loss:.1e}, "
+            f"gradient by {report.gradient:.1e} (relative, {dtype}; allowed {tolerance:.0e}). The model may let packed "
+            "segments see each other (rollout_sft.check_isolation) or add a loss of its own."
+        )
+    return report
+
+
+def _accumulate(
+    loss_of: LossFn, batches: Sequence[Batch], parameters: list[nn.Parameter]
+) -> tuple[float, list[Tensor]]:
+    """`autograd.grad` instead of `backward`: gradients, hooks and reducers of the training step stay untouched."""
+    total = 0.0
+    gradient = [torch.zeros_like(p) for p in parameters]
+    for batch in batches:
+        loss = loss_of(batch)
+        total += loss.item()
+        for sum_, part in zip(gradient, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if part is not None:
+                sum_ += part
+    return total, gradient

@@ -1,0 +1,170 @@
+"""The leak probe: does this model keep packed segments apart?
+
+Packing trains a slightly different model, silently, where attention, a convolution or a recurrent state reaches across
+the border of two segments. Whether it does depends on the model class, the attention implementation and the arguments
+of the forward, so it is measured, with two short forwards of three segments:
+
+    forward 1    x  x  x     the copies must agree: the first, at the start of the row, is what x gives alone
+    forward 2    x  y  x     the outer segments' logits must not move at all
+
+Measured on transformers 5.23: isolated models move by exactly 0 (mixtures of experts by up to 1.8e-7), leaking ones
+by at least 6.6e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.model.attention import mark_packed
+from rollout_sft.step.collate import forward_inputs, forward_names
+
+LEAK = 1e-5
+"""Largest movement of an untouched segment's logits, relative to the largest logit, that still counts as none."""
+
+COPIES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""How far copies of one segment may differ: other positions in the row are computed by other kernels."""
+
+
+class LeakError(ValueError):
+    """Packed segments see each other; training on packs would not be training on the segments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsolationReport:
+    """
+    What the probe measured, each relative to the largest logit.
+
+    Args:
+        leak (`float`):
+            Movement of the outer segments' logits when the middle one was changed.
+        copies (`float`):
+            Largest difference between the logits of the first copy and those of the others.
+        response (`float`):
+            Movement of the changed segment itself; 0 would mean that the probe sees nothing.
+    """
+
+    leak: float
+    copies: float
+    response: float
+
+
+def check_isolation(
+    model: nn.Module,
+    *,
+    vocab_size: int | None = None,
+    segment_length: int = 16,
+    build_batch: Callable[[Sequence[Sequence[int]]], dict[str, Any]] | None = None,
+) -> IsolationReport:
+    """
+    Measures whether packed segments are isolated, and refuses if not. Usable with any trainer.
+
+    Args:
+        model (`nn.Module`):
+            A causal language model, wrapped or not, as it will be trained; left in the mode it was in.
+        vocab_size (`int`, *optional*):
+            Token ids below it are drawn; taken from the model's configuration when not given.
+        segment_length (`int`, *optional*, defaults to 16):
+            Tokens of each of the three segments.
+        build_batch (`Callable`, *optional*):
+            Turns a list of token-id lists into the keyword arguments of one packed forward whose logits have shape
+            `(1, tokens, vocabulary)`. Give yours to test your own collator; this project's is used otherwise.
+
+    Returns:
+        [`IsolationReport`]: The measurements.
+
+    Raises:
+        [`LeakError`]: the segments see each other, or do not come out as they would alone; the message names the
+            model class, the attention implementation, the measurement and what to do.
+    """
+    inner: Any = getattr(model, "module", model)
+    vocabulary = vocab_size or inner.config.get_text_config().vocab_size
+    x, y = _tokens(vocabulary, segment_length)
+    device = next(inner.parameters()).device
+    build = build_batch or _contract(inner, device)
+    with _evaluating(model):
+        equal = _logits(model(**build([x, x, x])), 3, segment_length)
+        changed = _logits(model(**build([x, y, x])), 3, segment_length)
+    scale = max(1.0, float(equal.abs().max()))
+    report = IsolationReport(
+        leak=max(_distance(equal[0], changed[0]), _distance(equal[2], changed[2])) / scale,
+        copies=max(_distance(equal[0], equal[1]), _distance(equal[0], equal[2])) / scale,
+        response=_distance(equal[1], changed[1]) / scale,
+    )
+    _judge(report, inner, equal.dtype if _weights(inner) == torch.float64 else _weights(inner))
+    return report
+
+
+def _judge(report: IsolationReport, model: nn.Module, dtype: torch.dtype) -> None:
+    config = getattr(model, "config", None)
+    name = f"{type(model).__name__} with attention {getattr(config, '_attn_implementation', 'unknown')!r}, {dtype}"
+    way_out = (
+        "Try another model.attn_implementation (sdpa, flash_attention_2), another model class, or train without "
+        "packing (training.packing: false). docs/masks.md lists what was found for other models."
+    )
+    if not report.leak <= LEAK:
+        raise LeakError(
+            f"{name}: packed segments see each other. Changing one segment moved its neighbours' logits by "
+            f"{report.leak:.1e} of the largest logit (limit {LEAK:.0e}). {way_out}"
+        )
+    allowed = COPIES.get(dtype, 0.1)
+    if not report.copies <= allowed:
+        raise LeakError(
+            f"{name}: a segment comes out differently when it is packed behind another. Logits of two copies differ by "
+            f"{report.copies:.1e} of the largest logit (limit {allowed:.0e}); positions may not restart. {way_out}"
+        )
+    if not report.response > LEAK:
+        raise LeakError(
+            f"{name}: the probe is blind. Changing a segment moved its own logits by {report.response:.1e} only, so "
+            "nothing can be said about its neighbours. If the head is zero at the start on purpose, probe after a "
+            "few steps with rollout_sft.check_isolation and set rollout_matching.check_isolation: false."
+        )
+
+
+def _contract(model: nn.Module, device: torch.device) -> Callable[[Sequence[Sequence[int]]], dict[str, Any]]:
+    def build(segments: Sequence[Sequence[int]]) -> dict[str, Any]:
+        parts = [Segment.from_lists(ids, ids, [0.0] * len(ids)).to(device) for ids in segments]
+        inputs = mark_packed(forward_inputs(parts), model)
+        names = forward_names(model)
+        return inputs if names is None else {name: value for name, value in inputs.items() if name in names}
+
+    return build
+
+
+def _tokens(vocabulary: int, length: int) -> tuple[list[int], list[int]]:
+    """Two sequences that differ at every position, from a generator of our own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(vocabulary, (length,), generator=generator)
+    y = (x + 1 + torch.randint(vocabulary - 1, (length,), generator=generator)) % vocabulary
+    return x.tolist(), y.tolist()
+
+
+def _logits(output: Any, segments: int, length: int) -> Tensor:
+    logits: Tensor = output.logits[0]
+    return logits.reshape(segments, length, -1).double()
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _weights(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

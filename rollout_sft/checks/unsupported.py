@@ -1,0 +1,131 @@
+"""Models and data that would train wrongly, differently or not at all without a word."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import has_length
+
+from rollout_sft.config.arguments import RolloutSFTConfig
+
+logger = logging.getLogger(__name__)
+
+_HOOKS = {
+    "data_collator": "packs are built from raw samples inside the trainer",
+    "compute_loss_func": (
+        "the loss is the cross-entropy that segments weight, divided by the weight of the whole window. Set the "
+        "weights in a TargetBuilder, or rollout_matching.loss_reduction"
+    ),
+    "compute_metrics": "evaluation scores rollouts and has no labels. Report scores from TargetBuilder.score",
+    "preprocess_logits_for_metrics": (
+        "evaluation scores rollouts and keeps no logits. Report scores from TargetBuilder.score"
+    ),
+}
+
+
+def reject_hooks(arguments: Mapping[str, Any]) -> None:
+    """
+    Raises `ValueError` for hooks of `Trainer` that this trainer would never call.
+
+    Args:
+        arguments (`Mapping[str, Any]`):
+            Keyword arguments meant for `Trainer`; None is as good as not given.
+    """
+    for name, reason in _HOOKS.items():
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} is refused, since it would never be called: {reason}.")
+
+
+def reject_unknown_positions(model: nn.Module, names: set[str] | None) -> None:
+    """Raises `ValueError` when the forward, which takes `names` (None: anything), takes no `position_ids`."""
+    if names is not None and "position_ids" not in names:
+        raise ValueError(
+            f"{type(model).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they "
+            "would attend to each other silently. Use a model that does, or set training.packing: false."
+        )
+
+
+def reject_own_loss(model: nn.Module) -> None:
+    """Raises `ValueError` when the model would add a loss of its own."""
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        raise ValueError(
+            "model.config.output_router_logits is true: the router's auxiliary loss is a mean over the tokens of one "
+            "forward, so it would depend on the packing, and this trainer does not add it. Set it to false."
+        )
+
+
+def reject_virtual_tokens(model: nn.Module) -> None:
+    """Raises `ValueError` for PEFT's prompt learning: prompt tuning, P-tuning, prefix tuning and their like."""
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        raise ValueError(
+            f"the model's active PEFT adapter is {kind} with {adapter.num_virtual_tokens} virtual tokens, which is "
+            "refused: they stand before a row and not before each segment, and shift the positions behind them, so "
+            "targets would not meet their logits. Use an adapter that changes weights instead, such as LoRA."
+        )
+
+
+def warn_about_dropout(model: nn.Module) -> float:
+    """
+    Says once that dropout makes gradients agree in expectation only: masks are drawn for each row, packed or not.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+
+    Returns:
+        `float`: the largest dropout probability found in its modules.
+    """
+    largest = 0.0
+    for module in model.modules():
+        drawn = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+        if isinstance(drawn, int | float) and drawn > largest:
+            largest = float(drawn)
+    if largest:
+        logger.warning(
+            "the model has dropout up to %g: its masks are drawn for the rows of a forward, so another packing draws "
+            "others and gradients agree in expectation only. Everything else stays exact; set dropout to 0 to have the "
+            "same gradient in every schedule.",
+            largest,
+        )
+    return largest
+
+
+def reject_empty_data(dataset: Any, config: RolloutSFTConfig) -> None:
+    """
+    Raises `ValueError` when a training data set with a length gives no micro-batch. One without a length is met by
+    [`reject_empty_stream`].
+
+    Args:
+        dataset (`Dataset`):
+            The training data set, or None.
+        config (`RolloutSFTConfig`):
+            Batch size, ranks and `dataloader_drop_last`.
+    """
+    if dataset is None or not has_length(dataset):
+        return
+    samples, batch = len(dataset), config.per_device_train_batch_size
+    if samples == 0:
+        raise ValueError("the training data set has 0 samples, so there is nothing to train; check data.train.")
+    assert isinstance(config.accelerator_config, AcceleratorConfig)
+    ranks = 1 if config.accelerator_config.split_batches else config.world_size
+    if config.dataloader_drop_last and samples < batch * ranks:
+        raise ValueError(
+            f"the training data set has {samples} samples, fewer than a micro-batch of {batch} on each of {ranks} "
+            "ranks, and training.dataloader_drop_last would drop them all. Set it to false, or lower "
+            "per_device_train_batch_size."
+        )
+
+
+def reject_empty_stream(global_step: int) -> None:
+    """Raises `ValueError` when the data ended before the first step; later that only ends an epoch."""
+    if global_step == 0:
+        raise ValueError(
+            "the training data set gave no sample on any rank before step 1, so there is nothing to train; check "
+            "data.train, or whether the stream was already read to its end."
+        )

@@ -1,0 +1,239 @@
+"""Attention that runs each packed segment by itself: no dense L x L mask, nothing to install, no wait for the device.
+
+`rollout_varlen` is registered with transformers beside `sdpa` and `eager`. What it does depends on the mask it gets:
+
+    the mark of this module    each segment alone, found by `cu_seq_lens`: one fused kernel on CUDA
+                               (`torch.nn.attention.varlen`), a loop of `sdpa` on the CPU, whose masks for
+                               sliding windows of w keys are of about w x 2w elements, however long a segment is
+    anything else              exactly what `sdpa` does, with the masks that `sdpa` gets
+
+So generation, evaluation and padded batches of the same model stay what they were. The mark is an empty tensor of four
+dimensions, which transformers hands to the attention as it is, instead of building a mask; a layer that meets the mark
+without `cu_seq_lens` refuses.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rollout_sft.step.collate import Batch, base_model
+
+logger = logging.getLogger(__name__)
+
+VARLEN = "rollout_varlen"
+"""The name under which transformers knows this attention."""
+
+HALF = (torch.bfloat16, torch.float16)
+BLOCK = 256
+"""Queries that are run together at least, on the CPU, where a segment is longer than the sliding window."""
+
+
+def mark_packed(inputs: Batch, model: nn.Module) -> Batch:
+    """
+    Asks for [`varlen_attention`] in the forward of a packed batch, where the model runs it.
+
+    Args:
+        inputs (`dict`):
+            Keyword arguments of the model's forward.
+        model (`nn.Module`):
+            The unwrapped model.
+
+    Returns:
+        `dict`: `inputs`, with the mark as `attention_mask` where they are packed.
+    """
+    config: Any = getattr(base_model(model), "config", None)
+    if "cu_seq_lens_q" not in inputs or getattr(config, "_attn_implementation", None) != VARLEN:
+        return inputs
+    mark = torch.empty((1, 1, 0, 0), dtype=torch.bool, device=inputs["input_ids"].device)
+    return {**inputs, "attention_mask": mark}
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """
+    The attention of one layer; see `AttentionInterface` for what is common to all.
+
+    Args:
+        query (`Tensor` of shape `(1, heads, tokens, head_dim)`):
+            `key` and `value` alike, with as many heads or a divisor of them.
+        attention_mask (`Tensor`, *optional*):
+            The mark, or any mask of `sdpa`.
+        sliding_window (`int`, *optional*):
+            Keys that each query sees at most, itself included.
+        cu_seq_lens_q (`Tensor` of shape `(segments + 1,)`, int32):
+            Where each segment begins and ends.
+        max_length_q (`int`):
+            Tokens of the longest segment, or a bound of it.
+
+    Returns:
+        `tuple[Tensor, None]`: the output of shape `(1, tokens, heads, head_dim)`.
+    """
+    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.numel():
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    unknown = sorted(n for n in ("softcap", "s_aux", "position_bias", "cache") if kwargs.get(n) is not None)
+    if unknown or cu_seq_lens_q is None or max_length_q is None or not getattr(module, "is_causal", True):
+        raise ValueError(
+            f"{type(module).__name__} cannot run packed segments with varlen attention: "
+            + (f"it uses {', '.join(unknown)}" if unknown else "it is not causal or was not handed cu_seq_lens")
+            + ". Set rollout_matching.attention: model."
+        )
+    if query.is_cuda:
+        return _fused(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
+    lens = cu_seq_lens_q.diff().tolist()
+    parts = zip(query.split(lens, dim=2), key.split(lens, dim=2), value.split(lens, dim=2), strict=True)
+    outputs = [_alone(module, q, k, v, dropout, scaling, sliding_window) for q, k, v in parts]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+
+
+def _alone(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """One segment by `sdpa`. One that is longer than the window goes block by block, all with parts of one mask."""
+    tokens = query.shape[2]
+    if sliding_window is None or tokens <= sliding_window:
+        return sdpa_attention_forward(module, query, key, value, None, dropout, scaling)[0]
+    block, before = max(sliding_window, BLOCK), sliding_window - 1
+    columns = torch.arange(before + block, device=query.device)  # the keys before a block, then its own
+    ahead = columns[None] - torch.arange(min(block, tokens), device=query.device)[:, None]
+    unseen = (ahead < 0) | (ahead > before)
+    # Not boolean: each call would make a mask like this one of it, and keep it for the backward.
+    mask = query.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))[None, None]
+    outputs = []
+    keys, values = key.split(block, dim=2), value.split(block, dim=2)
+    for i, q in enumerate(query.split(block, dim=2)):
+        k, v = keys[i], values[i]
+        if i:
+            k, v = (torch.cat([x[i - 1][:, :, block - before :], x[i]], dim=2) for x in (keys, values))
+        own = mask[:, :, : q.shape[2], (0 if i else before) : before + q.shape[2]]
+        outputs.append(sdpa_attention_forward(module, q, k, v, own, dropout, scaling)[0])
+    return torch.cat(outputs, dim=1)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_lens: Tensor,
+    max_length: int,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    from torch.nn.attention import varlen
+
+    kernel: Any = varlen.varlen_attn
+    dtype = query.dtype
+    if dtype not in HALF:  # autocast lowers the operators it knows, and this one it does not
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.bfloat16
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    left = -1 if sliding_window is None or sliding_window >= max_length else sliding_window - 1
+    # Older versions take groups of heads without being asked.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(kernel).parameters else {}
+    bounds = (cu_seq_lens, cu_seq_lens, max_length, max_length)
+    output: Tensor = kernel(q, k, v, *bounds, scale=scaling, window_size=(left, 0), **grouped)
+    return output[None]
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+AttentionMaskInterface.register(VARLEN, sdpa_mask)
+
+
+def choose_attention(
+    model: nn.Module, wanted: str, *, device: torch.device, autocast: torch.dtype | None = None
+) -> str:
+    """
+    Sets the attention that packs are trained with, and says so once in the log.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+        wanted (`str`):
+            `model` leaves it as it is. `varlen` takes [`varlen_attention`] or refuses. `auto` takes it where it can run
+            and the model would otherwise run `sdpa` or `eager`, whose masks for packs are dense.
+        device (`torch.device`):
+            Where it will be trained.
+        autocast (`torch.dtype`, *optional*):
+            What the trainer's mixed precision computes in.
+
+    Returns:
+        `str`: the name of the attention.
+
+    Raises:
+        `ValueError`: `varlen` is wanted and cannot run; the message says why.
+    """
+    base: Any = base_model(model)
+    own = str(getattr(getattr(base, "config", None), "_attn_implementation", None))
+    if wanted == "model" or (wanted == "auto" and own not in ("sdpa", "eager", VARLEN)):
+        logger.info("attention of packs: the model's own, %s.", own)
+        return own
+    obstacle = _obstacle(base, device, autocast)
+    if obstacle is None:
+        if own != VARLEN:
+            base.set_attn_implementation(VARLEN)
+        logger.info("attention of packs: %s, each segment by itself (the model had %s).", VARLEN, own)
+        return VARLEN
+    if wanted == "varlen":
+        raise ValueError(f"rollout_matching.attention is varlen, but {obstacle}. Set it to auto or model.")
+    logger.info("attention of packs: the model's own, %s, since %s.", own, obstacle)
+    return own
+
+
+def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> str | None:
+    """Why this model cannot run varlen attention here, or None."""
+    name = type(model).__name__
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{name} does not hand cu_seq_lens to attentions that are registered from outside"
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if others:
+        return f"{name} has layers that are not plain attention ({', '.join(others)})"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"{name} caps its attention logits, which the kernel does not know"
+    if any(parameter.endswith("sinks") for parameter, _ in model.named_parameters()):
+        return f"{name} has attention sinks, which the kernel does not know"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"there is no varlen kernel for {device.type}"
+    if getattr(config, "attention_dropout", 0.0):
+        return f"attention_dropout is {config.attention_dropout}, which the kernel does not do"
+    dtype = autocast or next(model.parameters()).dtype
+    if dtype not in HALF:
+        return f"the kernel computes in bfloat16 or float16, not in {dtype}"
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim > 256 or head_dim % 8:
+        return f"head_dim is {head_dim}; the kernel takes multiples of 8 up to 256"
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    if "window_size" not in inspect.signature(varlen_attn).parameters:
+        return f"varlen attention of torch {torch.__version__} has no window_size (2.11 has)"
+    return None

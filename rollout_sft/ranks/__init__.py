@@ -1,0 +1,1 @@
+"""Agreement and exchange between the processes of a run."""

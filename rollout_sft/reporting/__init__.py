@@ -1,0 +1,1 @@
+"""Metrics, the log line, the summary of a run, and how full its windows are."""

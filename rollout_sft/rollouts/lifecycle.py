@@ -1,0 +1,122 @@
+"""What a trainer generates with: one backend for training, one for evaluation, and the weights they shall use.
+
+The Hugging Face backend generates with the live model itself. A backend with an engine of its own has to be handed the
+weights: `sync` does so once per change, at points that every rank reaches together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend
+from rollout_sft.rollouts.hf import HFBackend
+from rollout_sft.rollouts.live_weights import LiveWeights
+from rollout_sft.rollouts.vllm.backend import Engine, VLLMBackend
+
+
+class Generation(TrainerCallback):
+    """
+    The backends of one trainer; also a callback, which learns of every optimizer step.
+
+    Args:
+        args (`RolloutSFTConfig`):
+            Names the backend and how to sample.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Gives the end token and the padding.
+        model (`Callable[[], nn.Module]`):
+            Returns the unwrapped live model.
+        backend (`RolloutBackend`, *optional*):
+            Used for training and evaluation alike, instead of the one that `args` names.
+
+    Attributes:
+        train (`RolloutBackend`):
+            Answers training samples.
+        evaluation (`RolloutBackend`):
+            Answers evaluation samples.
+        weights (`LiveWeights`):
+            What a backend with an engine of its own is handed.
+    """
+
+    def __init__(
+        self,
+        args: RolloutSFTConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        model: Callable[[], nn.Module],
+        backend: RolloutBackend | None = None,
+    ):
+        self.weights = LiveWeights(model)
+        self._engine: Engine | None = None
+        self.train: RolloutBackend
+        self.evaluation: RolloutBackend
+        ends = [tokenizer.eos_token_id]
+        decodings = args.train_decoding(), args.evaluation_decoding()
+        if backend is not None:
+            self.train = self.evaluation = backend
+        elif args.rollout_backend == "vllm":
+            engine = self._engine = _engine(args, self.weights)
+            self.train, self.evaluation = (
+                VLLMBackend(engine, self.weights, decoding, eos_token_ids=ends) for decoding in decodings
+            )
+        else:
+            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            window = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            sizes = (args.rollout_batch_size or size for size in (window, args.per_device_eval_batch_size))
+            live: Any = model
+            self.train, self.evaluation = (
+                HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=size)
+                for decoding, size in zip(decodings, sizes, strict=True)
+            )
+
+    def sync(self) -> float:
+        """
+        Hands the live weights over where a backend needs them; every rank calls it at the same point.
+
+        Returns:
+            `float`: the seconds it took.
+        """
+        start = time.perf_counter()
+        for backend in (self.train, self.evaluation):
+            if isinstance(backend, SyncedBackend):
+                backend.sync()
+        return time.perf_counter() - start
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether the backends generate with copies of the weights."""
+        return isinstance(self.train, SyncedBackend)
+
+    def sleep(self) -> None:
+        """Rollouts are done for now: the engine gives its memory to training where it can."""
+        if self._engine is not None:
+            self._engine.sleep()
+
+    def close(self) -> None:
+        """Stops the engine, if there is one."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The weights are other ones now."""
+        self.weights.changed()
+
+
+def _engine(args: RolloutSFTConfig, weights: LiveWeights) -> Engine:
+    config = args.vllm_config()
+    if config.mode == "server":
+        from rollout_sft.rollouts.vllm.server import ServerEngine
+        from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
+
+        transfer = make_transfer(config, default_folder=Path(str(args.output_dir)) / "rollout_weights")
+        return ServerEngine(config, transfer, show_progress=args.should_log and not args.disable_tqdm)
+    from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
+
+    dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(weights.model.dtype).removeprefix("torch.")
+    response = max(args.train_decoding().max_new_tokens, args.evaluation_decoding().max_new_tokens)
+    return ColocatedEngine(config, longest=args.global_max_length + response, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Rollouts by vLLM: one file for each way to reach an engine and to hand it the weights."""

@@ -1,0 +1,89 @@
+"""What a vLLM server needs of us in its workers.
+
+Start it with `--worker-extension-cls rollout_sft.rollouts.vllm.worker.RolloutWorker`. The methods are called by name
+over the server's route /collective_rpc.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from rollout_sft.rollouts.vllm.weight_stream import WeightStream, join_store
+
+
+def repack_head(model: Any) -> None:
+    """
+    Renews the packed copy of a tied output head on a CPU.
+
+    vLLM's CPU kernels compute with a packed copy of each weight. Reloading renews it for every layer but a head that
+    shares the embedding's tensor, which would go on with the old weights.
+
+    Args:
+        model (`nn.Module`):
+            vLLM's model.
+    """
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    head = getattr(model, "lm_head", None)
+    if head is not None and hasattr(head, "weight"):
+        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+class RolloutWorker:
+    """Mixed into vLLM's worker by `--worker-extension-cls`."""
+
+    model_config: Any
+    model_runner: Any
+    parallel_config: Any
+    rank: int
+    reload_weights: Any
+    rollout_open_stream: tuple[str, WeightStream] | None = None
+
+    def rollout_description(self) -> str:
+        """The configuration of the served model as JSON, to compare with that of the trained one."""
+        return json.dumps(self.model_config.hf_config.to_dict(), default=str)
+
+    def rollout_repack_head(self) -> None:
+        """[`repack_head`], where there is something to renew."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu() and self.model_config.hf_config.get_text_config().tie_word_embeddings:
+            repack_head(self.model_runner.get_model())
+
+    def rollout_join(self, name: str, backend: Any, host: str, port: int, size: int, seconds: float) -> None:
+        """Opens this worker's end of a stream of weights and keeps it under `name`."""
+        before = self.parallel_config.data_parallel_index * self.parallel_config.world_size
+        self.rollout_open_stream = None
+        store = join_store(host, port, seconds)
+        self.rollout_open_stream = name, WeightStream(backend, store, 1 + before + self.rank, size, seconds=seconds)
+
+    def rollout_stream(self) -> str:
+        """The name of the open stream; empty when there is none, as after a start."""
+        return self.rollout_open_stream[0] if self.rollout_open_stream else ""
+
+    def rollout_receive(self) -> int:
+        """Loads what the trainer sends through the stream; returns the number of tensors."""
+        assert self.rollout_open_stream is not None, "rollout_join comes first"
+        count = 0
+
+        def counted() -> Iterator[tuple[str, Tensor]]:
+            nonlocal count
+            for item in stream.receive():
+                count += 1
+                yield item
+
+        stream = self.rollout_open_stream[1]
+        tensors = counted()
+        try:
+            self.reload_weights(weights_iterator=tensors)
+        except BaseException:
+            self.rollout_open_stream = None
+            raise
+        finally:
+            for _ in tensors:  # the trainer and the other workers are still in the middle of it
+                pass
+        return count

@@ -1,0 +1,204 @@
+"""Which segments share a forward: one schedule per scope, and one for training without packing.
+
+Each turns the segments of a window, given micro-batch by micro-batch, into `micro_steps` groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, UndecidedWindowError, WindowBuffer
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.targets.base import Counters
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledWindow:
+    """
+    What one rank trains in one optimizer step.
+
+    Args:
+        micro_steps (`list[tuple[Segment, ...]]`):
+            The segments of each micro-step's forward, none where it is idle; more than micro-steps under
+            `on_infeasible: extra_steps` and where an epoch's last, shorter window needs them.
+        fill (`FillStats`):
+            How full the packs are; neutral without packing.
+        counters (`Counters`):
+            Further pairs for the log line.
+        left_over (`int`):
+            Segments that wait in the carry buffer.
+    """
+
+    micro_steps: list[tuple[Segment, ...]]
+    fill: FillStats
+    counters: Counters
+    left_over: int = 0
+
+    @property
+    def weight_sum(self) -> float:
+        """Sum of the loss weights trained in this window on this rank: the rank's share of the denominator."""
+        return sum(segment.weight_sum for segments in self.micro_steps for segment in segments)
+
+
+class Schedule(Protocol):
+    """From the segments of a window to its micro-steps."""
+
+    @property
+    def waiting(self) -> list[Segment]:
+        """Segments carried to the next window, oldest first."""
+        ...
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """Returns `micro_steps` groups, or more ([`ScheduledWindow`]). `micro_batches` may be fewer at the end."""
+        ...
+
+
+class MicroSchedule:
+    """
+    Scope `micro`: after each micro-batch one pack is popped from a carry buffer; the rest waits.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Gives the packing length, the buffer's cap, the policy and the warning threshold.
+    """
+
+    def __init__(self, config: RolloutSFTConfig):
+        self._config = config
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what waits."""
+        self.buffer: CarryBuffer[Segment] = CarryBuffer(
+            self._config.packing_length,
+            packing_buffer=self._config.packing_buffer,
+            policy=self._config.pack_policy,
+            min_fill_ratio=0.0,  # the buffer would warn at every pack
+        )
+        self._underfilled = 0
+
+    @property
+    def waiting(self) -> list[Segment]:
+        """The segments in the carry buffer."""
+        segments: list[Segment] = self.buffer.state_dict()["segments"]
+        return segments
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""
+        groups: list[tuple[Segment, ...]] = []
+        popped = underfilled = 0
+        for step in range(micro_steps):
+            for segment in micro_batches[step] if step < len(micro_batches) else ():
+                self.buffer.add(segment, segment.encoded_len)
+            if not len(self.buffer):
+                groups.append(())
+                continue
+            pack = self.buffer.pop_pack()
+            groups.append(pack.segments)
+            popped += 1
+            if pack.fill < self._config.packing_min_fill_ratio:
+                underfilled += 1
+                self._warn_underfilled(pack)
+        fill = FillStats.from_packs(
+            [sum(s.encoded_len for s in group) for group in groups],
+            self.buffer.packing_length,
+            segments=sum(len(group) for group in groups),
+        )
+        counters = {"packing/underfilled": (float(underfilled), float(popped))}
+        return ScheduledWindow(micro_steps=groups, fill=fill, counters=counters, left_over=len(self.buffer))
+
+    def _warn_underfilled(self, pack: Pack[Segment]) -> None:
+        """Warns at the 1st, 10th, 100th, ... underfilled pack; the log line counts all of them."""
+        self._underfilled += 1
+        if str(self._underfilled).strip("0") == "1":
+            logger.warning(
+                "post-rollout packing underfilled: %d of %d tokens (fill %.3f < packing_min_fill_ratio %.3f) in %d "
+                "segments, %d left in the buffer; number %d of this run, packing/underfilled has their share. Make "
+                "more segments per micro-step or pack over the window (post_rollout_pack_scope: window).",
+                pack.layout.tokens,
+                self.buffer.packing_length,
+                pack.fill,
+                self._config.packing_min_fill_ratio,
+                len(pack.segments),
+                len(self.buffer),
+                self._underfilled,
+            )
+
+
+class WindowSchedule:
+    """
+    Scope `window`: one plan for all micro-steps; nothing is carried into the next window.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Gives the packing length and the objective.
+    """
+
+    def __init__(self, config: RolloutSFTConfig):
+        self._packing_length = config.packing_length
+        self._objective = config.pack_objective
+        self._extra_steps = config.on_infeasible == "extra_steps"
+        self._whole = config.gradient_accumulation_steps
+        self.waiting: list[Segment] = []
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """The packs of the whole window, the empty ones last."""
+        window: WindowBuffer[Segment] = WindowBuffer(self._packing_length, micro_steps, objective=self._objective)
+        for segments in micro_batches:
+            for segment in segments:
+                window.add(segment, segment.encoded_len)
+        packs = self._take(window)
+        assert window.plan is not None
+        fill = FillStats.from_packs(
+            [pack.layout.tokens for pack in packs],
+            self._packing_length,
+            segments=sum(len(pack.segments) for pack in packs),
+            lower_bound=window.plan.lower_bound,
+        )
+        return ScheduledWindow(micro_steps=[pack.segments for pack in packs], fill=fill, counters={})
+
+    def _take(self, window: WindowBuffer[Segment]) -> list[Pack[Segment]]:
+        """
+        The window's packs: as many as it has micro-steps, or the fewest that hold it where that is allowed.
+
+        An epoch's last window may have fewer micro-steps than the others, and the fewer there are the likelier its
+        segments do not fit evenly. It may always have as many packs as a whole window.
+        """
+        while True:
+            try:
+                return window.take_packs()
+            except (InfeasibleWindowError, UndecidedWindowError):
+                most = math.inf if self._extra_steps else self._whole
+                if window.micro_steps >= most:
+                    raise
+                needed = -(-sum(window.encoded_lens) // self._packing_length)
+                window.micro_steps = int(min(max(window.micro_steps + 1, needed), most))
+
+
+class PaddedSchedule:
+    """`training.packing: false`: each micro-batch is trained by itself, padded to its longest segment."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Segment] = []
+
+    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
+        """The micro-batches as they are."""
+        groups = [tuple(segments) for segments in micro_batches]
+        groups += [()] * (micro_steps - len(groups))
+        tokens = sum(s.encoded_len for group in groups for s in group)
+        rectangle = sum(len(group) * max(s.encoded_len for s in group) for group in groups if group)
+        counters = {"padding/fill": (float(tokens), float(rectangle))}
+        return ScheduledWindow(micro_steps=groups, fill=FillStats(), counters=counters)
+
+
+def make_schedule(config: RolloutSFTConfig) -> MicroSchedule | WindowSchedule | PaddedSchedule:
+    """The schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name."""
+    if not config.packing:
+        return PaddedSchedule()
+    return WindowSchedule(config) if config.post_rollout_pack_scope == "window" else MicroSchedule(config)

@@ -1,0 +1,1 @@
+"""Lists of objects with boxes: parsed, matched with the truth, and completed."""

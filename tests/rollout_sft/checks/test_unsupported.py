@@ -1,0 +1,103 @@
+"""What a trainer refuses when it is made or started, and what it says."""
+
+import pytest
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from torch.utils.data import IterableDataset
+
+from rollout_sft import RolloutSFTTrainer
+from rollout_sft.data.digits import DigitsDataset
+from tests.rollout_sft.test_trainer import WINDOW, lora
+from tests.tiny import tiny_arguments
+
+
+class Rows:
+    """Samples with a length, without some of their keys."""
+
+    def __init__(self, size, without=()):
+        self.samples = DigitsDataset("eval", max(1, size), seed=1, max_digits=3)
+        self.size, self.without = size, without
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return {key: value for key, value in self.samples[index].items() if key not in self.without}
+
+
+class Stream(IterableDataset):
+    def __init__(self, size):
+        self.rows = Rows(size)
+
+    def __iter__(self):
+        return (self.rows[i] for i in range(len(self.rows)))
+
+
+@pytest.mark.parametrize("max_steps", [-1, 2])
+def test_an_empty_data_set_is_named(make_trainer, max_steps):
+    with pytest.raises(ValueError, match=r"the training data set has 0 samples.*check data.train"):
+        make_trainer(train=Rows(0), max_steps=max_steps, **WINDOW).train()
+
+
+def test_a_data_set_that_would_be_dropped_whole_is_named_with_the_numbers(make_trainer):
+    settings = {"per_device_train_batch_size": 3, "dataloader_drop_last": True, **WINDOW}
+    message = r"has 2 samples, fewer than a micro-batch of 3 on each of 1 ranks.*dataloader_drop_last"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(train=Rows(2), **settings).train()
+    trainer = make_trainer(train=Rows(3), **settings)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("scope", ["micro", "window"])
+def test_an_empty_stream_is_named_and_one_that_ends_is_not(make_trainer, scope):
+    with pytest.raises(ValueError, match=r"gave no sample on any rank before step 1"):
+        make_trainer(train=Stream(0), post_rollout_pack_scope=scope).train()
+    trainer = make_trainer(train=Stream(9), post_rollout_pack_scope=scope, max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2, "the second step's data begins with a new pass"
+
+
+def test_samples_without_an_id_are_trained_and_named_in_evaluation(make_trainer):
+    rows = Rows(9, without=("id",))
+    trainer = make_trainer(train=rows, evaluation=rows, **WINDOW)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    message = r"sample 0 of the evaluation batch has no 'id', only \['objects', 'prompt_ids'\].*Give every evaluation"
+    with pytest.raises(ValueError, match=message):
+        trainer.evaluate()
+
+
+HOOKS = {
+    "data_collator": "packs are built from raw samples",
+    "compute_loss_func": r"divided by the weight of the whole window\. Set the weights in a TargetBuilder",
+    "compute_metrics": r"evaluation scores rollouts.*TargetBuilder\.score",
+    "preprocess_logits_for_metrics": r"evaluation scores rollouts.*TargetBuilder\.score",
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_that_would_never_be_called_are_refused(tmp_path, tokenizer, make_model, name):
+    def make(hook):
+        given = {"model": make_model(), "args": tiny_arguments(tmp_path), "processing_class": tokenizer, name: hook}
+        return RolloutSFTTrainer(train_dataset=Rows(9), **given)
+
+    with pytest.raises(ValueError, match=f"{name} is refused, since it would never be called: .*{HOOKS[name]}"):
+        make(lambda *_: None)
+    trainer = make(None)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_virtual_tokens_are_refused(make_trainer, make_model, kind, packing):
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(make_model(), config)
+    with pytest.raises(ValueError, match=rf"adapter is {config.peft_type.value} with 4 virtual tokens.*such as LoRA"):
+        make_trainer(model=model, packing=packing)
+
+
+def test_an_adapter_in_the_weights_is_not(make_trainer, make_model):
+    trainer = make_trainer(model=lora(make_model()), **WINDOW)
+    trainer.train()
+    assert trainer.state.global_step == 1

@@ -1,0 +1,331 @@
+"""YAML -> stages: the requirement's keys, and errors that name the key, the nearest valid one and what it takes."""
+
+import re
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rollout_sft.config.run import load_run
+
+ROOT = Path(__file__).parents[3]
+
+BASE = """
+global_max_length: 512
+model: {config: {model_type: qwen3}, tokenizer_name_or_path: digits}
+data: {train: {source: digits}}
+training: {output_dir: OUT, use_cpu: true, report_to: none}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, name="config.yaml"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text).replace("OUT", str(tmp_path / "out")))
+        return load_run(path)
+
+    return load
+
+
+def overridden(extra):
+    return "extends: base.yaml\n" + textwrap.dedent(extra)
+
+
+@pytest.fixture
+def load_over(load, tmp_path):
+    (tmp_path / "base.yaml").write_text(textwrap.dedent(BASE).replace("OUT", str(tmp_path / "out")))
+    return lambda extra: load(overridden(extra))
+
+
+def test_the_requirements_keys_keep_their_names_and_defaults(load):
+    (stage,) = load(
+        BASE
+        + """
+custom: {trainer_variant: rollout_matching_sft}
+"""
+    )
+    config = stage.training
+    assert config.packing_length == 512
+    assert config.post_rollout_pack_scope == "micro", "the default is today's behaviour"
+    assert (config.packing, config.packing_drop_last, config.reference_fraction) == (True, True, 0.0)
+    assert not config.boundary_supervision
+
+
+def test_values_arrive_with_their_types(load_over):
+    (stage,) = load_over("""
+        training:
+          packing: true
+          packing_buffer: 64
+          packing_min_fill_ratio: 0.7
+          packing_drop_last: true
+          learning_rate: 3e-4
+          gradient_accumulation_steps: 8
+          lr_scheduler_kwargs: {min_lr_rate: 5e-2}
+          lr_scheduler_type: cosine_with_min_lr
+        rollout_matching:
+          post_rollout_pack_scope: window
+          decoding: {max_new_tokens: 32, temperature: 0.7}
+    """)
+    config = stage.training
+    assert (config.packing_buffer, config.packing_min_fill_ratio) == (64, 0.7)
+    assert (config.learning_rate, config.gradient_accumulation_steps) == (3e-4, 8)
+    assert config.lr_scheduler_kwargs == {"min_lr_rate": 0.05}
+    assert config.train_decoding().temperature == 0.7
+    assert config.evaluation_decoding().temperature == 0.0
+    assert config.evaluation_decoding().max_new_tokens == 32
+
+
+def test_template_max_length_gives_packing_length_too(load_over):
+    (stage,) = load_over("""
+        global_max_length: null
+        template: {max_length: 300}
+    """)
+    assert stage.training.packing_length == 300
+
+
+ERRORS = {
+    "unknown section": (
+        "rollout_matchin: {}",
+        "unknown key rollout_matchin: the nearest valid key is rollout_matching",
+    ),
+    "misspelt key": (
+        "rollout_matching: {post_rollout_pack_scop: window}",
+        "unknown key rollout_matching.post_rollout_pack_scop: the nearest valid key is post_rollout_pack_scope, "
+        r"which takes micro \| window",
+    ),
+    "misspelt training key": (
+        "training: {learning_rat: 0.1}",
+        "unknown key training.learning_rat: the nearest valid key is learning_rate, which takes a number",
+    ),
+    "key in the wrong section": (
+        "training: {post_rollout_pack_scope: window}",
+        r"training.post_rollout_pack_scope: it belongs under rollout_matching:, where it takes micro \| window",
+    ),
+    "unknown scope": (
+        "rollout_matching: {post_rollout_pack_scope: batch}",
+        "rollout_matching.post_rollout_pack_scope is 'batch'; it takes one of micro, window",
+    ),
+    "unknown decoding knob": (
+        "rollout_matching: {decoding: {max_tokens: 3}}",
+        "rollout_matching.decoding.max_tokens: the nearest valid key is max_new_tokens, which takes an integer",
+    ),
+    "packing_length": ("training: {packing_length: 4}", "training.packing_length is refused.*global_max_length"),
+    "packing_drop_last": ("training: {packing_drop_last: false}", "training.packing_drop_last is false.*window"),
+    "text for a number": ("training: {packing_buffer: many}", "training.packing_buffer is 'many'; it takes an integer"),
+    "truth for a number": ("training: {packing_buffer: true}", "training.packing_buffer is True; it takes an integer"),
+    "number for a truth": ("training: {packing: 3}", "training.packing is 3; it takes true or false"),
+    "buffer of zero": ("training: {packing_buffer: 0}", "training.packing_buffer is 0; it takes 1 segment or more"),
+    "ratio": ("training: {packing_min_fill_ratio: 1.5}", "training.packing_min_fill_ratio is 1.5; it takes a share"),
+    "length of zero": ("global_max_length: 0", "global_max_length is 0; it takes"),
+    "two lengths": ("template: {max_length: 3}", "disagree; both give packing_length"),
+    "variant": ("custom: {trainer_variant: sft}", "custom.trainer_variant is 'sft'; it takes rollout_matching_sft"),
+    "section that is a list": ("training: [1]", "training is .*; it takes a mapping"),
+    "two models": ("model: {model_name_or_path: x}", "either model_name_or_path or config"),
+    "model key": ("model: {attn: sdpa}", "unknown key model.attn: the nearest valid key is attn_implementation"),
+    "data key": ("data: {train: {sourc: digits}}", "unknown key data.train.sourc: the nearest valid key is source"),
+    "dtype": ("model: {dtype: half}", r"model.dtype is 'half'; it takes float32 \| bfloat16"),
+    "label smoothing": (
+        "training: {label_smoothing_factor: 0.1}",
+        "training.label_smoothing_factor is 0.1, which is refused",
+    ),
+    "auto batch size": (
+        "training: {auto_find_batch_size: true}",
+        "training.auto_find_batch_size is True, which is refused",
+    ),
+    "NEFTune": ("training: {neftune_noise_alpha: 5.0}", "training.neftune_noise_alpha is 5.0, which is refused"),
+    "reference fraction": (
+        "rollout_matching: {reference_fraction: 2}",
+        "reference_fraction is 2.*share between 0 and 1",
+    ),
+    "strategy": (
+        "training: {save_strategy: stepz}",
+        "training.save_strategy is 'stepz'; it takes one of no, steps, epoch, best",
+    ),
+    "truth for a strategy": (
+        "training: {save_strategy: false}",
+        r"training.save_strategy is False; it takes no \| steps \| epoch \| best\.",
+    ),
+    "optimizer": ("training: {optim: adam}", "training.optim is 'adam'; it takes one of adamw_torch,"),
+    "scheduler": (
+        "training: {lr_scheduler_type: cosin}",
+        "training.lr_scheduler_type is 'cosin'; it takes one of linear, cosine,",
+    ),
+    "sampling": (
+        "training: {train_sampling_strategy: sequentially}",
+        "training.train_sampling_strategy is 'sequentially'; it takes one of random, sequential,",
+    ),
+    "debug": ("training: {debug: underflow}", "training.debug is 'underflow'; it takes one of underflow_overflow,"),
+    "decoding value": (
+        "rollout_matching: {decoding: {top_p: 2}}",
+        r"rollout_matching\.decoding\.top_p is 2.0; it takes more than 0",
+    ),
+    "evaluation's decoding value": (
+        "rollout_matching: {decoding: {top_p: 0.5}, eval_decoding: {temperature: -1}}",
+        r"rollout_matching\.eval_decoding\.temperature is -1.0; it takes 0",
+    ),
+    "dispatched batches": (
+        "training: {accelerator_config: {dispatch_batches: true}}",
+        "training.accelerator_config.dispatch_batches is True, which is refused: .*raw samples.*Leave it out",
+    ),
+    "accelerator key": (
+        "training: {accelerator_config: {dispatch: true}}",
+        "unknown key training.accelerator_config.dispatch: it takes split_batches, dispatch_batches",
+    ),
+    "removed columns": (
+        "training: {remove_unused_columns: true}",
+        "training.remove_unused_columns is True, which is refused: .*target builder",
+    ),
+    "best model": (
+        "training: {load_best_model_at_end: true}",
+        "training.load_best_model_at_end is True, but training.metric_for_best_model is not given.*"
+        "no eval_loss.*eval_rollout/f1",
+    ),
+    "best checkpoint": (
+        "training: {save_strategy: best}",
+        "training.save_strategy is best, but training.metric_for_best_model is not given",
+    ),
+    "plateau": (
+        "training: {lr_scheduler_type: reduce_lr_on_plateau, eval_strategy: epoch}",
+        "training.lr_scheduler_type is reduce_lr_on_plateau, but training.metric_for_best_model is not given",
+    ),
+    "evaluation in bfloat16": (
+        "training: {bf16_full_eval: true}",
+        "training.bf16_full_eval is True, which is refused: evaluation generates with the model as it is trained",
+    ),
+    "evaluation in float16": (
+        "training: {fp16_full_eval: true}",
+        "training.fp16_full_eval is True, which is refused: evaluation generates with the model as it is trained",
+    ),
+    "off below a mapping of any values": (
+        "model: {config: {attention_bias: off}}",
+        "model.config.attention_bias is 'off', which is text in YAML 1.2; it takes true or false",
+    ),
+    "duplicate key": ("training: {seed: 1, seed: 2}", "line 2: the key 'seed' is given twice"),
+    "stage names": ("stages: [{name: a}, {name: a}]", "stages have the names"),
+    "stages that are no list": ("stages: {name: a}", "stages is .*; it takes a list"),
+    "not YAML": ("training: {", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_bad_files_are_refused_with_the_key_and_what_it_takes(load_over, name):
+    text, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        load_over(text)
+
+
+def test_off_and_no_are_texts_where_texts_are_taken(load_over):
+    (stage,) = load_over("""
+        training: {save_strategy: no, logging_strategy: no, include_num_input_tokens_seen: no}
+        rollout_matching: {validate_schedule: off}
+    """)
+    config = stage.training
+    assert (config.save_strategy, config.logging_strategy, config.validate_schedule) == ("no", "no", "off")
+    assert config.include_num_input_tokens_seen == "no"
+
+
+@pytest.mark.parametrize("spelling", ["true", "True", "TRUE", "yes", "on", "ON"])
+def test_booleans_keep_all_their_spellings(load_over, spelling):
+    (stage,) = load_over(f"""
+        training: {{use_cpu: true, save_only_model: {spelling}, resume_from_checkpoint: {spelling}}}
+        rollout_matching: {{boundary_supervision: {spelling}, vllm: {{sleep: {spelling}}}}}
+    """)
+    config = stage.training
+    assert (config.save_only_model, config.boundary_supervision, config.vllm["sleep"]) == (True, True, True)
+    assert config.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize("spelling", ["false", "False", "FALSE", "no", "off", "OFF"])
+def test_falsehoods_keep_all_their_spellings(load_over, spelling):
+    (stage,) = load_over(f"""
+        training: {{packing: {spelling}, fsdp: {spelling}, resume_from_checkpoint: {spelling}}}
+        rollout_matching: {{check_isolation: {spelling}, vllm: {{sleep: {spelling}}}}}
+    """)
+    config = stage.training
+    assert (config.packing, config.check_isolation, config.vllm["sleep"]) == (False, False, False)
+    assert config.resume_from_checkpoint is False
+    assert not config.fsdp
+    assert config.fsdp_plugin_args is None
+
+
+def test_a_metric_of_evaluation_chooses_the_best_model(load_over):
+    (stage,) = load_over("""
+        training:
+          load_best_model_at_end: true
+          metric_for_best_model: eval_rollout/f1
+          save_strategy: epoch
+          eval_strategy: epoch
+          accelerator_config: {dispatch_batches: false, even_batches: true}
+    """)
+    assert stage.training.greater_is_better is True
+    assert stage.training.accelerator_config.dispatch_batches is False
+
+
+def test_missing_files_are_named(tmp_path, load):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        load_run(tmp_path / "nowhere.yaml")
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+        load("extends: gone.yaml")
+
+
+def test_a_circle_of_extends_is_refused(load, tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    with pytest.raises(ValueError, match="extends itself"):
+        load_run(tmp_path / "a.yaml")
+
+
+def test_stages_override_and_get_folders_of_their_own(load_over, tmp_path):
+    first, second = load_over("""
+        rollout_matching: {decoding: {max_new_tokens: 9}}
+        stages:
+          - name: one
+            rollout_matching: {reference_fraction: 1.0}
+          - name: two
+            training: {learning_rate: 1e-3}
+            rollout_matching: {decoding: {temperature: 1.0}}
+    """)
+    assert (first.name, first.training.reference_fraction, second.training.reference_fraction) == ("one", 1.0, 0.0)
+    assert second.training.train_decoding().max_new_tokens == 9, "mappings merge"
+    assert second.training.output_dir == str(tmp_path / "out" / "two")
+    assert second.training.learning_rate == 1e-3
+
+
+def test_the_projects_own_configurations_load():
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert load_run(path), path
+
+
+def documented():
+    """Every YAML block of the pages, by the page and its line."""
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text[: block.start()].count("\n") + 1
+            yield pytest.param(block[1], id=f"{page.relative_to(ROOT)}:{line}")
+
+
+def test_there_are_documented_configurations():
+    assert len(list(documented())) >= 5
+
+
+@pytest.mark.parametrize("block", [*documented()])
+def test_documented_yaml_loads(load, tmp_path, monkeypatch, block):
+    """With the sections that a fragment leaves out; each key that it shows arrives."""
+    base = yaml.safe_load(BASE.replace("OUT", str(tmp_path / "out")))
+    shown = yaml.safe_load(block)
+    rest = {key: value for key, value in base.items() if key not in shown or key == "training"}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(rest))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero2.json").write_text("{}")
+    if "deepspeed" in shown.get("training", {}) and not find_spec("deepspeed"):
+        with pytest.raises(ImportError, match="deepspeed"):  # so far everything was accepted
+            load("extends: base.yaml\n" + block)
+        return
+    (stage,) = load("extends: base.yaml\n" + block)
+    for key, value in {**shown.get("training", {}), **shown.get("rollout_matching", {})}.items():
+        arrived = getattr(stage.training, key)
+        assert value.items() <= arrived.items() if isinstance(value, dict) else arrived == value

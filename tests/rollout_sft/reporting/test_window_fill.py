@@ -1,0 +1,154 @@
+"""The advised batch size holds on windows that are drawn afresh, not from the lengths that it was advised on."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window
+from rollout_sft.reporting.window_fill import ENOUGH, advise, overfills, population
+
+CAP = 16384
+SAMPLES = 20
+
+
+def lognormal(mean, sigma):
+    return lambda rng, n: np.clip(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, n), 16, CAP).astype(int)
+
+
+def two_kinds(share, long, short=700):
+    return lambda rng, n: np.where(rng.random(n) < share, long, short)
+
+
+DISTRIBUTIONS = {
+    "lognormal": (lognormal(600, 0.8), 4),
+    "like a real log": (lognormal(2855, 0.35), 16),
+    "uniform": (lambda rng, n: rng.integers(100, 8001, n), 16),
+    "rare and longer than half a pack": (two_kinds(0.03, 8600), 2),
+    "so rare that a sample may have none": (two_kinds(0.003, 16000), 4),
+    "heavy tail": (lambda rng, n: np.clip((rng.pareto(1.6, n) + 1) * 500, 16, CAP).astype(int), 4),
+}
+
+
+def infeasible(draw, micro_steps, batch_size, windows, seed=11, enough=40):
+    """How many of so many fresh windows no plan holds; counts no further than `enough`."""
+    rng = np.random.default_rng(seed)
+    refused = 0
+    for _ in range(windows // 1000):
+        drawn = draw(rng, 1000 * batch_size * micro_steps).reshape(1000, -1)
+        tokens = drawn.sum(axis=1)
+        certain = tokens > micro_steps * CAP
+        refused += int(certain.sum())
+        doubtful = (tokens > 0.75 * micro_steps * CAP) | ((3 * drawn > CAP).sum(axis=1) > micro_steps // 2)
+        for window in drawn[doubtful & ~certain]:
+            if refused >= enough:
+                return refused
+            try:
+                plan_window(window.tolist(), CAP, micro_steps)
+            except (InfeasibleWindowError, UndecidedWindowError):
+                refused += 1
+    return refused
+
+
+def advised(draw, micro_steps, segments, **how):
+    """The batch sizes advised on so many samples."""
+    samples = [draw(np.random.default_rng(seed), segments).tolist() for seed in range(SAMPLES)]
+    return [advise(sample, CAP, micro_steps, **how).batch_size for sample in samples]
+
+
+def kept(batch_sizes, draw, micro_steps):
+    """The share of samples whose advice overfills no more of 10,000 windows than chance adds to one."""
+    refused = {size: infeasible(draw, micro_steps, size, 10_000, enough=4) for size in set(batch_sizes)}
+    return sum(refused[size] <= 3 for size in batch_sizes) / len(batch_sizes)
+
+
+@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+def test_the_promise_holds_on_fresh_windows_for_95_of_100_samples(kind):
+    draw, micro_steps = DISTRIBUTIONS[kind]
+    assert kept(advised(draw, micro_steps, ENOUGH[0]), draw, micro_steps) >= 0.95
+
+
+@pytest.mark.parametrize("kind", ["lognormal", "so rare that a sample may have none"])
+def test_a_sample_taken_for_the_distribution_would_break_the_promise(kind):
+    draw, micro_steps = DISTRIBUTIONS[kind]
+    assert kept(advised(draw, micro_steps, ENOUGH[0], promise=False), draw, micro_steps) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("draw", "micro_steps", "times"),
+    [
+        (lognormal(600, 0.8), 16, 1.25),
+        (lognormal(2855, 0.35), 4, 1.7),
+        (two_kinds(0.03, 8600), 16, 1.5),
+    ],
+)
+def test_the_advice_is_not_timid_once_much_is_seen(draw, micro_steps, times):
+    """A batch so many times as large overfills at least 1 window in 1,000."""
+    advice = advise(draw(np.random.default_rng(0), ENOUGH[-1]).tolist(), CAP, micro_steps)
+    assert infeasible(draw, micro_steps, round(times * advice.batch_size), 4000) >= 4, advice
+
+
+def test_lengths_that_are_alike_fill_windows_to_the_target():
+    alike = np.random.default_rng(0).normal(120, 10, ENOUGH[-1]).astype(int).tolist()
+    assert advise(alike, 2048, 64).fill == pytest.approx(0.9, abs=0.03)
+
+
+def test_more_segments_allow_fuller_windows():
+    draw, micro_steps = lognormal(600, 0.8), 16
+    lens = draw(np.random.default_rng(0), ENOUGH[-1]).tolist()
+    fills = [advise(lens[:n], CAP, micro_steps).fill for n in ENOUGH]
+    assert fills == sorted(fills)
+    assert fills[-1] > fills[0] + 0.1
+
+
+def test_each_share_is_raised_to_what_one_sample_in_twenty_would_hide():
+    lens, shares = population([100] * 500 + [900] * 12, 1000, 0.95)
+    assert lens[0] == 1000
+    assert shares[0] == pytest.approx(3 / 512, rel=0.01), "the rule of three"
+    long = shares[lens >= 900].sum()
+    rng = np.random.default_rng(0)
+    assert (rng.binomial(512, long, 100_000) <= 12).mean() == pytest.approx(0.05, abs=0.005)
+    assert shares.sum() == pytest.approx(1)
+    assert population([100] * 500 + [900] * 12, 1000, None)[1] @ lens == pytest.approx(118.75)
+
+
+def test_what_fits_is_told_from_what_does_not():
+    """Against a plan of every window, on lengths for which sums decide nothing."""
+    lens, shares = np.array([600, 450, 300, 40]), np.array([0.1, 0.2, 0.3, 0.4])
+    for segments, packs in ((12, 4), (9, 4), (6, 4), (24, 8)):
+        windows = np.random.default_rng(0).multinomial(segments, shares, 20_000)
+        refused = 0
+        for counts in np.unique(windows, axis=0):
+            try:
+                plan_window(np.repeat(lens, counts).tolist(), 1000, packs)
+            except (InfeasibleWindowError, UndecidedWindowError):
+                refused += int((windows == counts).all(axis=1).sum())
+        assert overfills(lens, shares, 1000, packs, segments, 0) == (refused > 1), (segments, packs, refused)
+
+
+def test_one_segment_for_each_pack_always_fits():
+    advice = advise([60, 90] * 70, 100, 1)
+    assert advice.batch_size == 1
+    assert advice.fill == pytest.approx(0.75)
+
+
+def test_a_run_says_it_at_its_first_window_and_once_more(make_trainer, caplog):
+    trainer = make_trainer(max_steps=4, num_train_epochs=2, post_rollout_pack_scope="window")
+    trainer.fill_estimate._seen = [120] * 504  # 8 segments short of enough before the first window's 9
+    with caplog.at_level(logging.INFO, logger="rollout_sft.reporting.window_fill"):
+        trainer.train()
+    said = [record.getMessage() for record in caplog.records if record.name == "rollout_sft.reporting.window_fill"]
+    assert len(said) == 1
+    assert "from 513 segments" in said[0]
+    assert "less than 1 whole window in 10,000 infeasible; that is right for 95 of 100 samples" in said[0]
+    assert "allows for 0.58% of them as long as a pack" in said[0]
+    caplog.clear()
+    fresh = make_trainer(max_steps=2, post_rollout_pack_scope="window")
+    with caplog.at_level(logging.INFO, logger="rollout_sft.reporting.window_fill"):
+        fresh.train()
+    said = [record.getMessage() for record in caplog.records if record.name == "rollout_sft.reporting.window_fill"]
+    assert len(said) == 1
+    assert "from 9 segments" in said[0]
+    assert "per_device_train_batch_size 3." in said[0]
+    assert "A first guess" in said[0]
+    assert "10,000" not in said[0], "it promises nothing"
