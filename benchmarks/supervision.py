@@ -24,7 +24,8 @@ import yaml
 from transformers import TrainerCallback
 
 from rollout_sft.config.run import StageConfig, load_run
-from rollout_sft.model.loading import load_dataset, load_model, load_tokenizer
+from rollout_sft.data.loading import load_dataset
+from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.train import run_stage
 from rollout_sft.trainer import RolloutSFTTrainer
 

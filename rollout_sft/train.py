@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rollout_sft.checkpoint.finished import last_finished_checkpoint
 from rollout_sft.config.run import StageConfig, load_run
-from rollout_sft.model.loading import load_dataset, load_model, load_tokenizer
+from rollout_sft.data.loading import load_dataset
+from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.ranks.distributed import leave_together
 from rollout_sft.reporting.summary import draw_packs, print_table, summarise
 from rollout_sft.trainer import RolloutSFTTrainer

@@ -37,21 +37,23 @@ from rollout_sft.checks.unsupported import (
     warn_about_dropout,
 )
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.data.samples import MicroBatch, Sample, collate_raw, read_id, read_prompt
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.model.attention import choose_attention, mark_packed
+from rollout_sft.model.forward import Batch, forward_names
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.log_line import LogLineCallback
-from rollout_sft.reporting.metrics import Ratios, StepMetrics, WindowReport
+from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, WindowReport
 from rollout_sft.reporting.window_fill import FillEstimate
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.lifecycle import Generation
-from rollout_sft.step.build import BuiltWindow, MicroBatch, WindowBuilder, collate_raw, read_id, read_prompt
-from rollout_sft.step.collate import Batch, collate_pack, collate_padded, forward_names
+from rollout_sft.step.build import BuiltWindow, WindowBuilder
+from rollout_sft.step.collate import collate_pack, collate_padded
 from rollout_sft.step.loss import weighted_loss
 from rollout_sft.step.micro_steps import arrange, run_slot, to_device
 from rollout_sft.step.schedule import make_schedule
 from rollout_sft.step.seeds import derive_seed
-from rollout_sft.targets.base import Counters, Sample, TargetBuilder
+from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
 
 logger = logging.getLogger(__name__)
@@ -221,7 +223,7 @@ class RolloutSFTTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | float | None = None
     ) -> torch.Tensor:
-        """One micro-step, whatever its slot holds; see `Trainer.training_step` and [`~rollout_sft.step.micro_steps`]."""
+        """One micro-step, whatever its slot holds; see [`~rollout_sft.step.micro_steps`]."""
         step = super().training_step
         return run_slot(self, model, inputs, lambda pack: step(model, pack, num_items_in_batch))  # type: ignore[arg-type]
 

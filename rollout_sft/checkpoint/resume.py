@@ -12,15 +12,8 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from rollout_sft.checkpoint.finished import (
-    carried,
-    last_finished_checkpoint,
-    load_carry_buffer,
-    mark_finished,
-    mark_unfinished,
-    require_finished,
-    save_carry_buffer,
-)
+from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer, save_carry_buffer
+from rollout_sft.checkpoint.finished import last_finished_checkpoint, mark_finished, mark_unfinished, require_finished
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.step.schedule import MicroSchedule, Schedule
 

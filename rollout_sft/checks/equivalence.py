@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from packsched import PackLayout
 from rollout_sft.inputs.segment import SUPERVISED, Segment
-from rollout_sft.step.collate import Batch, collate_padded, remapped
+from rollout_sft.model.forward import Batch
+from rollout_sft.step.collate import collate_padded, remapped
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest relative difference of the gradients, by the dtype of the computation."""

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.model.attention import mark_packed
-from rollout_sft.step.collate import forward_inputs, forward_names
+from rollout_sft.model.forward import forward_names
+from rollout_sft.step.collate import forward_inputs
 
 LEAK = 1e-5
 """Largest movement of an untouched segment's logits, relative to the largest logit, that still counts as none."""

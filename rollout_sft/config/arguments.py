@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited
-from rollout_sft.rollouts.vllm.backend import VLLMConfig
+from rollout_sft.config.vllm import VLLMConfig
 
 TRAINING = {"section": "training"}
 ROLLOUT_MATCHING = {"section": "rollout_matching"}

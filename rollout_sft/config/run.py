@@ -30,8 +30,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.inherited_arguments import enum_values
+from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.config.yaml_file import merged, read_document
-from rollout_sft.rollouts.vllm.backend import VLLMConfig
 
 TRAINER_VARIANT = "rollout_matching_sft"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from rollout_sft.targets.objects.parsing import read_truth
+from rollout_sft.data.truth import read_truth
 
 _PROMPTS = ("messages", "prompt")
 

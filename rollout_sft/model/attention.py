@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rollout_sft.step.collate import Batch, base_model
+from rollout_sft.model.forward import Batch, base_model
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from packsched import FillStats
-from rollout_sft.targets.base import Counters
+
+Counters = dict[str, tuple[float, float]]
+"""Metric name -> (numerator, denominator); pairs are summed over samples, micro-steps and ranks, then divided."""
 
 
 class Ratios:

@@ -7,77 +7,19 @@ Everything here is local to the rank and may fail; the trainer makes the ranks a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.data.samples import MicroBatch, Sample, read_prompt
 from rollout_sft.inputs.segment import Segment
+from rollout_sft.model.forward import Batch
 from rollout_sft.reporting.metrics import Ratios, WindowReport
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
-from rollout_sft.step.collate import Batch
 from rollout_sft.step.reductions import rescale
 from rollout_sft.step.schedule import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
-from rollout_sft.targets.base import Sample, Target, TargetBuilder
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Raw samples on their way through a data loader, opaque so that no library looks for tensors inside."""
-
-    samples: tuple[Sample, ...]
-
-
-def collate_raw(samples: Sequence[Mapping[str, Any]]) -> Any:
-    """The trainer's data collator: keeps the samples as they are."""
-    return MicroBatch(tuple(samples))
-
-
-def read_prompt(sample: Sample) -> list[int]:
-    """
-    The prompt's token ids of a sample.
-
-    Args:
-        sample (`Sample`):
-            An item of the data set.
-
-    Returns:
-        `list[int]`: a copy of its `prompt_ids`.
-
-    Raises:
-        `ValueError`: it has none; names the sample and what it has.
-    """
-    if sample.get("prompt_ids") is None:
-        raise ValueError(
-            f"sample {sample.get('id', '?')!r} has no 'prompt_ids', only {sorted(sample)}; the data set has to give "
-            "the prompt's token ids."
-        )
-    return list(sample["prompt_ids"])
-
-
-def read_id(sample: Sample, index: int) -> str:
-    """
-    The id of a sample that is evaluated: the seed of its rollout, so that no batch size or rank changes a score.
-
-    Args:
-        sample (`Sample`):
-            An item of the data set.
-        index (`int`):
-            Where it stands among the samples answered together.
-
-    Returns:
-        `str`: its `id` as text.
-
-    Raises:
-        `ValueError`: it has none; names the sample by its place and what it has.
-    """
-    if "id" not in sample:
-        raise ValueError(
-            f"sample {index} of the evaluation batch has no 'id', only {sorted(sample)}; its rollout is seeded by the "
-            "id. Give every evaluation sample an id that no other has, such as its index."
-        )
-    return str(sample["id"])
+from rollout_sft.targets.base import Target, TargetBuilder
 
 
 @dataclass(frozen=True, kw_only=True)

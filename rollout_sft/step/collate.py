@@ -7,18 +7,14 @@ built here and nowhere else.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from packsched import PackLayout
 from rollout_sft.inputs.segment import SUPERVISED, Segment
-
-Batch = dict[str, Any]
-"""Keyword arguments of the model's forward, plus `targets` and `weights`, which the loss takes out again."""
+from rollout_sft.model.forward import Batch
 
 
 def collate_pack(segments: Sequence[Segment], packing_length: int, *, filler_id: int) -> Batch:
@@ -78,29 +74,6 @@ def forward_inputs(segments: Sequence[Segment]) -> Batch:
         "max_length_k": layout.max_seqlen,
         "use_cache": False,
     }
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """The model itself, where torch.compile or PEFT has wrapped it."""
-    plain: Any = getattr(model, "_orig_mod", model)
-    return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
-
-
-def forward_names(model: nn.Module) -> set[str] | None:
-    """
-    What the model's forward takes by name, or None when it takes anything.
-
-    Args:
-        model (`nn.Module`):
-            The unwrapped model; PEFT's wrapper is looked through.
-
-    Returns:
-        `set[str]` or `None`: the names to keep of a batch.
-    """
-    parameters = inspect.signature(base_model(model).forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:
-        return None
-    return set(parameters)
 
 
 def remapped(segments: Sequence[Segment], layout: PackLayout, name: str) -> Tensor:

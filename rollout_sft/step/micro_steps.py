@@ -26,7 +26,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 
-from rollout_sft.step.collate import Batch
+from rollout_sft.model.forward import Batch
 
 PACKS = "packs"
 """Key of a slot that does not hold exactly one pack: its packs, in order."""

@@ -14,7 +14,7 @@ from typing import Protocol
 from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, UndecidedWindowError, WindowBuffer
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment
-from rollout_sft.targets.base import Counters
+from rollout_sft.reporting.metrics import Counters
 
 logger = logging.getLogger(__name__)
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from rollout_sft.data.samples import Sample
 from rollout_sft.inputs.segment import Segment
+from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import Rollout
-
-Sample = Mapping[str, Any]
-"""One item of the data set: `id` (str) and `prompt_ids` (list[int]) are read by the trainer, the rest (such as
-`objects`) by the target builder."""
-
-Counters = dict[str, tuple[float, float]]
-"""Metric name -> (numerator, denominator); pairs are summed over samples, micro-steps and ranks, then divided."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from rollout_sft.data.samples import MicroBatch
 from rollout_sft.ranks.distributed import leave_together
-from rollout_sft.step.build import MicroBatch
 from tests.distributed.worker import Catch, build
 
 SCHEDULES = {

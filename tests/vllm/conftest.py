@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM, Qwen3Config, set_seed
 
 from rollout_sft import RolloutRequest, RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.backend import VLLMConfig
 
 TOKENIZER = build_digits_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id

@@ -11,7 +11,8 @@ import pytest
 import requests as http
 
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.rollouts.vllm.backend import VLLMBackend, VLLMConfig
+from rollout_sft.config.vllm import VLLMConfig
+from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
 from rollout_sft.rollouts.vllm.server import ServerEngine, split_in_proportion

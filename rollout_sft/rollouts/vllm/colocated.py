@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
+from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.backend import Answer, VLLMConfig
+from rollout_sft.rollouts.vllm.backend import Answer
 
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",

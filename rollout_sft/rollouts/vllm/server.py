@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 
+from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.ranks.distributed import together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.backend import Answer, VLLMConfig
+from rollout_sft.rollouts.vllm.backend import Answer
 from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
 from rollout_sft.rollouts.vllm.weight_transfer import WeightTransfer
 

@@ -21,8 +21,8 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.backend import VLLMConfig
 from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
 from rollout_sft.rollouts.vllm.weight_stream import WeightStream, open_store, own_address, send
 

@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from rollout_sft.data.samples import Sample
+from rollout_sft.data.truth import TrueObject, read_truth
 from rollout_sft.inputs.segment import Segment
+from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import Rollout
-from rollout_sft.targets.base import Counters, Sample, Target
+from rollout_sft.targets.base import Target
 from rollout_sft.targets.objects.completion import Draft, draft_answer
 from rollout_sft.targets.objects.matching import iou_matrix, match_boxes
-from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, TrueObject, parse_answer, read_truth
+from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, parse_answer
 from rollout_sft.targets.token_decisions import Decisions, boundary_decision, coordinate_decisions
 from rollout_sft.targets.token_text import Speller
 

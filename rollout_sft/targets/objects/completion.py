@@ -9,7 +9,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, Span, TrueObject, parse_answer
+from rollout_sft.data.truth import TrueObject
+from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, Span, parse_answer
 from rollout_sft.targets.token_text import Speller
 
 Match = Callable[[Sequence[ParsedObject], Sequence[TrueObject]], dict[int, int]]

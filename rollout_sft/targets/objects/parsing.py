@@ -1,5 +1,5 @@
 """
-Strict reading of `[{"desc": ..., "bbox_2d": [x1, y1, x2, y2]}, ...]`, in answers and in data.
+Strict reading of `[{"desc": ..., "bbox_2d": [x1, y1, x2, y2]}, ...]`, as answers are written.
 
 - Nothing is repaired. An object is valid when `json.loads` accepts it, its keys are exactly `desc` and
   `bbox_2d` (in either order, none twice), `desc` is a string and the box is four finite numbers with `x1 <
@@ -13,11 +13,10 @@ Strict reading of `[{"desc": ..., "bbox_2d": [x1, y1, x2, y2]}, ...]`, in answer
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from rollout_sft.data.truth import is_box
 
 Span = tuple[int, int]
 """Half-open range of characters."""
@@ -119,60 +118,6 @@ def parse_answer(text: str) -> ParsedAnswer:
     return ParsedAnswer(tuple(objects), malformed, unclosed, body_start, complete)
 
 
-@dataclass(frozen=True, slots=True)
-class TrueObject:
-    """
-    One object of the ground truth.
-
-    Args:
-        desc (`str`): Its description.
-        box (`tuple[float, ...]`): `x1, y1, x2, y2` as the data gave them, so that 4 is written `4` and not
-        `4.0`.
-    """
-
-    desc: str
-    box: tuple[float, ...]
-
-    @property
-    def json(self) -> str:
-        """The object as answers write it: `json.dumps` with its default separators."""
-        return json.dumps({"desc": self.desc, "bbox_2d": list(self.box)})
-
-
-def read_truth(objects: Any, where: str) -> list[TrueObject]:
-    """
-    Checks the ground truth of one sample. Keys besides `desc` and `bbox_2d` are ignored.
-
-    Args:
-        objects (`Any`):
-            What the sample holds under `objects`: a list of mappings.
-        where (`str`):
-            Begins every message, such as `"sample '17'"`.
-
-    Raises:
-        `ValueError`: something is missing or malformed; the message names the field.
-    """
-    if not isinstance(objects, list | tuple):
-        raise ValueError(f"{where}: objects is {_short(objects)}; give a list, empty if nothing is there.")
-    truths = []
-    for i, item in enumerate(objects):
-        field = f"{where}: objects[{i}]"
-        if not isinstance(item, Mapping):
-            raise ValueError(f'{field} is {_short(item)}; give {{"desc": str, "bbox_2d": [x1, y1, x2, y2]}}.')
-        for key in ("desc", "bbox_2d"):
-            if key not in item:
-                raise ValueError(f"{field} has no {key!r}, only {sorted(map(str, item))}; add it.")
-        if not isinstance(item["desc"], str):
-            raise ValueError(f"{field}.desc is {_short(item['desc'])}; give a string.")
-        box = item["bbox_2d"]
-        if not _is_box(box):
-            raise ValueError(
-                f"{field}.bbox_2d is {_short(box)}; give four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2."
-            )
-        truths.append(TrueObject(item["desc"], tuple(box)))
-    return truths
-
-
 def _skip_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     assert match is not None  # the pattern matches the empty string
@@ -201,7 +146,7 @@ def _read_object(text: str, start: int, end: int) -> ParsedObject | None:
     if sorted(key for key, _ in pairs) != ["bbox_2d", "desc"]:
         return None
     values = dict(pairs)
-    if not isinstance(values["desc"], str) or not _is_box(values["bbox_2d"]):
+    if not isinstance(values["desc"], str) or not is_box(values["bbox_2d"]):
         return None
     # json accepted exactly two keys, one string and four numbers, so what looks like one of them is one.
     desc_span, masked = (0, 0), list(text[start:end])
@@ -212,24 +157,3 @@ def _read_object(text: str, start: int, end: int) -> ParsedObject | None:
     numbers = tuple((start + m.start(), start + m.end()) for m in _NUMBER.finditer("".join(masked)))
     box = tuple(float(x) for x in values["bbox_2d"])
     return ParsedObject(values["desc"], box, (start, end), desc_span, numbers)
-
-
-def _is_box(box: Any) -> bool:
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_finite(x) for x in box):
-        return False
-    x1, y1, x2, y2 = map(float, box)
-    return x1 < x2 and y1 < y2
-
-
-def _is_finite(x: Any) -> bool:
-    if isinstance(x, bool) or not isinstance(x, int | float):
-        return False
-    try:
-        return math.isfinite(x)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
-def _short(value: Any) -> str:
-    text = f"{type(value).__name__} {value!r}"
-    return text if len(text) <= 80 else text[:77] + "..."

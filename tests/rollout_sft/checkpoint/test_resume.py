@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from packsched import CarryBuffer
-from rollout_sft.checkpoint.finished import FINISHED, last_finished_checkpoint, load_carry_buffer, save_carry_buffer
+from rollout_sft.checkpoint.carry_buffer import load_carry_buffer, save_carry_buffer
+from rollout_sft.checkpoint.finished import FINISHED, last_finished_checkpoint
 from rollout_sft.inputs.segment import Segment
 
 ROOT = Path(__file__).parents[3]

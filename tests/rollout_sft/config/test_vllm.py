@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rollout_sft.config.run import load_run
-from rollout_sft.rollouts.vllm.backend import VLLMConfig
+from rollout_sft.config.vllm import VLLMConfig
 
 BASE = """
 global_max_length: 512

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_sft.targets.objects.parsing import parse_answer, read_truth
+from rollout_sft.data.truth import read_truth
+from rollout_sft.targets.objects.parsing import parse_answer
 
 GOOD = '{"desc": "cat", "bbox_2d": [1, 2, 30, 40]}'
 OTHER = '{"desc": "dog", "bbox_2d": [5, 6, 70, 80]}'

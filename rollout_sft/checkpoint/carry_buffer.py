@@ -1,0 +1,88 @@
+"""The carry buffers of scope `micro` in a checkpoint: one file per rank, readable without running code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from packsched import CarryBuffer
+from rollout_sft.inputs.segment import Segment
+
+
+def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, rank: int, ranks: int) -> None:
+    """
+    Writes this rank's waiting segments into the checkpoint.
+
+    Args:
+        buffer (`CarryBuffer`):
+            The rank's buffer.
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder; made if it is not there.
+        rank (`int`):
+            This process's rank.
+        ranks (`int`):
+            How many processes there are.
+    """
+    folder = Path(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = buffer.state_dict()
+    state["segments"] = [dict(vars(segment.to("cpu"))) for segment in state["segments"]]
+    unfinished = folder / f"{_name(rank)}.tmp"
+    torch.save({"ranks": ranks, "buffer": state}, unfinished)
+    os.replace(unfinished, folder / _name(rank))
+
+
+def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, rank: int, ranks: int) -> None:
+    """
+    Puts a checkpoint's waiting segments back.
+
+    Args:
+        buffer (`CarryBuffer`):
+            The rank's buffer; unchanged if this fails.
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder.
+        rank (`int`):
+            This process's rank.
+        ranks (`int`):
+            How many processes there are now.
+
+    Raises:
+        `ValueError`: the checkpoint has no buffer for this rank, or was saved by another number of ranks.
+    """
+    path = Path(checkpoint) / _name(rank)
+    way_out = (
+        "Resume with as many ranks as saved it, or set rollout_matching.post_rollout_pack_scope: window, "
+        "which carries nothing between steps."
+    )
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no {path.name}: it was not saved in scope micro by this rank. {way_out}")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["ranks"] != ranks:
+        raise ValueError(
+            f"{checkpoint} holds the carry buffers of {saved['ranks']} ranks, but {ranks} resume it. {way_out}"
+        )
+    state = saved["buffer"]
+    buffer.load_state_dict({**state, "segments": [Segment(**fields) for fields in state["segments"]]})
+
+
+def carried(checkpoint: str | Path) -> list[int]:
+    """
+    What waits in a checkpoint's carry buffers.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder.
+
+    Returns:
+        `list[int]`: lengths of the waiting segments of all ranks; none if it was not saved in scope `micro`.
+    """
+    states = [
+        torch.load(path, map_location="cpu", weights_only=True) for path in sorted(Path(checkpoint).glob(_name("*")))
+    ]
+    return [len(fields["input_ids"]) for state in states for fields in state["buffer"]["segments"]]
+
+
+def _name(rank: int | str) -> str:
+    return f"carry_buffer_rank{rank}.pt"

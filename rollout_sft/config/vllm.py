@@ -1,0 +1,108 @@
+"""How vLLM is used: the section `rollout_matching.vllm`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMConfig:
+    """
+    How vLLM is used (`rollout_matching.vllm`).
+
+    Args:
+        mode (`str`, *optional*, defaults to `"colocate"`):
+            `colocate` runs an engine in every rank's process, `server` asks the servers of `base_url`.
+        gpu_memory_utilization (`float`, *optional*, defaults to 0.3):
+            `colocate`: share of the device's memory that the engine may take, weights included.
+        max_model_len (`int`, *optional*):
+            `colocate`: most tokens of a prompt and its response; `global_max_length` plus the longest response when
+            not given, and never more than the model takes.
+        enforce_eager (`bool`, *optional*, defaults to `False`):
+            `colocate`: do not capture CUDA graphs; starts faster, generates slower.
+        tensor_parallel_size (`int`, *optional*, defaults to 1):
+            `colocate`: this many neighbouring ranks share one engine.
+        sleep (`bool`, *optional*):
+            `colocate`: whether the engine gives its memory back between rollout and training; where the platform
+            has it when not given.
+        engine_args (`dict`, *optional*):
+            `colocate`: further arguments of `vllm.LLM`, which win over all others.
+        base_url (`str` or `list[str]`, *optional*):
+            `server`: where the servers are, for instance http://127.0.0.1:8000. Requests are split over them.
+        timeout (`float`, *optional*, defaults to 600.0):
+            `server`: seconds that a window's rollouts, or one weight update, may take at a server, retries included.
+        retries (`int`, *optional*, defaults to 3):
+            `server`: how often a server that fails is asked again.
+        concurrency (`int`, *optional*, defaults to 64):
+            `server`: requests under way at one server at a time, per rank.
+        weight_transfer (`str`, *optional*, defaults to `"folder"`):
+            `server`: how weights get there. `folder` writes them to `weights_dir`; `nccl` broadcasts them from the
+            trainer's device to those of the servers, `gloo` over host memory.
+        weights_dir (`str`, *optional*):
+            `folder`: a folder that trainer and servers both reach under this path; `<output_dir>/rollout_weights`
+            when not given.
+    """
+
+    mode: Literal["colocate", "server"] = "colocate"
+    gpu_memory_utilization: float = 0.3
+    max_model_len: int | None = None
+    enforce_eager: bool = False
+    tensor_parallel_size: int = 1
+    sleep: bool | None = None
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    base_url: str | list[str] = field(default_factory=list)
+    timeout: float = 600.0
+    retries: int = 3
+    concurrency: int = 64
+    weight_transfer: Literal["folder", "nccl", "gloo"] = "folder"
+    weights_dir: str | None = None
+
+    @property
+    def urls(self) -> list[str]:
+        """The servers, in order, without a slash at the end."""
+        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        return [url.rstrip("/").removesuffix("/v1") for url in urls]
+
+    def __post_init__(self) -> None:
+        rules = {
+            "mode": (self.mode in ("colocate", "server"), "colocate or server"),
+            "gpu_memory_utilization": (0 < self.gpu_memory_utilization <= 1, "more than 0 and at most 1"),
+            "max_model_len": (self.max_model_len is None or self.max_model_len >= 1, "1 token or more, or nothing"),
+            "tensor_parallel_size": (self.tensor_parallel_size >= 1, "1 rank or more"),
+            "timeout": (self.timeout > 0, "more than 0 seconds"),
+            "retries": (self.retries >= 0, "0 or more"),
+            "concurrency": (self.concurrency >= 1, "1 request or more"),
+            "weight_transfer": (self.weight_transfer in ("folder", "nccl", "gloo"), "folder, nccl or gloo"),
+        }
+        for name, (holds, takes) in rules.items():
+            if not holds:
+                raise ValueError(f"rollout_matching.vllm.{name} is {getattr(self, name)!r}; it takes {takes}.")
+        wrong = [url for url in self.urls if not url.startswith(("http://", "https://"))]
+        if wrong or len(set(self.urls)) < len(self.urls):
+            raise ValueError(
+                f"rollout_matching.vllm.base_url is {self.base_url!r}; it takes one or several different "
+                "addresses that begin with http:// or https://."
+            )
+        if self.mode == "server" and not self.urls:
+            raise ValueError(
+                "rollout_matching.vllm.base_url is missing; mode: server takes the address of at least one vLLM "
+                "server, for instance http://127.0.0.1:8000."
+            )
+        if self.weights_dir is not None and self.weight_transfer != "folder":
+            raise ValueError(
+                f"rollout_matching.vllm.weights_dir is {self.weights_dir!r}, but weight_transfer: "
+                f"{self.weight_transfer} writes nothing. Remove weights_dir, or set weight_transfer: folder."
+            )
+        if self.weight_transfer == "nccl" and self.mode == "server" and not torch.cuda.is_available():
+            raise ValueError(
+                "rollout_matching.vllm.weight_transfer is nccl, which needs a GPU here and in every server; there is "
+                "none here. Use folder, or gloo."
+            )
+        if self.mode == "colocate" and self.urls:
+            raise ValueError(
+                f"rollout_matching.vllm.base_url is {self.base_url!r}, but mode: colocate asks no server. "
+                "Set mode: server, or remove base_url."
+            )

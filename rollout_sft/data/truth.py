@@ -1,0 +1,85 @@
+"""The ground truth of a sample: the column `objects` of a record, checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TrueObject:
+    """
+    One object of the ground truth.
+
+    Args:
+        desc (`str`): Its description.
+        box (`tuple[float, ...]`): `x1, y1, x2, y2` as the data gave them, so that 4 is written `4` and not
+        `4.0`.
+    """
+
+    desc: str
+    box: tuple[float, ...]
+
+    @property
+    def json(self) -> str:
+        """The object as answers write it: `json.dumps` with its default separators."""
+        return json.dumps({"desc": self.desc, "bbox_2d": list(self.box)})
+
+
+def read_truth(objects: Any, where: str) -> list[TrueObject]:
+    """
+    Checks the ground truth of one sample. Keys besides `desc` and `bbox_2d` are ignored.
+
+    Args:
+        objects (`Any`):
+            What the sample holds under `objects`: a list of mappings.
+        where (`str`):
+            Begins every message, such as `"sample '17'"`.
+
+    Raises:
+        `ValueError`: something is missing or malformed; the message names the field.
+    """
+    if not isinstance(objects, list | tuple):
+        raise ValueError(f"{where}: objects is {_short(objects)}; give a list, empty if nothing is there.")
+    truths = []
+    for i, item in enumerate(objects):
+        field = f"{where}: objects[{i}]"
+        if not isinstance(item, Mapping):
+            raise ValueError(f'{field} is {_short(item)}; give {{"desc": str, "bbox_2d": [x1, y1, x2, y2]}}.')
+        for key in ("desc", "bbox_2d"):
+            if key not in item:
+                raise ValueError(f"{field} has no {key!r}, only {sorted(map(str, item))}; add it.")
+        if not isinstance(item["desc"], str):
+            raise ValueError(f"{field}.desc is {_short(item['desc'])}; give a string.")
+        box = item["bbox_2d"]
+        if not is_box(box):
+            raise ValueError(
+                f"{field}.bbox_2d is {_short(box)}; give four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2."
+            )
+        truths.append(TrueObject(item["desc"], tuple(box)))
+    return truths
+
+
+def is_box(box: Any) -> bool:
+    """Whether `box` is four finite numbers `x1, y1, x2, y2` with `x1 < x2` and `y1 < y2`."""
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_finite(x) for x in box):
+        return False
+    x1, y1, x2, y2 = map(float, box)
+    return x1 < x2 and y1 < y2
+
+
+def _is_finite(x: Any) -> bool:
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        return False
+    try:
+        return math.isfinite(x)
+    except OverflowError:  # an integer beyond the floats
+        return False
+
+
+def _short(value: Any) -> str:
+    text = f"{type(value).__name__} {value!r}"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,88 @@
+"""Inside rollout_sft the folders are layers: each may import itself and the folders that its line names.
+
+`trainer`, `train` and `serve` stand on top and may import all of them; nothing imports those three. Sources are read,
+not run, so an import inside a function counts as well, but one for type checkers alone does not.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {
+    "ranks": set(),
+    "config": set(),
+    "inputs": set(),
+    "reporting": {"config"},
+    "model": {"config", "inputs"},
+    "data": {"config"},
+    "rollouts": {"config", "inputs", "model", "ranks", "reporting"},
+    "targets": {"config", "data", "inputs", "reporting", "rollouts"},
+    "step": {"config", "data", "inputs", "model", "ranks", "reporting", "rollouts", "targets"},
+    "checks": {"config", "inputs", "model", "step"},
+    "checkpoint": {"config", "inputs", "ranks", "step"},
+}
+
+
+def upward(source: str, folder: str) -> list[str]:
+    """Names the modules of rollout_sft that a file of `folder` must not import."""
+    allowed = {folder, *LAYERS[folder]}
+    found = []
+    for node in ast.walk(_without_type_checking(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "rollout_sft":
+            modules = [f"rollout_sft.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
+        else:
+            continue
+        for module in modules:
+            root, _, below = module.partition(".")
+            if root == "rollout_sft" and below.partition(".")[0] not in allowed:
+                found.append(module)
+    return found
+
+
+def _without_type_checking(tree: ast.Module) -> ast.Module:
+    kept = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    return ast.Module(body=kept, type_ignores=[])
+
+
+@pytest.mark.parametrize("folder", sorted(LAYERS))
+def test_a_folder_imports_only_the_layers_below_it(folder):
+    files = sorted((ROOT / "rollout_sft" / folder).rglob("*.py"))
+    assert files, folder
+    found = {str(f.relative_to(ROOT)): bad for f in files if (bad := upward(f.read_text(), folder))}
+    for leaving in ("rollout_sft/data/digits.py", "rollout_sft/model/loading.py"):  # until the digits are an example
+        found.pop(leaving, None)
+    assert found == {}
+
+
+def test_every_folder_of_rollout_sft_has_its_layer():
+    folders = {p.parent.name for p in (ROOT / "rollout_sft").glob("*/__init__.py")}
+    assert folders == set(LAYERS)
+
+
+def test_the_layers_have_no_circle():
+    placed: set[str] = set()
+    while len(placed) < len(LAYERS):
+        lowest = {folder for folder, below in LAYERS.items() if folder not in placed and below <= placed}
+        assert lowest, f"a circle among {set(LAYERS) - placed}"
+        placed |= lowest
+
+
+@pytest.mark.parametrize(
+    ("folder", "source", "expected"),
+    [
+        ("ranks", "from rollout_sft.config.arguments import RolloutSFTConfig", ["rollout_sft.config.arguments"]),
+        ("model", "def f():\n    import rollout_sft.step.loss", ["rollout_sft.step.loss"]),
+        ("step", "from rollout_sft.trainer import RolloutSFTTrainer", ["rollout_sft.trainer"]),
+        ("step", "from rollout_sft import RolloutSFTTrainer", ["rollout_sft.RolloutSFTTrainer"]),
+        ("step", "from rollout_sft.model.forward import Batch\nimport torch", []),
+        ("targets", "if TYPE_CHECKING:\n    from rollout_sft.trainer import RolloutSFTTrainer", []),
+    ],
+)
+def test_the_tests_above_can_fail(folder, source, expected):
+    assert upward(source, folder) == expected
