@@ -33,7 +33,7 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
     if packing_length is not None:
         for index, length in enumerate(lengths):
             if length > packing_length:
-                raise OversizedSegmentError.for_segment(index, length, packing_length)
+                raise OversizedSegmentError(index=index, encoded_len=length, packing_length=packing_length)
     return lengths
 
 
@@ -43,12 +43,14 @@ def checked_encoded_len(encoded_len: SupportsIndex, index: int) -> int:
     if length is None:
         raise PackingError(
             f"segment {index} has encoded_len {encoded_len!r} of type {type(encoded_len).__name__}; "
-            "lengths are integers (tokens)."
+            "lengths are integers (tokens).",
+            index=index,
         )
     if length < 1:
         raise PackingError(
             f"segment {index} has encoded_len {length}; a segment has at least 1 token. "
-            "Leave out samples that produced nothing instead of passing them on."
+            "Leave out samples that produced nothing instead of passing them on.",
+            index=index,
         )
     return length
 

@@ -61,10 +61,9 @@ class CarryBuffer(Generic[S]):
 
     Args:
         packing_length: The hard cap of a pack, in tokens.
-        packing_buffer: Most segments held at a time (`training.packing_buffer`).
+        packing_buffer: Most segments held at a time.
         policy: How `select` chooses what goes beside the oldest segment.
-        min_fill_ratio: A pack filled less than this is logged as a warning
-            (`training.packing_min_fill_ratio`); 0 silences it.
+        min_fill_ratio: A pack filled less than this is logged as a warning; 0 silences it.
 
     Raises:
         PackingError: An argument is out of range.
@@ -121,12 +120,7 @@ class CarryBuffer(Generic[S]):
         """
         length = _fitting(encoded_len, len(self), self.packing_length)
         if len(self) >= self.packing_buffer:
-            raise BufferOverflowError(
-                f"{len(self)} segments wait and packing_buffer is {self.packing_buffer}, so a segment with "
-                f"encoded_len {length} was refused. Raise training.packing_buffer, make fewer segments per "
-                "micro-step (a smaller per_device_train_batch_size), or raise global_max_length so that each "
-                "pack takes more of them."
-            )
+            raise BufferOverflowError(segments=len(self), packing_buffer=self.packing_buffer, encoded_len=length)
         self._segments.append(segment)
         self._encoded_lens.append(length)
 
@@ -192,19 +186,16 @@ class CarryBuffer(Generic[S]):
         segments = list(state["segments"])
         if len(segments) != len(lengths):
             raise PackingError(f"the state has {len(segments)} segments but {len(lengths)} encoded_lens.")
-        if lengths and max(lengths) > self.packing_length:
-            longest = max(lengths)
-            raise OversizedSegmentError(
-                f"the state was saved with packing_length {saved_packing_length} and holds a segment with "
-                f"encoded_len {longest}, which is {longest - self.packing_length} more than packing_length "
-                f"{self.packing_length} now. Raise global_max_length (or template.max_length) back, "
-                "or resume from a checkpoint whose buffer is empty."
-            )
+        for index, length in enumerate(lengths):
+            if length > self.packing_length:
+                raise OversizedSegmentError(
+                    index=index,
+                    encoded_len=length,
+                    packing_length=self.packing_length,
+                    saved_packing_length=saved_packing_length,
+                )
         if len(segments) > self.packing_buffer:
-            raise BufferOverflowError(
-                f"the state holds {len(segments)} segments and packing_buffer is {self.packing_buffer}. "
-                f"Raise training.packing_buffer to at least {len(segments)}."
-            )
+            raise BufferOverflowError(segments=len(segments), packing_buffer=self.packing_buffer)
         self._segments = segments
         self._encoded_lens = lengths
 
@@ -302,5 +293,5 @@ class WindowBuffer(Generic[S]):
 def _fitting(encoded_len: SupportsIndex, index: int, packing_length: int) -> int:
     length = checked_encoded_len(encoded_len, index)
     if length > packing_length:
-        raise OversizedSegmentError.for_segment(index, length, packing_length)
+        raise OversizedSegmentError(index=index, encoded_len=length, packing_length=packing_length)
     return length

@@ -155,7 +155,9 @@ def _rank_lengths(rank: int, rank_lens: Iterable[SupportsIndex], cap: int) -> li
     try:
         return checked_lengths(rank_lens, cap)
     except PackingError as error:
-        raise type(error)(f"rank {rank}: {error}") from None
+        refused = error.with_message(f"rank {rank}: {error}")
+        refused.rank = rank
+        raise refused from None
 
 
 def _checked_costs(cost: Callable[[int], int], lens: Sequence[Sequence[int]]) -> dict[int, int]:

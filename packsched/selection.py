@@ -85,8 +85,7 @@ def require_binpacking() -> ModuleType:
         import binpacking
     except ImportError as error:
         raise MissingBinpackingError(
-            f"policy 'binpacking' needs the module binpacking, which fails to import ({error}). {_WAYS_OUT}",
-            name="binpacking",
+            f"policy 'binpacking' needs the module binpacking, which fails to import ({error}). {_WAYS_OUT}"
         ) from error
     version = _installed_version()
     if version is None or not _SUPPORTED[0] <= _release(version) < _SUPPORTED[1]:
@@ -94,14 +93,14 @@ def require_binpacking() -> ModuleType:
         raise MissingBinpackingError(
             f"policy 'binpacking' needs binpacking {_REQUIREMENT}, but the one installed is {found}; "
             f"other versions select other segments. {_WAYS_OUT}",
-            name="binpacking",
+            installed=version,
         )
     return binpacking  # type: ignore[no-any-return,unused-ignore]
 
 
 _SUPPORTED = ((2, 0, 1), (3,))
 _REQUIREMENT = ">=2.0.1,<3"
-_WAYS_OUT = f"Install it (pip install 'binpacking{_REQUIREMENT}') or disable training.packing."
+_WAYS_OUT = f"Install it (pip install 'binpacking{_REQUIREMENT}') or ask for policy 'fifo' or 'optimal'."
 
 
 def _fifo(lengths: list[int], cap: int) -> list[int]:

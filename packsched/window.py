@@ -35,10 +35,6 @@ OBJECTIVES = ("dense", "balanced")
 _EXTRA_EFFORT = 0.1
 # More work than this would not end within a year; it only has to stay a finite number.
 _MOST_EFFORT = 10**9
-_MITIGATIONS = (
-    "raise gradient_accumulation_steps, lower per_device_train_batch_size, raise global_max_length, "
-    "or lower max_new_tokens"
-)
 
 
 @dataclass(frozen=True)
@@ -208,23 +204,23 @@ class _Window:
         if self.cap * self.unit < self.asked_cap:
             name += f"; all lengths are multiples of {self.unit}, so a pack holds at most {self.cap * self.unit} tokens"
         return InfeasibleWindowError(
-            f"{len(self.lens)} segments of {sum(self.lens)} tokens in all need at least {bound} packs of "
-            f"packing_length {self.asked_cap} (proof: {name}), and the window has {self.micro_steps} micro-steps, "
-            f"{self.micro_steps * self.asked_cap} tokens. To fix: {_MITIGATIONS}."
+            segments=len(self.lens),
+            tokens=sum(self.lens),
+            packing_length=self.asked_cap,
+            micro_steps=self.micro_steps,
+            bound=bound,
+            proof=name,
         )
 
     def undecided(self, bound: int) -> UndecidedWindowError:
         assert self.micro_steps is not None
-        longer = (
-            "A larger effort= searches longer"
-            if searchable(self.lengths, self.cap)
-            else "So many segments or so long packs are not searched at all"
-        )
         return UndecidedWindowError(
-            f"no plan found that puts {len(self.lens)} segments of {sum(self.lens)} tokens into {self.micro_steps} "
-            f"packs of packing_length {self.asked_cap} ({self.micro_steps * self.asked_cap} tokens), and no proof that "
-            f"there is none: at least {bound} packs are needed. {longer}; one more pack or some "
-            f"free tokens would settle it: {_MITIGATIONS}."
+            segments=len(self.lens),
+            tokens=sum(self.lens),
+            packing_length=self.asked_cap,
+            micro_steps=self.micro_steps,
+            bound=bound,
+            searched=searchable(self.lengths, self.cap),
         )
 
 

@@ -82,7 +82,7 @@ def test_no_file_imports_what_its_folder_must_not(folder):
         ("rollout_sft", "from packsched.selection import select", ["packsched.selection.select"]),
         ("rollout_sft", "from packsched import selection", ["packsched.selection"]),
         ("rollout_sft", "import packsched.layout", ["packsched.layout"]),
-        ("rollout_sft", "import packsched\npacksched.lengths", ["packsched.arguments"]),
+        ("rollout_sft", "import packsched\npacksched.arguments", ["packsched.arguments"]),
         ("rollout_sft", "import packsched\npacksched.select([1], 2)", []),
         ("rollout_sft", "import torch\nfrom packsched import select, PackLayout", []),
         ("rollout_sft", "from benchmarks import replay", ["benchmarks.replay"]),

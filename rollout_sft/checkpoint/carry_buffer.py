@@ -9,6 +9,7 @@ import torch
 
 from packsched import CarryBuffer
 from rollout_sft.inputs.segment import Segment
+from rollout_sft.step.packing_errors import in_yaml_terms
 
 
 def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, rank: int, ranks: int) -> None:
@@ -64,7 +65,8 @@ def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
             f"{checkpoint} holds the carry buffers of {saved['ranks']} ranks, but {ranks} resume it. {way_out}"
         )
     state = saved["buffer"]
-    buffer.load_state_dict({**state, "segments": [Segment(**fields) for fields in state["segments"]]})
+    with in_yaml_terms():
+        buffer.load_state_dict({**state, "segments": [Segment(**fields) for fields in state["segments"]]})
 
 
 def carried(checkpoint: str | Path) -> list[int]:

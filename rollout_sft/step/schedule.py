@@ -15,6 +15,7 @@ from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, Undec
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.reporting.metrics import Counters
+from rollout_sft.step.packing_errors import in_yaml_terms
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +76,13 @@ class MicroSchedule:
 
     def clear(self) -> None:
         """Forgets what waits."""
-        self.buffer: CarryBuffer[Segment] = CarryBuffer(
-            self._config.packing_length,
-            packing_buffer=self._config.packing_buffer,
-            policy=self._config.pack_policy,
-            min_fill_ratio=0.0,  # the buffer would warn at every pack
-        )
+        with in_yaml_terms():
+            self.buffer: CarryBuffer[Segment] = CarryBuffer(
+                self._config.packing_length,
+                packing_buffer=self._config.packing_buffer,
+                policy=self._config.pack_policy,
+                min_fill_ratio=0.0,  # the buffer would warn at every pack
+            )
         self._underfilled = 0
 
     @property
@@ -95,7 +97,8 @@ class MicroSchedule:
         popped = underfilled = 0
         for step in range(micro_steps):
             for segment in micro_batches[step] if step < len(micro_batches) else ():
-                self.buffer.add(segment, segment.encoded_len)
+                with in_yaml_terms(segment.sample_id):
+                    self.buffer.add(segment, segment.encoded_len)
             if not len(self.buffer):
                 groups.append(())
                 continue
@@ -152,8 +155,10 @@ class WindowSchedule:
         window: WindowBuffer[Segment] = WindowBuffer(self._packing_length, micro_steps, objective=self._objective)
         for segments in micro_batches:
             for segment in segments:
-                window.add(segment, segment.encoded_len)
-        packs = self._take(window)
+                with in_yaml_terms(segment.sample_id):
+                    window.add(segment, segment.encoded_len)
+        with in_yaml_terms():
+            packs = self._take(window)
         assert window.plan is not None
         fill = FillStats.from_packs(
             [pack.layout.tokens for pack in packs],

@@ -146,7 +146,7 @@ def test_scenario_oversized_segment_fails_fast_at_insertion():
         buffer.add("too long", 21)
     assert str(caught.value) == (
         "segment 1 has encoded_len 21, which is 1 more than packing_length 20. "
-        "Raise global_max_length (or template.max_length), lower max_new_tokens, or disable training.packing."
+        "Raise packing_length or make shorter segments; they are never split."
     )
     assert contents(buffer) == before
 
@@ -158,9 +158,10 @@ def test_an_overflow_is_refused_with_numbers_and_mitigations_and_changes_nothing
         buffer.add("third", 7)
     assert str(caught.value) == (
         "2 segments wait and packing_buffer is 2, so a segment with encoded_len 7 was refused. "
-        "Raise training.packing_buffer, make fewer segments per micro-step (a smaller "
-        "per_device_train_batch_size), or raise global_max_length so that each pack takes more of them."
+        "Raise packing_buffer, add fewer segments for each pack that is popped, or raise packing_length so that a "
+        "pack takes more of them."
     )
+    assert (caught.value.segments, caught.value.packing_buffer, caught.value.encoded_len) == (2, 2, 7)
     assert contents(buffer) == before
 
 
@@ -201,7 +202,7 @@ def test_a_pack_over_the_cap_is_never_handed_out(monkeypatch):
 
 def test_scenario_missing_binpacking_dependency_fails_fast_before_any_rollout(monkeypatch):
     monkeypatch.setitem(sys.modules, "binpacking", None)
-    with pytest.raises(MissingBinpackingError, match=r"disable training\.packing"):
+    with pytest.raises(MissingBinpackingError, match=r"pip install 'binpacking.*policy 'fifo'"):
         CarryBuffer(CAP, packing_buffer=4)
     CarryBuffer(CAP, packing_buffer=4, policy="fifo")
 
@@ -286,15 +287,15 @@ STATE = {"packing_length": 30, "encoded_lens": [4, 5], "segments": ["a", "b"]}
         (
             {**STATE, "encoded_lens": [4, 27]},
             OversizedSegmentError,
-            r"^the state was saved with packing_length 30 and holds a segment with encoded_len 27, which is "
-            r"7 more than packing_length 20 now\. Raise global_max_length \(or template\.max_length\) back, "
+            r"^the state was saved with packing_length 30, and its segment 1 has encoded_len 27, which is "
+            r"7 more than packing_length 20 now\. Raise packing_length back, "
             r"or resume from a checkpoint whose buffer is empty\.$",
         ),
         (
             {**STATE, "encoded_lens": [1, 1, 1], "segments": ["a", "b", "c"]},
             BufferOverflowError,
             r"^the state holds 3 segments and packing_buffer is 2\. "
-            r"Raise training\.packing_buffer to at least 3\.$",
+            r"Raise packing_buffer to at least 3\.$",
         ),
         ({**STATE, "segments": ["a"]}, PackingError, r"^the state has 1 segments but 2 encoded_lens\.$"),
         ({**STATE, "encoded_lens": [4, 0]}, PackingError, r"^segment 1 has encoded_len 0;"),

@@ -1,6 +1,7 @@
 """Error texts are part of the interface: the numbers first, then what to do."""
 
 import pickle
+import random
 import re
 
 import numpy as np
@@ -14,10 +15,21 @@ from packsched import (
     OversizedSegmentError,
     PackingError,
     UndecidedWindowError,
+    plan_ranks,
+    plan_window,
 )
 from packsched.arguments import checked_count, checked_lengths
+from tests.packsched.test_window import cut_full_packs
 
-KINDS = [OversizedSegmentError, BufferOverflowError, InfeasibleWindowError, UndecidedWindowError]
+WINDOW = {"segments": 3, "tokens": 18, "packing_length": 10, "micro_steps": 2, "bound": 3}
+NUMBERS = {
+    OversizedSegmentError: {"index": 3, "encoded_len": 5000, "packing_length": 4096},
+    BufferOverflowError: {"segments": 8, "packing_buffer": 8, "encoded_len": 70},
+    InfeasibleWindowError: {**WINDOW, "proof": "volume"},
+    UndecidedWindowError: {**WINDOW, "searched": True},
+}
+KINDS = list(NUMBERS)
+FOREIGN = re.compile(r"global_max_length|template|max_new_tokens|training\.|per_device|gradient_acc|micro-batch")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,19 +43,79 @@ def test_a_missing_dependency_is_an_import_error_and_not_a_value_error():
     assert not issubclass(MissingBinpackingError, ValueError)
 
 
-@pytest.mark.parametrize("kind", [PackingError, *KINDS, MissingBinpackingError])
-def test_errors_survive_pickling_between_processes(kind):
-    copy = pickle.loads(pickle.dumps(kind("3 of 4")))
-    assert type(copy) is kind
-    assert str(copy) == "3 of 4"
+def numbers_of(error):
+    return {name: getattr(error, name) for name in NUMBERS[type(error)]}
 
 
-def test_oversize_names_the_numbers_and_every_mitigation():
-    error = OversizedSegmentError.for_segment(3, 5000, 4096)
-    assert str(error) == (
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_carry_their_numbers_through_pickling(kind):
+    error = kind(**NUMBERS[kind])
+    assert numbers_of(error) == NUMBERS[kind]
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        copy = pickle.loads(pickle.dumps(error, protocol))
+        assert type(copy) is kind
+        assert str(copy) == str(error)
+        assert numbers_of(copy) == NUMBERS[kind]
+
+
+def test_the_other_errors_survive_pickling_as_well():
+    error = pickle.loads(pickle.dumps(PackingError("3 of 4", index=3)))
+    assert (str(error), error.index) == ("3 of 4", 3)
+    missing = pickle.loads(pickle.dumps(MissingBinpackingError("not there", installed="1.5.2")))
+    assert (str(missing), missing.name, missing.installed) == ("not there", "binpacking", "1.5.2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_retold_error_keeps_its_kind_and_its_numbers(kind):
+    error = kind(**NUMBERS[kind])
+    retold = error.with_message(f"rank 3: {error}")
+    assert type(retold) is kind
+    assert str(retold) == f"rank 3: {error}"
+    assert numbers_of(retold) == numbers_of(error) == NUMBERS[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_an_error_is_in_its_message(kind):
+    message = str(kind(**NUMBERS[kind]))
+    missing = [value for value in NUMBERS[kind].values() if value is not True and str(value) not in message]
+    assert missing == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_advise_in_the_terms_of_packsched_alone(kind):
+    assert FOREIGN.search(str(kind(**NUMBERS[kind]))) is None
+    assert FOREIGN.search("Raise training.packing_buffer") is not None
+
+
+def test_an_oversized_segment_states_all_numbers_and_what_helps():
+    assert str(OversizedSegmentError(**NUMBERS[OversizedSegmentError])) == (
         "segment 3 has encoded_len 5000, which is 904 more than packing_length 4096. "
-        "Raise global_max_length (or template.max_length), lower max_new_tokens, or disable training.packing."
+        "Raise packing_length or make shorter segments; they are never split."
     )
+
+
+def test_an_infeasible_window_tells_what_it_needs_and_what_it_has():
+    with pytest.raises(InfeasibleWindowError) as caught:
+        plan_window([6, 6, 6], 10, 2)
+    assert numbers_of(caught.value) == {
+        **WINDOW,
+        "proof": "volume; all lengths are multiples of 6, so a pack holds at most 6 tokens",
+    }
+
+
+def test_an_undecided_window_says_whether_a_larger_effort_would_help():
+    lens = cut_full_packs(random.Random(37), 32, 4, 16384, even=True)
+    with pytest.raises(UndecidedWindowError, match="A larger effort= searches longer") as caught:
+        plan_window(lens, 16384, 32, effort=0.01)
+    error = caught.value
+    assert (error.segments, error.tokens, error.packing_length) == (128, 32 * 16384, 16384)
+    assert (error.micro_steps, error.bound, error.searched) == (32, 32, True)
+
+
+def test_an_error_in_the_lengths_of_a_rank_names_the_rank():
+    with pytest.raises(OversizedSegmentError, match=r"^rank 1: segment 2 has encoded_len 12") as caught:
+        plan_ranks([[5], [5, 5, 12]], 10, 3)
+    assert (caught.value.rank, caught.value.index, caught.value.encoded_len) == (1, 2, 12)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +137,9 @@ def test_oversize_names_the_numbers_and_every_mitigation():
     ],
 )
 def test_a_length_that_is_no_positive_integer_is_refused_by_index_and_value(lens, message):
-    with pytest.raises(PackingError, match=f"^{re.escape(message)}"):
+    with pytest.raises(PackingError, match=f"^{re.escape(message)}") as caught:
         checked_lengths(lens)
+    assert f"segment {caught.value.index} " in message
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,9 @@ def test_a_pool_is_adopted_where_the_ranks_alone_are_never_planned():
 
 
 def test_more_tokens_than_all_packs_hold_is_infeasible():
-    with pytest.raises(InfeasibleWindowError, match="global_max_length"):
+    with pytest.raises(InfeasibleWindowError, match="a larger packing_length") as caught:
         plan_ranks([[10, 10], [10]], 10, 1)
+    assert (caught.value.bound, caught.value.micro_steps) == (3, 2)
 
 
 def test_empty_ranks_and_an_empty_window():

@@ -231,7 +231,7 @@ def test_a_binpacking_that_decides_differently_is_refused(installed, version):
     assert str(caught.value) == (
         "policy 'binpacking' needs binpacking >=2.0.1,<3, but the one installed is "
         f"{version or 'of unknown version'}; other versions select other segments. "
-        "Install it (pip install 'binpacking>=2.0.1,<3') or disable training.packing."
+        "Install it (pip install 'binpacking>=2.0.1,<3') or ask for policy 'fifo' or 'optimal'."
     )
 
 
@@ -277,7 +277,7 @@ def test_scenario_oversized_segment_fails_fast():
         select([3, 12], 9)
     assert str(caught.value) == (
         "segment 1 has encoded_len 12, which is 3 more than packing_length 9. "
-        "Raise global_max_length (or template.max_length), lower max_new_tokens, or disable training.packing."
+        "Raise packing_length or make shorter segments; they are never split."
     )
 
 
@@ -287,8 +287,8 @@ def test_scenario_missing_binpacking_dependency_fails_fast(monkeypatch):
         select([4, 1, 5, 3], 9)
     message = str(caught.value)
     assert message.startswith("policy 'binpacking' needs the module binpacking, which fails to import (")
-    assert message.endswith("Install it (pip install 'binpacking>=2.0.1,<3') or disable training.packing.")
-    assert caught.value.name == "binpacking"
+    assert message.endswith("Install it (pip install 'binpacking>=2.0.1,<3') or ask for policy 'fifo' or 'optimal'.")
+    assert (caught.value.name, caught.value.installed) == ("binpacking", None)
 
 
 def test_optimal_takes_everything_that_fits_whatever_the_cap():

@@ -1,0 +1,52 @@
+"""Where an error of packsched leaves it for the user of a YAML file: the sample's id and the keys to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from packsched import (
+    BufferOverflowError,
+    InfeasibleWindowError,
+    MissingBinpackingError,
+    OversizedSegmentError,
+    PackingError,
+    UndecidedWindowError,
+)
+
+_MORE_ROOM = (
+    "raise gradient_accumulation_steps, lower per_device_train_batch_size, raise global_max_length, lower "
+    "max_new_tokens, or set on_infeasible: extra_steps"
+)
+_ADVICE: dict[type[PackingError], str] = {
+    OversizedSegmentError: (
+        "raise global_max_length (or template.max_length), lower max_new_tokens, or disable training.packing"
+    ),
+    BufferOverflowError: (
+        "raise training.packing_buffer, lower per_device_train_batch_size, or raise global_max_length"
+    ),
+    InfeasibleWindowError: _MORE_ROOM,
+    UndecidedWindowError: _MORE_ROOM,
+}
+
+
+@contextmanager
+def in_yaml_terms(sample_id: str = "") -> Iterator[None]:
+    """
+    Adds the sample's id and the YAML keys to an error of packsched; its kind and its numbers stay.
+
+    Args:
+        sample_id (`str`, *optional*):
+            The sample that the block is about, if it is about one.
+    """
+    try:
+        yield
+    except MissingBinpackingError as error:
+        raise MissingBinpackingError(
+            f"{error} In the YAML file: choose another pack_policy or disable training.packing.",
+            installed=error.installed,
+        ) from None
+    except PackingError as error:
+        sample = f"sample {sample_id!r}: " if sample_id else ""
+        advice = f" In the YAML file: {_ADVICE[type(error)]}." if type(error) in _ADVICE else ""
+        raise error.with_message(f"{sample}{error}{advice}") from None

@@ -1,0 +1,60 @@
+"""An error of packsched reaches the user of a YAML file with the sample's id and the keys to change."""
+
+import sys
+
+import pytest
+
+from packsched import CarryBuffer, MissingBinpackingError, OversizedSegmentError, PackingError, WindowBuffer
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.step.packing_errors import in_yaml_terms
+from rollout_sft.step.schedule import make_schedule
+
+
+def refusal(act):
+    with pytest.raises(PackingError) as caught, in_yaml_terms("img-7"):
+        act()
+    return caught.value
+
+
+def test_an_oversized_sample_is_named_with_the_keys_and_the_numbers():
+    buffer = WindowBuffer(60, 2)
+    error = refusal(lambda: buffer.add("segment", 61))
+    assert type(error) is OversizedSegmentError
+    assert (error.index, error.encoded_len, error.packing_length) == (0, 61, 60)
+    assert str(error) == (
+        "sample 'img-7': segment 0 has encoded_len 61, which is 1 more than packing_length 60. Raise packing_length "
+        "or make shorter segments; they are never split. In the YAML file: raise global_max_length (or "
+        "template.max_length), lower max_new_tokens, or disable training.packing."
+    )
+
+
+def test_a_full_buffer_names_the_keys_that_make_room():
+    buffer = CarryBuffer(60, packing_buffer=1)
+    buffer.add("segment", 1)
+    message = str(refusal(lambda: buffer.add("segment", 1)))
+    for key in ("training.packing_buffer", "per_device_train_batch_size", "global_max_length"):
+        assert key in message
+
+
+def test_a_window_that_does_not_fit_names_the_keys_that_make_room():
+    window = WindowBuffer(60, 1)
+    window.add("a", 60)
+    window.add("b", 60)
+    error = refusal(window.take_packs)
+    for key in ("gradient_accumulation_steps", "per_device_train_batch_size", "on_infeasible: extra_steps"):
+        assert key in str(error)
+    assert (error.bound, error.micro_steps) == (2, 1)
+
+
+def test_a_refused_argument_gets_no_advice_about_lengths():
+    message = str(refusal(lambda: WindowBuffer(60, 0)))
+    assert message == "sample 'img-7': micro_steps is 0; it must be at least 1."
+
+
+def test_a_missing_binpacking_names_the_way_to_train_without_packing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "binpacking", None)
+    config = RolloutSFTConfig(output_dir=str(tmp_path), global_max_length=64, use_cpu=True)
+    advice = r"pip install 'binpacking.*In the YAML file: .*disable training\.packing"
+    with pytest.raises(MissingBinpackingError, match=advice) as caught:
+        make_schedule(config)
+    assert caught.value.name == "binpacking"
