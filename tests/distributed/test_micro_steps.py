@@ -5,13 +5,14 @@ import pytest
 from tests.distributed.test_two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.distributed
+WORKER = "micro_steps_worker"
 SHORT = {"post_rollout_pack_scope": "window", "global_max_length": 320}  # rank 1 has one segment only
 MODELS = pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
 
 
 @MODELS
 def test_micro_steps_idle_on_every_rank_are_skipped_by_both(tmp_path, sharded):
-    ranks = run_two_ranks("gradient", tmp_path, "micro_steps_worker", idle_micro_steps="skip", sharded=sharded, **SHORT)
+    ranks = run_two_ranks("gradient", tmp_path, WORKER, idle_micro_steps="skip", sharded=sharded, **SHORT)
     assert [len([p for p in rank["packs"] if p]) for rank in ranks] == [2, 1], "unequal, and both have idle micro-steps"
     for rank in ranks:
         assert rank["difference"] < 1e-10
@@ -24,7 +25,7 @@ def test_micro_steps_idle_on_every_rank_are_skipped_by_both(tmp_path, sharded):
 @MODELS
 def test_a_window_that_does_not_fit_one_rank_runs_as_many_forwards_on_both(tmp_path, sharded):
     shape = {"per_device_train_batch_size": 9, "gradient_accumulation_steps": 2, **SHORT}
-    ranks = run_two_ranks("gradient", tmp_path, "micro_steps_worker", on_infeasible="extra_steps", sharded=sharded, **shape)
+    ranks = run_two_ranks("gradient", tmp_path, WORKER, on_infeasible="extra_steps", sharded=sharded, **shape)
     forwards = len(ranks[0]["packs"])
     assert forwards > 2
     assert ranks[0]["segments"] == [18, 1], "nothing is dropped"

@@ -4,14 +4,11 @@ Two processes without a launcher that would end the other one: what stops it is 
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.distributed.launch import ROOT
-from tests.faults.runs import free_port
+from tests.distributed.launch import start_two_ranks
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.distributed
 
@@ -24,20 +21,8 @@ pytestmark = pytest.mark.distributed
     ],
 )
 def test_a_rank_that_fails_alone_stops_both_with_its_message(tmp_path, where, message):
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.distributed.failures_worker", where, str(tmp_path)]
-    processes = []
-    for rank in ("0", "1"):
-        with (tmp_path / f"output{rank}.txt").open("w") as output:
-            own = {**environment, "RANK": rank, "LOCAL_RANK": rank}
-            processes.append(subprocess.Popen(command, env=own, cwd=ROOT, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [1, 1], (tmp_path / "output0.txt").read_text()[-2000:]
+    processes = wait_for(start_two_ranks("tests.distributed.failures_worker", tmp_path, where, str(tmp_path)), 180)
+    assert [process.returncode for process in processes] == [1, 1], processes[0].text()[-2000:]
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[1]["error"].startswith(message)
     assert ranks[0]["error"].startswith(f"PeerError: rank 1 failed, so rank 0 stops too. {message}")

@@ -1,4 +1,4 @@
-"""Two real ranks (torchrun, gloo): one gradient, one evaluation, one failure."""
+"""Two real ranks (gloo): one gradient, one evaluation, one failure."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What each of two ranks runs; started by torchrun from the tests beside it. Writes one file per rank."""
+"""What each of two ranks runs; started by the tests beside it. Writes one file per rank."""
 
 import copy
 import json

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,9 +13,11 @@ from pathlib import Path
 import torch
 
 from rollout_sft.checkpoint.finished import last_finished_checkpoint
+from tests.distributed.launch import start_two_ranks
 from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, ONLY_IN_SCOPE, RANK_0_ALONE, SAMPLE, Fault
 
 ROOT = Path(__file__).parents[2]
+WORKER = "tests.faults.worker"
 STEPS, SAVE_STEPS = 6, 2
 LIMIT = 60.0
 """Seconds from the fault until both processes must have ended."""
@@ -86,30 +87,20 @@ def launch(folder, scope, launcher, fault=None):
     for leftover in (*folder.glob("error_rank*.txt"), *folder.glob("fault.json")):
         leftover.unlink()
     settings = json.dumps({"scope": scope, "fault": fault and asdict(fault)})
-    work = ["-m", "tests.faults.worker", str(folder), settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    output = (folder / "output.txt").open("w")
-    start = {"cwd": ROOT, "stdout": output, "stderr": output, "start_new_session": True}
     if launcher == TORCHRUN:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *work]
-        processes = [subprocess.Popen(command, env=environment, **start)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with (folder / "output.txt").open("w") as output:
+            start = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": output, "start_new_session": True}
+            processes = [subprocess.Popen([*command, "-m", WORKER, str(folder), settings], **start)]
     else:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *work],
-                env={**environment, **shared, "RANK": str(r), "LOCAL_RANK": str(r)},
-                **start,
-            )
-            for r in (0, 1)
-        ]
+        processes = start_two_ranks(WORKER, folder, str(folder), settings)
     hung = not _ended(processes, folder)
     ended = time.time()
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    output.close()
     planted = _read(folder / "fault.json")
     return Outcome(
         codes=[p.returncode for p in processes],
@@ -134,12 +125,6 @@ def _read(path):
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # not there, or about to be written
         return None
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def hashes(folder, rank):
@@ -234,7 +219,7 @@ def carry_out(run, folder, reference):
     check_ended(run, outcome)
     check_not_diverged(folder, reference)
     checkpoint = check_checkpoint(run, folder)
-    resumed = launch(folder, run.scope, run.launcher)
+    resumed = launch(folder, run.scope, PLAIN)
     assert not resumed.hung, resumed
     assert not any(resumed.codes), (folder / "output.txt").read_text()[-3000:]
     check_not_diverged(folder, reference)

@@ -14,20 +14,13 @@ from packsched import CarryBuffer
 from rollout_sft.checkpoint.carry_buffer import load_carry_buffer, save_carry_buffer
 from rollout_sft.checkpoint.finished import FINISHED, last_finished_checkpoint
 from rollout_sft.inputs.segment import Segment
+from tests import processes
 
-ROOT = Path(__file__).parents[3]
+WORKER = "tests.rollout_sft.checkpoint.resume_worker"
 
 
 def run(folder, scope, kill_step=-1, kill_save=0):
-    command = [sys.executable, "-m", "tests.rollout_sft.checkpoint.resume_worker", str(folder), scope]
-    return subprocess.run(
-        [*command, str(kill_step), str(kill_save)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    return processes.run(WORKER, str(folder), scope, str(kill_step), str(kill_save), output=folder / "output.txt")
 
 
 def end_of(folder):
@@ -68,10 +61,13 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """Scope -> the folder of a run that nobody kills, in a new interpreter: its hashes have another seed."""
     folders = {}
     for scope in ("micro", "window"):
         folders[scope] = tmp_path_factory.mktemp(scope)
-        done = run(folders[scope], scope)
+        command = [sys.executable, "-m", WORKER, str(folders[scope]), scope, "-1", "0"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=processes.ROOT, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
     return folders
 
@@ -83,7 +79,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, scope, kill_s
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "end.pt").exists()
     resumed = run(tmp_path, scope)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert resumed.returncode == 0, resumed.text()[-3000:]
     assert_same(end_of(tmp_path), end_of(uninterrupted[scope]))
     assert answers_of(tmp_path) == answers_of(uninterrupted[scope])
 
@@ -101,7 +97,7 @@ def test_a_save_that_is_killed_leaves_the_last_good_checkpoint(tmp_path, uninter
     assert (tmp_path / "checkpoint-4").is_dir(), "the save had not begun: the test would show nothing"
     assert last_finished_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     resumed = run(tmp_path, "micro")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert resumed.returncode == 0, resumed.text()[-3000:]
     assert_same(end_of(tmp_path), end_of(uninterrupted["micro"]))
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"], "save_total_limit: 1 still holds"
 
