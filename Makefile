@@ -19,7 +19,7 @@ install: $(STAMP)  ## Make .venv with everything but vLLM
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev]'
 	touch $@
 
 quickstart: install  ## Train on handwritten digits: two stages, scope window (minutes on a CPU)

@@ -1,7 +1,7 @@
 """`accelerate launch -m rollout_sft.train --config x.yaml`: runs the stages of a configuration one after the other.
 
 Each stage evaluates, trains, evaluates again, and writes to its folder: the model and tokenizer, `log.jsonl`,
-`summary.json`, `packs.png` (how the last window was packed) and, for the digits, `canvases.png`.
+`summary.json` and `packs.png` (how the last window was packed).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
         model=load_model(stage.model, tokenizer, seed=args.seed),
         args=args,
         processing_class=tokenizer,
-        train_dataset=load(stage.train, tokenizer),
-        eval_dataset=load(stage.eval, tokenizer) if stage.eval else None,
+        train_dataset=load(stage.train, tokenizer, key="data.train"),
+        eval_dataset=load(stage.eval, tokenizer, key="data.eval") if stage.eval else None,
     )
     before = trainer.evaluate() if stage.eval else {}
     trainer.train(resume_from_checkpoint=resume)
@@ -104,10 +104,6 @@ def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
         scope = args.post_rollout_pack_scope
         title = f"The last window of stage {stage.name}: scope {scope}"
         draw_packs(trainer.last_window, args.packing_length, folder / "packs.png", title)
-    if stage.eval is not None and stage.eval.source == "digits":
-        from rollout_sft.data.digits import draw_answers
-
-        draw_answers(trainer, stage.eval, folder / "canvases.png")
 
 
 if __name__ == "__main__":

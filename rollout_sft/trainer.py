@@ -42,6 +42,7 @@ from rollout_sft.inputs.segment import Segment
 from rollout_sft.model.attention import choose_attention, mark_packed
 from rollout_sft.model.forward import Batch, forward_names
 from rollout_sft.ranks.distributed import together
+from rollout_sft.reporting.callbacks import make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, WindowReport
 from rollout_sft.reporting.window_fill import FillEstimate
@@ -147,6 +148,8 @@ class RolloutSFTTrainer(ResumableTrainer):
         self.pop_callback(PrinterCallback)
         self.add_callback(LogLineCallback)
         self.add_callback(self.generation)
+        for callback in make_callbacks(args.callbacks, self):
+            self.add_callback(callback)
 
     # --- one window --------------------------------------------------------------------------------------------
 

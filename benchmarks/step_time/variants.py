@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from benchmarks.step_time.workloads import FixedRollouts, Workload
+from examples.digits.tokenizer import build_digits_tokenizer
 from packsched import FillStats, PackLayout
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.data.digits import build_digits_tokenizer
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.model.attention import mark_packed
 from rollout_sft.reporting.log_line import LogLineCallback

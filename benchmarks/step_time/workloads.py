@@ -49,8 +49,9 @@ def bimodal(short: float, long: float, cap: int) -> Callable[[np.random.Generato
 
 def digits(rng: np.random.Generator, n: int) -> np.ndarray:
     """Lengths of the quickstart's training samples."""
+    from examples.digits.data import DigitsDataset
+    from examples.digits.tokenizer import build_digits_tokenizer
     from rollout_sft.config.arguments import RolloutSFTConfig
-    from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
     from rollout_sft.targets.loading import make_target_builder
 
     builder = make_target_builder(

@@ -45,6 +45,9 @@ class RolloutSFTConfig(TrainingArguments):
         packing_drop_last (`bool`, *optional*, defaults to `True`):
             `training.packing_drop_last`. Must be true: segments left in the carry buffer when training ends are
             reported, never trained in an extra step.
+        callbacks (`list[str]`, *optional*):
+            `training.callbacks`: `module:Class` of further callbacks, added when the trainer is made. A class whose
+            constructor takes `trainer` is given the trainer, the others are made without arguments.
         post_rollout_pack_scope (`str`, *optional*, defaults to `"micro"`):
             `micro` pops one pack per micro-batch and carries the rest; `window` plans the packs of all GA
             micro-steps at once and carries nothing.
@@ -100,6 +103,7 @@ class RolloutSFTConfig(TrainingArguments):
     packing_buffer: int = field(default=512, metadata=TRAINING)
     packing_min_fill_ratio: float = field(default=0.65, metadata=TRAINING)
     packing_drop_last: bool = field(default=True, metadata=TRAINING)
+    callbacks: list[str] = field(default_factory=list, metadata=TRAINING)
     post_rollout_pack_scope: str = field(default="micro", metadata=_choice("micro", "window"))
     pack_policy: str = field(default="binpacking", metadata=_choice("binpacking", "fifo", "optimal"))
     pack_objective: str = field(default="dense", metadata=_choice("dense", "balanced"))

@@ -21,7 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class ModelSpec:
         config (`dict`, *optional*):
             Instead of a path: `model_type` and the fields of its configuration; random weights from `training.seed`.
         tokenizer_name_or_path (`str`, *optional*):
-            A directory, a hub name, or `digits` for the built-in one; `model_name_or_path` when not given.
+            A directory, a hub name, or `module:function` of a function without arguments that returns a tokenizer;
+            `model_name_or_path` when not given.
         attn_implementation (`str`, *optional*):
             As in transformers, for instance `sdpa` or `flash_attention_2`.
         dtype (`str`, *optional*, defaults to `"float32"`):
@@ -71,19 +72,18 @@ class DataSpec:
 
     Args:
         source (`str`):
-            `digits`; a path that ends in .jsonl; or the name of a `datasets` data set.
+            A path that ends in .jsonl; the name of a `datasets` data set; or `module:function` of a function that
+            takes the keywords `tokenizer`, `split`, `size`, `seed` and those of `arguments`, and returns a data set.
         split (`str`, *optional*, defaults to `"train"`):
-            For `digits`: train, eval or test; for a `datasets` name its split.
+            Split of a `datasets` data set or of an import path; a file has none.
         name (`str`, *optional*):
             Configuration name of a `datasets` data set.
         size (`int`, *optional*):
-            Samples to use: `digits` makes that many (1024 when not given); other sources take the first ones.
+            Files and `datasets`: uses the first samples, this many; all when not given. Import paths get it as it is.
         seed (`int`, *optional*):
-            `digits`: which canvases are drawn; `training.seed` when not given.
-        max_digits (`int`, *optional*, defaults to 12):
-            `digits`: the most digits on a canvas.
-        ramp_fraction (`float`, *optional*, defaults to 0.0):
-            `digits`: over this first share of the samples the most digits rises from 2 to `max_digits`.
+            For import paths; `training.seed` when not given.
+        arguments (`dict`, *optional*):
+            Further keywords for an import path.
     """
 
     source: str
@@ -91,8 +91,7 @@ class DataSpec:
     name: str | None = None
     size: int | None = None
     seed: int | None = None
-    max_digits: int = 12
-    ramp_fraction: float = 0.0
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +161,9 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
     data = _mapping(document, "data")
     _check_keys("data", data, ["train", "eval"])
     if "train" not in data:
-        raise ValueError("data.train is missing; it takes a mapping with a source: digits, a .jsonl path or a name.")
+        raise ValueError(
+            "data.train is missing; it takes a mapping with a source: a .jsonl path, a name or module:function."
+        )
     arguments = {
         "global_max_length": _packing_length(document),
         **_typed("training", _mapping(document, "training"), _training_fields()),

@@ -6,38 +6,55 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from rollout_sft.config.import_path import call_import_path, is_import_path
 from rollout_sft.config.run import DataSpec
+from rollout_sft.data.records import load_records
 
 
-def load_dataset(spec: DataSpec, tokenizer: Tokenizer, *, seed: int, require_objects: bool = True) -> Any:
+def load_dataset(
+    spec: DataSpec, tokenizer: Tokenizer, *, seed: int, key: str = "data.train", require_objects: bool = True
+) -> Any:
     """
     The samples that a data section names.
 
     Args:
         spec (`DataSpec`):
-            `digits`, a .jsonl file or the name of a `datasets` data set.
+            A .jsonl file, the name of a `datasets` data set, or an import path.
         tokenizer (`PreTrainedTokenizerBase`):
             Encodes the prompts.
         seed (`int`):
             Used where the section names none.
+        key (`str`, *optional*, defaults to `"data.train"`):
+            The section, for messages.
         require_objects (`bool`, *optional*, defaults to `True`):
             Whether records have to hold `objects`: what the target builder `objects` reads.
 
     Returns:
-        A map-style data set of samples.
+        A data set of samples: map-style, except that an import path may return an iterable one.
+
+    Raises:
+        `ValueError`: bad records, see [`~rollout_sft.data.records.load_records`]; an import path that cannot be
+            imported or does not take the arguments of the section.
     """
-    if spec.source == "digits":
-        from rollout_sft.data.digits import DigitsDataset
-
-        return DigitsDataset(
-            spec.split,
-            size=spec.size or 1024,
+    if is_import_path(spec.source):
+        taken = sorted({"tokenizer", "split", "size", "seed"} & set(spec.arguments))
+        if taken:
+            raise ValueError(f"{key}.arguments has {', '.join(taken)}, given anyway; set the keys of {key} instead.")
+        return call_import_path(
+            spec.source,
+            key=f"{key}.source",
+            takes="a function that takes tokenizer, split, size, seed and the keys of arguments as keywords",
+            tokenizer=tokenizer,
+            split=spec.split,
+            size=spec.size,
             seed=seed if spec.seed is None else spec.seed,
-            max_digits=spec.max_digits,
-            ramp_fraction=spec.ramp_fraction,
+            **spec.arguments,
         )
-    from rollout_sft.data.records import load_records
-
+    if spec.arguments:
+        raise ValueError(
+            f"{key}.arguments is {spec.arguments!r}, but {key}.source is {spec.source!r}; only a source that is an "
+            "import path, module:function, takes arguments. Remove them."
+        )
     return load_records(
         spec.source,
         tokenizer,

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from rollout_sft.config.import_path import call_import_path, is_import_path
 from rollout_sft.config.run import ModelSpec
 
 
@@ -17,16 +18,19 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
 
     Args:
         spec (`ModelSpec`):
-            Names a directory, a hub name or `digits`.
+            Names a directory, a hub name, or `module:function` of a function without arguments.
 
     Returns:
         `PreTrainedTokenizerBase`: The tokenizer.
+
+    Raises:
+        `ValueError`: an import path that cannot be imported or called.
     """
     name = spec.tokenizer_name_or_path or spec.model_name_or_path
-    if name == "digits":
-        from rollout_sft.data.digits import build_digits_tokenizer
-
-        return build_digits_tokenizer()
+    if name is not None and is_import_path(name):
+        takes = "a directory, a hub name, or module:function of a function () -> PreTrainedTokenizerBase"
+        made: Tokenizer = call_import_path(name, key="model.tokenizer_name_or_path", takes=takes)
+        return made
     return AutoTokenizer.from_pretrained(name)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
+from rollout_sft.config.import_path import call_import_path
 from rollout_sft.targets.base import TargetBuilder
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
         `TargetBuilder`: The builder.
 
     Raises:
-        `ValueError`: the name is neither, or cannot be imported.
+        `ValueError`: the name is neither, cannot be imported, or does not take these arguments.
     """
     name = config.target_builder
     if name == "objects":
@@ -39,13 +39,8 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
             supervise_desc=config.supervise_desc,
             boundary_supervision=config.boundary_supervision,
         )
-    module, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"rollout_matching.target_builder is {name!r}; it takes objects or module:name of a callable "
-            f"(tokenizer, config) -> TargetBuilder. {type(error).__name__}: {error}"
-        ) from error
-    builder: TargetBuilder = factory(tokenizer, config)
+    takes = "objects, or module:name of a callable (tokenizer, config) -> TargetBuilder"
+    builder: TargetBuilder = call_import_path(
+        name, tokenizer, config, key="rollout_matching.target_builder", takes=takes
+    )
     return builder

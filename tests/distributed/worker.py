@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
+from examples.digits.data import DigitsDataset
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTTrainer
-from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 from rollout_sft.ranks.distributed import leave_together
 from tests.tiny import shard, tiny_arguments, tiny_config
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
+from examples.digits.data import DigitsDataset
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTTrainer
-from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 from tests.tiny import tiny_arguments, tiny_config
 
 

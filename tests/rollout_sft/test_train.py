@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 global_max_length: 768
 model:
-  tokenizer_name_or_path: digits
+  tokenizer_name_or_path: examples.digits.tokenizer:build_digits_tokenizer
   config: {model_type: qwen3, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1,
            head_dim: 16, intermediate_size: 32}
 data:
-  train: {source: digits, size: 24, max_digits: 3}
-  eval: {source: digits, split: eval, size: 4, max_digits: 3}
+  train: {source: examples.digits.data:load_digits, size: 24, arguments: {max_digits: 3}}
+  eval: {source: examples.digits.data:load_digits, split: eval, size: 4, arguments: {max_digits: 3}}
 training:
   output_dir: OUT
   use_cpu: true
@@ -29,6 +29,7 @@ training:
   per_device_train_batch_size: 3
   gradient_accumulation_steps: 4
   resume_from_checkpoint: RESUME
+  callbacks: [examples.digits.pictures:DrawCanvases]
 rollout_matching:
   post_rollout_pack_scope: window
   decoding: {max_new_tokens: 8}

@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, TrainingArguments, set_seed
 
+from examples.digits.data import DigitsDataset
 from rollout_sft import RolloutSFTConfig
-from rollout_sft.data.digits import DigitsDataset
 from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 from tests.rollout_sft.step.test_gradient import SCHEDULES, one_by_one, relative_difference, trained
 

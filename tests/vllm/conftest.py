@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, set_seed
 
+from examples.digits.data import DigitsDataset
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutRequest, RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.vllm import VLLMConfig
-from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
+from examples.digits.data import DigitsDataset
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
 from tests.tiny import QUIET, tiny_config
 
 

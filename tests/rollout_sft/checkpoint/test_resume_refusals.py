@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from examples.digits.data import DigitsDataset
 from rollout_sft.checkpoint.finished import FINISHED
-from rollout_sft.data.digits import DigitsDataset
 
 MICRO = {
     "post_rollout_pack_scope": "micro",

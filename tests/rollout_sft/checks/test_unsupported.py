@@ -4,8 +4,8 @@ import pytest
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import IterableDataset
 
+from examples.digits.data import DigitsDataset
 from rollout_sft import RolloutSFTTrainer
-from rollout_sft.data.digits import DigitsDataset
 from tests.rollout_sft.test_trainer import WINDOW, lora
 from tests.tiny import tiny_arguments
 

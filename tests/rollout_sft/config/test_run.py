@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[3]
 
 BASE = """
 global_max_length: 512
-model: {config: {model_type: qwen3}, tokenizer_name_or_path: digits}
-data: {train: {source: digits}}
+model: {config: {model_type: qwen3}, tokenizer_name_or_path: examples.digits.tokenizer:build_digits_tokenizer}
+data: {train: {source: examples.digits.data:load_digits}}
 training: {output_dir: OUT, use_cpu: true, report_to: none}
 """
 

@@ -13,8 +13,8 @@ from rollout_sft.config.vllm import VLLMConfig
 
 BASE = """
 global_max_length: 512
-model: {config: {model_type: qwen3}, tokenizer_name_or_path: digits}
-data: {train: {source: digits}}
+model: {config: {model_type: qwen3}, tokenizer_name_or_path: examples.digits.tokenizer:build_digits_tokenizer}
+data: {train: {source: examples.digits.data:load_digits}}
 training: {output_dir: OUT, use_cpu: true, report_to: none}
 rollout_matching: {rollout_backend: vllm, vllm: VLLM}
 """

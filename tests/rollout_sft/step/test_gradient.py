@@ -91,7 +91,8 @@ def test_a_window_with_matched_coordinates_keeps_targets_that_differ_from_the_in
                 out.append(Rollout(response_ids=ids, truncated=False))
             return out
 
-    from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer
+    from examples.digits.data import DigitsDataset
+    from examples.digits.tokenizer import build_digits_tokenizer
 
     dataset = DigitsDataset("train", 9, seed=5, max_digits=4)
     model = make_model()

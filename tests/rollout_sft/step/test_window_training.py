@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
+from examples.digits.data import DigitsDataset
 from packsched import BufferOverflowError, InfeasibleWindowError, OversizedSegmentError
 from rollout_sft import Rollout
-from rollout_sft.data.digits import DigitsDataset
 
 WINDOW = {"post_rollout_pack_scope": "window"}
 MICRO = {"post_rollout_pack_scope": "micro"}

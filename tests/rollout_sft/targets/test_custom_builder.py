@@ -12,7 +12,7 @@ from rollout_sft.train import run_stage
 CONFIG = """
 global_max_length: 64
 model:
-  tokenizer_name_or_path: digits
+  tokenizer_name_or_path: examples.digits.tokenizer:build_digits_tokenizer
   config: {model_type: qwen3, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, num_key_value_heads: 1,
            head_dim: 16, intermediate_size: 16}
 data: {train: {source: TRAIN}, eval: {source: EVAL}}

@@ -6,7 +6,7 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rollout_sft.data.digits import build_digits_tokenizer
+from examples.digits.tokenizer import build_digits_tokenizer
 
 
 def wrap(tokenizer, **kwargs):

@@ -23,6 +23,8 @@ PATCH = 4
 CODES = 64
 INK = 16.0
 SPLITS = ("train", "eval", "test")
+MOST_DIGITS = 15
+"""This many digits always find a place on the canvas."""
 ROW, ANSWER = "<row>", "<ans>"
 NOISE = 1.5
 """Standard deviation on inked pixels of training digits: 1440 images alone are learnt by heart."""

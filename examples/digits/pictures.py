@@ -1,4 +1,4 @@
-"""Canvases with predicted and true boxes, as a picture."""
+"""The callback that draws test canvases with predicted and true boxes when training ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,43 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import TrainerCallback
+
+from examples.digits.data import DigitsDataset
+from rollout_sft import RolloutSFTTrainer
+from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 
 Objects = Sequence[Mapping[str, Any]]
+
+
+class DrawCanvases(TrainerCallback):
+    """
+    Writes `canvases.png` to the output folder: what the trained model finds on canvases of the split `test`.
+
+    Args:
+        trainer (`RolloutSFTTrainer`):
+            Answers as in evaluation. Its evaluation data set gives the seed and the number of digits. Where that is not
+            a [`DigitsDataset`], or the target builder is not `objects`, nothing is drawn.
+        canvases (`int`, *optional*, defaults to 8):
+            How many.
+    """
+
+    def __init__(self, trainer: RolloutSFTTrainer, canvases: int = 8):
+        self.trainer = trainer
+        self.canvases = canvases
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Every rank takes part in the prediction, rank 0 draws."""
+        evaluated, builder = self.trainer.eval_dataset, self.trainer.target_builder
+        if not isinstance(evaluated, DigitsDataset) or not isinstance(builder, ObjectsTargetBuilder):
+            return
+        dataset = DigitsDataset("test", self.canvases, evaluated.seed, max_digits=evaluated.max_digits)
+        samples = [dataset[i] for i in range(self.canvases)]
+        predicted = [builder.read_answer(rollout) for rollout in self.trainer.roll_out(samples)]
+        if state.is_world_process_zero:
+            pixels = [dataset.canvas(i) for i in range(self.canvases)]
+            path = Path(args.output_dir) / "canvases.png"
+            draw_canvases(pixels, predicted, [s["objects"] for s in samples], path)
 
 
 def draw_canvases(

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from rollout_sft.config.run import DataSpec
-from rollout_sft.data import canvas as canvas_module
-from rollout_sft.data.canvas import SPLITS, canvas_tokens, codebook, paint
-from rollout_sft.data.digits import DigitsDataset, build_digits_tokenizer, draw_answers
-from rollout_sft.data.picture import draw_canvases
+from examples.digits import canvas as canvas_module
+from examples.digits.canvas import SPLITS, canvas_tokens, codebook, paint
+from examples.digits.data import DigitsDataset
+from examples.digits.pictures import DrawCanvases, draw_canvases
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft.rollouts.base import Rollout
 from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 
@@ -190,7 +190,7 @@ def test_an_index_outside_ends_iteration(index):
         DigitsDataset("train", 4)[index]
 
 
-def test_a_trained_model_s_answers_are_drawn_on_test_canvases(tmp_path):
+def test_the_picture_shows_what_the_trained_model_answers(tmp_path):
     asked = []
 
     def roll_out(samples):
@@ -200,19 +200,26 @@ def test_a_trained_model_s_answers_are_drawn_on_test_canvases(tmp_path):
         ]
 
     trainer = SimpleNamespace(
-        target_builder=ObjectsTargetBuilder(tokenizer=TOKENIZER), roll_out=roll_out, is_world_process_zero=lambda: True
+        target_builder=ObjectsTargetBuilder(tokenizer=TOKENIZER),
+        roll_out=roll_out,
+        eval_dataset=DigitsDataset("eval", 9, 5, max_digits=3),
     )
-    spec = DataSpec(source="digits", split="eval", seed=5, max_digits=3)
-    draw_answers(trainer, spec, tmp_path / "canvases.png", canvases=3)
-    assert (tmp_path / "canvases.png").is_file()
-    assert asked == list(DigitsDataset("test", 3, 5, max_digits=3)[i] for i in range(3))
-    trainer.is_world_process_zero = lambda: False  # the other ranks predict, but do not draw
-    draw_answers(trainer, spec, tmp_path / "none.png", canvases=3)
-    assert len(asked) == 6
-    trainer.is_world_process_zero = lambda: True
+
+    def end_of_training(folder, *, rank=0):
+        args, state = SimpleNamespace(output_dir=folder), SimpleNamespace(is_world_process_zero=rank == 0)
+        DrawCanvases(trainer, canvases=3).on_train_end(args, state, None, model=None)
+
+    end_of_training(tmp_path / "run")
+    assert (tmp_path / "run" / "canvases.png").read_bytes().startswith(b"\x89PNG")
+    assert asked == [DigitsDataset("test", 3, 5, max_digits=3)[i] for i in range(3)]
+    end_of_training(tmp_path / "other", rank=1)
+    assert len(asked) == 6, "the other ranks predict"
     trainer.target_builder = object()
-    draw_answers(trainer, spec, tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+    end_of_training(tmp_path / "other")
+    trainer.target_builder, trainer.eval_dataset = ObjectsTargetBuilder(tokenizer=TOKENIZER), None
+    end_of_training(tmp_path / "other")
+    assert len(asked) == 6, "other answers and other data are not drawn"
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_picture_is_written_where_it_should_be(tmp_path):

@@ -1,0 +1,79 @@
+"""Objects of the user's own that a configuration names by import path: `module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text has the form `module:name`."""
+    return _IMPORT_PATH.fullmatch(text) is not None
+
+
+def call_import_path(path: str, *arguments: Any, key: str, takes: str, **keywords: Any) -> Any:
+    """
+    Imports what an import path names and calls it.
+
+    Args:
+        path (`str`):
+            `module:name`; the module is looked for in the working directory and among the installed packages.
+        arguments, keywords:
+            What it is called with.
+        key (`str`):
+            The key of the configuration that holds the path.
+        takes (`str`):
+            What the key takes, for messages.
+
+    Returns:
+        `Any`: what the call returned.
+
+    Raises:
+        `ValueError`: the path has another form, cannot be imported, or names something that cannot be called with
+            these arguments; names the key and the path.
+    """
+    called = import_path(path, key=key, takes=takes)
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # no callable, or one written in C
+        signature = None
+    if not callable(called):
+        raise ValueError(f"{key} is {path!r}, a {type(called).__name__}; it takes {takes}.")
+    try:
+        if signature is not None:
+            signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        raise ValueError(
+            f"{key} is {path!r}, which has the signature {signature}: {error}. It takes {takes}."
+        ) from None
+    return called(*arguments, **keywords)
+
+
+def import_path(path: str, *, key: str, takes: str) -> Any:
+    """
+    Imports what an import path names.
+
+    Args:
+        path, key, takes (`str`):
+            As in [`call_import_path`].
+
+    Raises:
+        `ValueError`: the path has another form or cannot be imported.
+    """
+    if not is_import_path(path):
+        raise ValueError(f"{key} is {path!r}; it takes {takes}.")
+    module, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for attribute in name.split("."):
+            found = getattr(found, attribute)
+    except Exception as error:  # whatever a module of the user's raises while it is imported
+        raise ValueError(
+            f"{key} is {path!r}, which cannot be imported: {type(error).__name__}: {error}. It takes {takes}; modules "
+            "are looked for in the working directory and among the installed packages."
+        ) from error
+    return found

@@ -1,0 +1,38 @@
+"""Callbacks that the configuration names by import path."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rollout_sft.config.import_path import call_import_path, import_path
+
+_KEY = "training.callbacks"
+_TAKES = "a list of module:Class, each a transformers.TrainerCallback made with trainer=, or without arguments"
+
+
+def make_callbacks(paths: Sequence[str], trainer: Any) -> Iterator[TrainerCallback]:
+    """
+    Makes the callbacks of `training.callbacks`.
+
+    Args:
+        paths (`Sequence[str]`):
+            `module:Class` of each.
+        trainer (`RolloutSFTTrainer`):
+            Given to each class whose constructor takes `trainer`; the others are made without arguments.
+
+    Returns:
+        `Iterator[TrainerCallback]`: one for each path, in order.
+
+    Raises:
+        `ValueError`: a path cannot be imported, or is no such class.
+    """
+    for path in paths:
+        found = import_path(path, key=_KEY, takes=_TAKES)
+        if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+            raise ValueError(f"{_KEY} names {path!r}, which is no TrainerCallback class; it takes {_TAKES}.")
+        keywords = {"trainer": trainer} if "trainer" in inspect.signature(found).parameters else {}
+        yield call_import_path(path, key=_KEY, takes=_TAKES, **keywords)
