@@ -3,9 +3,9 @@
 import torch.distributed
 from transformers import Qwen3ForCausalLM
 
+import examples.digits.data
 import rollout_sft.checkpoint.finished
-import rollout_sft.data.digits
 import rollout_sft.trainer
 import tests.tiny
 
-__all__ = ["Qwen3ForCausalLM", "rollout_sft", "tests", "torch"]
+__all__ = ["Qwen3ForCausalLM", "examples", "rollout_sft", "tests", "torch"]
