@@ -1,4 +1,4 @@
-"""What stage 2 learns from: the requirement's supervision, a mixture with references, and boundary supervision.
+"""What stage 2 learns from: the requirement's supervision, a mixture with references, and a correct expert.
 
     OMP_NUM_THREADS=1 python -m benchmarks.supervision --seconds 60 --seeds 0 1
 
@@ -31,10 +31,10 @@ from rollout_sft.trainer import RolloutSFTTrainer
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {
-    "requirement": {"reference_fraction": 0.0, "boundary_supervision": False},
-    "mixture, half references": {"reference_fraction": 0.5, "boundary_supervision": False},
-    "boundary": {"reference_fraction": 0.0, "boundary_supervision": True},
-    "boundary and half references": {"reference_fraction": 0.5, "boundary_supervision": True},
+    "requirement": {"reference_fraction": 0.0, "prefix_supervision": "coordinates"},
+    "mixture, half references": {"reference_fraction": 0.5, "prefix_supervision": "coordinates"},
+    "expert": {"reference_fraction": 0.0, "prefix_supervision": "expert"},
+    "expert and half references": {"reference_fraction": 0.5, "prefix_supervision": "expert"},
 }
 COLUMNS = {
     "F1": "eval_rollout/f1",

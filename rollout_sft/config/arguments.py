@@ -81,8 +81,10 @@ class RolloutSFTConfig(TrainingArguments):
             `objects`: the least overlap at which a prediction and a truth may be matched.
         supervise_desc (`bool`, *optional*, defaults to `True`):
             `objects`: whether the `desc` values of appended objects are trained on.
-        boundary_supervision (`bool`, *optional*, defaults to `False`):
-            `objects`: also trains the decision to go on or to stop after each object of the rollout.
+        prefix_supervision (`str`, *optional*, defaults to `"coordinates"`):
+            `objects`: what is trained inside the rollout. `coordinates`: the coordinates of matched objects. `expert`:
+            every token that a correct expert is known to write there, so also the class and the choice to go on or to
+            stop (docs/supervision.md).
         reference_fraction (`float`, *optional*, defaults to 0.0):
             Share of samples trained on their reference answer instead of a rollout.
         loss_reduction (`str`, *optional*, defaults to `"token"`):
@@ -117,7 +119,7 @@ class RolloutSFTConfig(TrainingArguments):
     target_builder: str = field(default="objects", metadata=ROLLOUT_MATCHING)
     match_iou_threshold: float = field(default=0.5, metadata=ROLLOUT_MATCHING)
     supervise_desc: bool = field(default=True, metadata=ROLLOUT_MATCHING)
-    boundary_supervision: bool = field(default=False, metadata=ROLLOUT_MATCHING)
+    prefix_supervision: str = field(default="coordinates", metadata=_choice("coordinates", "expert"))
     reference_fraction: float = field(default=0.0, metadata=ROLLOUT_MATCHING)
     loss_reduction: str = field(default="token", metadata=_choice("token", "segment", "micro"))
     attention: str = field(default="auto", metadata=_choice("auto", "varlen", "model"))

@@ -233,6 +233,7 @@ def _training_fields() -> dict[str, Field[Any]]:
 _MOVED = {
     "training.packing_length": "packing_length is derived: set global_max_length or template.max_length instead",
     "training.global_max_length": "global_max_length stands at the top of the file, outside every section",
+    "rollout_matching.boundary_supervision": "set prefix_supervision: expert, or coordinates for what false stood for",
     "training.max_length": "set global_max_length or template.max_length instead",
 }
 

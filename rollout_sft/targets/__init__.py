@@ -1,1 +1,6 @@
 """From a sample and a rollout to the segment that is trained: the protocol, and the builder for objects."""
+
+from rollout_sft.targets.token_decisions import Decisions, token_decisions
+from rollout_sft.targets.token_text import SpelledText, Speller
+
+__all__ = ["Decisions", "SpelledText", "Speller", "token_decisions"]

@@ -37,7 +37,7 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
             tokenizer=tokenizer,
             iou_threshold=config.match_iou_threshold,
             supervise_desc=config.supervise_desc,
-            boundary_supervision=config.boundary_supervision,
+            prefix_supervision=config.prefix_supervision,
         )
     takes = "objects, or module:name of a callable (tokenizer, config) -> TargetBuilder"
     builder: TargetBuilder = call_import_path(

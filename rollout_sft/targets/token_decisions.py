@@ -1,122 +1,83 @@
 """
-What to train on inside the model's own answer, where its tokens stay in the input and other tokens are the
-target.
+Turns "at this character a correct expert would write this text" into targets for single tokens.
 
-Both functions answer the same question at different places: at token `i` of the answer, having read the
-tokens before it, which token should the model have chosen? The answer is the first token of the *canonical*
-text from the start of token `i` on (canonical: what the tokenizer makes of it). As long as the model's
-tokens agree with it the question can be asked again at the next token; behind the first that differs the
-context no longer agrees with the truth, and no target is right.
+A model is trained inside an answer that it wrote itself: its tokens stay in the input, and the expert's next token is
+the target. The expert's text is known at a few places only (a number that should be another one, the choice between
+going on and stopping), and tokens do not care where those places begin and end. One rule settles it for any tokenizer:
+
+- The expert writes its text from the start of the token that holds the first character asked about.
+- Its tokens are compared with the answer's one by one. Each of them is the target of its position.
+- The first that differs is the last target. Behind it the input is no longer what the expert would have
+  written, so no target is known there, and the weight is 0.
+- Where all agree, the last target is the token that holds the last character asked about.
+
+The price is one encoding of a short text for each place.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-
-from rollout_sft.targets.objects.parsing import ParsedObject
-from rollout_sft.targets.token_text import Speller
+from rollout_sft.targets.token_text import Span, SpelledText, Speller
 
 Decisions = dict[int, int]
-"""Index of a token of the answer -> the token that should have been chosen there."""
+"""Index of a token of the answer -> the token that the expert would have chosen there."""
 
 
-def coordinate_decisions(
-    speller: Speller,
-    text: str,
-    ids: Sequence[int],
-    ends: Sequence[int],
-    found: ParsedObject,
-    numbers: Sequence[str],
-) -> tuple[Decisions, int]:
+def token_decisions(
+    speller: Speller, answer: SpelledText, asked: Span, wanted: str, *, then: str = "", known_from: int = 0
+) -> Decisions:
     """
-    The targets at the coordinate slots of one matched object.
-
-    A slot's decisions begin at the token that holds the number's first character and go up to and including
-    the first token that differs, or to the number's end. Whether the number ends where it should is part of
-    it: with the truth 1 and the answer 12 in two tokens, the second one's target is what follows the 1. A
-    first token may hold structure besides the number (` 12`, `12,`), but not a part of another number or of
-    the description, which the truth may want changed as well: such a slot is left out and counted.
-
-    Args:
-        speller (`Speller`):
-            Of the tokenizer that made `ids`.
-        text, ids, ends:
-            The answer: its characters, its tokens and [`Speller.spell`]'s ends.
-        found (`ParsedObject`):
-            The object in `text`.
-        numbers (`Sequence[str]`):
-            The four true numbers as they are written.
-
-    Returns:
-        `tuple[Decisions, int]`: the targets, and how many of the four slots share a token in that way.
-    """
-    decisions: Decisions = {}
-    unaligned = 0
-    desc_end, first_number = found.desc_span[1], found.number_spans[0][0]
-    floor = desc_end if desc_end <= first_number else found.span[0]
-    # Text handed to the tokenizer ends where one of the answer's tokens does: `}` cut out of `},` encodes
-    # otherwise.
-    stop = ends[bisect_right(ends, found.span[1] - 1)]
-    for k, (begin, end) in enumerate(found.number_spans):
-        first, start = token_at(ends, begin)
-        aligned = start >= floor and first not in decisions
-        floor = end
-        if not aligned:
-            unaligned += 1
-            continue
-        # The slots behind this one are written with the truth too: a token may reach into the next number.
-        wanted, reached = [text[start:begin]], begin
-        for (a, b), number in zip(found.number_spans[k:], numbers[k:], strict=True):
-            wanted += [text[reached:a], number]
-            reached = b
-        wanted.append(text[reached:stop])
-        wanted_ids, wanted_ends = speller.encode_with_ends("".join(wanted))
-        wanted_end = begin - start + len(numbers[k])
-        for j, (token, wanted_start) in enumerate(zip(wanted_ids, [0, *wanted_ends], strict=False)):
-            i = first + j
-            if j > 0 and wanted_start >= wanted_end and ends[i - 1] >= end:
-                break
-            decisions[i] = token
-            if token != ids[i]:
-                break
-    return decisions, unaligned
-
-
-def boundary_decision(
-    speller: Speller, text: str, ends: Sequence[int], boundary: int, floor: int, continuation: str
-) -> tuple[int, int] | None:
-    """
-    The target where the answer chose between another object and the end of the list.
+    The targets where a correct expert would have written `wanted` instead of `answer.text[begin:end]`.
 
     Args:
         speller (`Speller`):
             Of the tokenizer that made the answer.
-        text, ends:
-            The answer and [`Speller.spell`]'s ends.
-        boundary (`int`):
-            Where an object (or `[`) ends and the text goes on: the decision is the token that holds the
-            character there.
-        floor (`int`):
-            That token may begin before the boundary (`},`), but not before this character: it would hold
-            numbers.
-        continuation (`str`):
-            The text that should follow the boundary.
+        answer (`SpelledText`):
+            The model's own answer, from [`Speller.read`].
+        asked (`tuple[int, int]`):
+            The characters `begin` and `end` of the answer's own text that is judged.
+        wanted (`str`):
+            What the expert writes there.
+        then (`str`, *optional*, defaults to `""`):
+            What the expert writes behind it, as far as it is known. It is never a target for its own sake, but a token
+            may reach into it, and where the answer goes on when `wanted` ends, its first token is the target.
+        known_from (`int`, *optional*, defaults to 0):
+            The first character from which on the expert would have written what the answer says up to `begin`. A token
+            that holds `begin` and starts before this character holds text of which nothing is known: no target.
 
     Returns:
-        `tuple[int, int]` or `None`: the token's index and its target; `None` when tokens and boundary do
-        not agree.
+        `dict[int, int]`: index of a token of the answer to its target; empty where nothing is known.
+
+    Example (no boxes: a sum whose digits are tokens of their own, of which the model got the second wrong):
+
+        >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> from rollout_sft.targets import Speller, token_decisions
+        >>> backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate("0123456789+=;[]") } | {"<eos>": 15}))
+        >>> backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        >>> backend.decoder = decoders.Fuse()
+        >>> speller = Speller(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>"))
+
+        >>> answer = speller.read(speller.encode("17+8=35;"))  # the model's own: each of these ids stays in the input
+        >>> begin, end = 5, 7  # the characters of 35
+        >>> decisions = token_decisions(speller, answer, (begin, end), "25", then=";")
+        >>> {i: (answer.text[i], speller.read([target]).text) for i, target in decisions.items()}
+        {5: ('3', '2')}
+
+        Behind the wrong 3 nothing is known. Where the sum is right as far as it goes, its missing end is the target:
+
+        >>> answer = speller.read(speller.encode("17+8=2;"))
+        >>> decisions = token_decisions(speller, answer, (5, 6), "25", then=";")
+        >>> {i: (answer.text[i], speller.read([target]).text) for i, target in decisions.items()}
+        {5: ('2', '2'), 6: (';', '5')}
     """
-    index, start = token_at(ends, boundary)
-    if start < floor:
-        return None
-    wanted_ids, wanted_ends = speller.encode_with_ends(text[start:boundary] + continuation)
-    if wanted_ends[0] <= boundary - start:
-        return None  # the tokenizer would have ended a token at the boundary: this one decides nothing
-    return index, wanted_ids[0]
-
-
-def token_at(ends: Sequence[int], char: int) -> tuple[int, int]:
-    """Index of the token that holds character `char`, and the character at which it starts."""
-    index = bisect_right(ends, char)
-    return index, ends[index - 1] if index else 0
+    begin, end = asked
+    first, start = answer.token_at(begin)
+    decisions: Decisions = {}
+    if start < known_from:
+        return decisions
+    for i, token in enumerate(speller.encode(answer.text[start:begin] + wanted + then), first):
+        decisions[i] = token
+        # Up to here both wrote the same text, so what both have reached is where the answer's token ends.
+        if token != answer.ids[i] or answer.ends[i] >= max(end, begin + len(wanted)):
+            break
+    return decisions

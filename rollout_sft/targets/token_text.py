@@ -9,10 +9,50 @@ generated.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+
+Span = tuple[int, int]
+"""Half-open range of characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpelledText:
+    """
+    Tokens and the characters that they hold.
+
+    Args:
+        ids (`Sequence[int]`): The tokens.
+        text (`str`): What they decode to.
+        ends (`Sequence[int]`): For every token the number of characters up to its end, as from [`Speller.spell`].
+    """
+
+    ids: Sequence[int]
+    text: str
+    ends: Sequence[int]
+
+    def token_at(self, char: int) -> tuple[int, int]:
+        """
+        Index of the first token that holds `char` or a part of it, and the character at which it starts. O(log n).
+        """
+        index = bisect_right(self.ends, char)
+        start = self.ends[index - 1] if index else 0
+        # Tokens that only begin a character end where they start.
+        return (bisect_right(self.ends, start - 1) + 1 if start else 0), start
+
+    def tokens_holding(self, spans: Sequence[Span]) -> set[int]:
+        """The tokens that hold at least one character of one of `spans`."""
+        held: set[int] = set()
+        for a, b in spans:
+            i = bisect_right(self.ends, a)
+            while i < len(self.ends) and (self.ends[i - 1] if i else 0) < b:
+                held.add(i)
+                i += 1
+        return held
 
 
 class Speller:
@@ -87,6 +127,10 @@ class Speller:
             ends.append(length)
         return "".join(chunks), ends
 
+    def read(self, ids: Sequence[int]) -> SpelledText:
+        """The tokens together with what [`spell`] says about them."""
+        return SpelledText(ids, *self.spell(ids))
+
     def encode(self, text: str) -> list[int]:
         """The tokens of `text` where it continues other text: no special tokens, no space put before it."""
         if not self._anchor:
@@ -95,13 +139,6 @@ class Speller:
         if ids[: len(anchor)] != anchor:
             raise ValueError(f"the tokenizer merges a line break with {text[:40]!r}; it cannot encode continuations.")
         return ids[len(anchor) :]
-
-    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """[`encode`] together with the end of each token in `text`, as in [`spell`]."""
-        ids = self.encode(text)
-        # Decoders strip a space at the very beginning; behind a bracket there is no beginning.
-        _, ends = self.spell(self._bracket + ids)
-        return ids, [end - 1 for end in ends[len(self._bracket) :]]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids

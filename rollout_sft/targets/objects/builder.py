@@ -3,14 +3,14 @@ Lists of objects: strict parse, matching, and what is missing appended to the mo
 
 - `Y_train` = the longest prefix of the generated *tokens* that ends with the last valid object, then every
   unmatched true object, `]` and the end token.
-- Trained on: everything appended, and at the coordinate slots of matched objects the coordinates of their
-  truth. With `boundary_supervision` also the choice between another object and the end of the list.
+- Trained on: everything appended, and inside the model's own answer what
+  [`~rollout_sft.targets.objects.prefix`] says: the coordinates of matched objects, or all that a correct expert would
+  write next.
 - Everything else has weight 0: it is context the model wrote itself.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +26,10 @@ from rollout_sft.targets.base import Target
 from rollout_sft.targets.objects.completion import Draft, draft_answer
 from rollout_sft.targets.objects.matching import iou_matrix, match_boxes
 from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, parse_answer
-from rollout_sft.targets.token_decisions import Decisions, boundary_decision, coordinate_decisions
+from rollout_sft.targets.objects.prefix import COORD, PrefixDecisions, coordinate_decisions, expert_decisions
 from rollout_sft.targets.token_text import Speller
 
-COORD = "coord"
-"""Index field: positions whose logits are trained towards a coordinate, in the prefix and in the tail."""
-
-BOUNDARY = "boundary"
-"""Index field with `boundary_supervision`: positions trained towards "another object" or "the end"."""
+PREFIX_SUPERVISION = ("coordinates", "expert")
 
 
 class ObjectsTargetBuilder:
@@ -49,14 +45,16 @@ class ObjectsTargetBuilder:
             A prediction and a truth may be matched from this IoU on, whatever their descriptions. The
             metrics ask for the same IoU and for equal descriptions.
         supervise_desc (`bool`, *optional*, defaults to `True`):
-            Whether appended and reference objects train the tokens that hold text of a description.
-        boundary_supervision (`bool`, *optional*, defaults to `False`):
-            Whether to train, after `[` and after each object of the model's own prefix, the decision to go on
-            (while a true object is not matched by an earlier object of the prefix) or to end the list.
+            Whether the text of descriptions is trained: in appended and reference objects, and by `expert`.
+        prefix_supervision (`str`, *optional*, defaults to `"coordinates"`):
+            What is trained inside the model's own answer. `coordinates`: the coordinates of matched objects.
+            `expert`: also the choice to go on (while a true object is not matched by an earlier object) or to end the
+            list, the description of matched objects, and where an object is not matched the description of the next
+            true object that no earlier one has matched.
 
     Raises:
-        `ValueError`: a tokenizer without a fast backend or without an end token, or a threshold outside (0,
-        1].
+        `ValueError`: a tokenizer without a fast backend or without an end token, a threshold outside (0,
+        1], or a `prefix_supervision` of another name.
     """
 
     def __init__(
@@ -65,19 +63,23 @@ class ObjectsTargetBuilder:
         tokenizer: Any,
         iou_threshold: float = 0.5,
         supervise_desc: bool = True,
-        boundary_supervision: bool = False,
+        prefix_supervision: str = "coordinates",
     ):
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"iou_threshold is {iou_threshold}; give a value above 0 and up to 1, such as 0.5.")
+        if prefix_supervision not in PREFIX_SUPERVISION:
+            raise ValueError(
+                f"prefix_supervision is {prefix_supervision!r}; give one of {', '.join(PREFIX_SUPERVISION)}."
+            )
         self.speller = Speller(tokenizer)
         self.iou_threshold = iou_threshold
         self.supervise_desc = supervise_desc
-        self.boundary_supervision = boundary_supervision
+        self.prefix_supervision = prefix_supervision
 
     def build(self, sample: Sample, rollout: Rollout) -> Target:
         """
-        Prompt, prefix of the rollout and appended tail as one segment. Costs two decodes of the answer and,
-        for each matched object, four short encodings.
+        Prompt, prefix of the rollout and appended tail as one segment. Costs two decodes of the answer
+        and, for each of its objects, at most six short encodings.
 
         Raises:
             `ValueError`: the sample is malformed, or the tokenizer cannot write its objects.
@@ -87,7 +89,7 @@ class ObjectsTargetBuilder:
         plan = self._supervise(draft, truths)
         counters = self._count(answer, rollout, truths)
         counters["rollout/appended"] = (len(truths) - len(draft.pairs), 1)
-        counters["rollout/unaligned_slots"] = (plan.unaligned, 4 * len(draft.pairs))
+        counters["rollout/unaligned_slots"] = (plan.prefix.unaligned, plan.prefix.asked)
         return Target(segment=self._segment(sample, prompt_ids, draft, plan), counters=counters)
 
     def build_reference(self, sample: Sample) -> Target:
@@ -114,53 +116,34 @@ class ObjectsTargetBuilder:
 
     def _supervise(self, draft: Draft, truths: Sequence[TrueObject]) -> _Plan:
         own, appended = draft.answer.objects[: draft.kept], draft.answer.objects[draft.kept :]
-        weights = [0.0] * draft.prefix_length + [1.0] * (len(draft.ids) - draft.prefix_length)
+        tokens = draft.tokens
+        weights = [0.0] * draft.prefix_length + [1.0] * (len(tokens.ids) - draft.prefix_length)
         # A straddled token is written anew, but numbers and descriptions in it are still the model's own.
         unsupervised = [span for found in own for span in (found.desc_span, *found.number_spans)]
         if not self.supervise_desc:
             unsupervised += [found.desc_span for found in appended]
-        for i in draft.tokens_holding(unsupervised):
+        for i in tokens.tokens_holding(unsupervised):
             weights[i] = 0.0
-
-        decisions: Decisions = {}
-        unaligned = 0
-        for i, j in draft.pairs.items():
-            numbers = [json.dumps(x) for x in truths[j].box]
-            slots, skipped = coordinate_decisions(self.speller, draft.text, draft.ids, draft.ends, own[i], numbers)
-            decisions |= slots
-            unaligned += skipped
-        new = draft.tokens_holding([span for found in appended for span in found.number_spans])
-        indices = {COORD: sorted({*decisions, *(i for i in new if weights[i])})}
-        if self.boundary_supervision:
-            boundaries = {i: t for i, t in self._boundaries(draft, truths).items() if i not in decisions}
-            indices[BOUNDARY] = sorted(boundaries)
-            decisions |= boundaries
-        for i in decisions:
+        new = tokens.tokens_holding([span for found in appended for span in found.number_spans])
+        appended_numbers = {i for i in new if weights[i]}
+        prefix = self._decide(draft, truths)
+        for i in prefix.targets:
             weights[i] = 1.0
-        return _Plan(weights, decisions, indices, unaligned)
+        indices = {kind: sorted(held) for kind, held in prefix.kinds.items()}
+        indices[COORD] = sorted({*indices[COORD], *appended_numbers})
+        return _Plan(weights, prefix, indices)
 
-    def _boundaries(self, draft: Draft, truths: Sequence[TrueObject]) -> Decisions:
-        """The dynamic oracle's choices; the one behind the last kept object belongs to the tail."""
-        open_truths = dict.fromkeys(range(len(truths)))
-        boundary, floor, separator = draft.answer.body_start or 0, 0, ""
-        decisions: Decisions = {}
-        for m in range(draft.kept):
-            following = next(iter(open_truths), None)
-            continuation = "]" if following is None else separator + truths[following].json
-            decision = boundary_decision(self.speller, draft.text, draft.ends, boundary, floor, continuation)
-            if decision is not None:
-                decisions[decision[0]] = decision[1]
-            open_truths.pop(draft.pairs.get(m, -1), None)
-            found = draft.answer.objects[m]
-            boundary, floor, separator = found.span[1], found.content_end, ", "
-        return decisions
+    def _decide(self, draft: Draft, truths: Sequence[TrueObject]) -> PrefixDecisions:
+        if self.prefix_supervision == "coordinates":
+            return coordinate_decisions(self.speller, draft, truths)
+        return expert_decisions(self.speller, draft, truths, supervise_desc=self.supervise_desc)
 
     def _segment(self, sample: Sample, prompt_ids: list[int], draft: Draft, plan: _Plan) -> Segment:
         """Puts the answer behind the prompt: what is decided about token `i` is trained at `i - 1`."""
         shift = len(prompt_ids) - 1
-        input_ids = [*prompt_ids, *draft.ids, self.speller.eos_id]
+        input_ids = [*prompt_ids, *draft.tokens.ids, self.speller.eos_id]
         targets = [*input_ids[1:], self.speller.eos_id]
-        for i, token in plan.decisions.items():
+        for i, token in plan.prefix.targets.items():
             targets[shift + i] = token
         return Segment.from_lists(
             input_ids,
@@ -201,9 +184,8 @@ class _Plan:
     """Supervision over the tokens of a draft: token `i` here is what position `i - 1` predicts."""
 
     weights: list[float]
-    decisions: Decisions
+    prefix: PrefixDecisions
     indices: dict[str, list[int]]
-    unaligned: int
 
 
 def _read_sample(sample: Sample) -> tuple[list[int], list[TrueObject], str]:

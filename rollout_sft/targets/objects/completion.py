@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rollout_sft.data.truth import TrueObject
-from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, Span, parse_answer
-from rollout_sft.targets.token_text import Speller
+from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, parse_answer
+from rollout_sft.targets.token_text import SpelledText, Speller
 
 Match = Callable[[Sequence[ParsedObject], Sequence[TrueObject]], dict[int, int]]
 """Predicted and true objects -> predicted index to true index."""
@@ -23,31 +23,18 @@ class Draft:
     An answer to train on, without its end token.
 
     Args:
-        ids (`list[int]`): Its tokens: the model's own, then those written behind them.
-        text (`str`), ends (`list[int]`): Their characters, as from [`Speller.spell`].
+        tokens (`SpelledText`): The model's own tokens, then those written behind them.
         prefix_length (`int`): How many tokens are the model's own, exactly as it generated them.
-        answer (`ParsedAnswer`): What `text` parses to.
+        answer (`ParsedAnswer`): What they parse to.
         kept (`int`): How many objects of `answer` are the model's own; the rest was appended.
         pairs (`dict[int, int]`): Kept objects that are matched, to their truths.
     """
 
-    ids: list[int]
-    text: str
-    ends: list[int]
+    tokens: SpelledText
     prefix_length: int
     answer: ParsedAnswer
     kept: int
     pairs: dict[int, int]
-
-    def tokens_holding(self, spans: Sequence[Span]) -> set[int]:
-        """The tokens that hold at least one character of one of `spans`."""
-        held: set[int] = set()
-        for a, b in spans:
-            i = bisect_right(self.ends, a)
-            while i < len(self.ends) and (self.ends[i - 1] if i else 0) < b:
-                held.add(i)
-                i += 1
-        return held
 
 
 def draft_answer(
@@ -91,15 +78,15 @@ def draft_answer(
         straddled = text[begin:cut] if answer.body_start is not None else "["
         tail = straddled + (", " if found and unmatched else "") + ", ".join(unmatched) + "]"
         ids = [*response_ids[:length], *speller.encode(tail)]
-        y_text, y_ends = speller.spell(ids)
-        if y_text == text[:begin] + tail:
-            return Draft(ids, y_text, y_ends, length, parse_answer(y_text), kept, pairs), answer
+        tokens = speller.read(ids)
+        if tokens.text == text[:begin] + tail:
+            return Draft(tokens, length, parse_answer(tokens.text), kept, pairs), answer
         if begin == cut or not found:
             break
         # The tokenizer writes what was straddled differently (normalised, say): that object has to go as
         # well.
     raise ValueError(
-        f"{where}: the tokenizer turns {tail!r} into {y_text[begin:]!r}, which no model should learn; "
+        f"{where}: the tokenizer turns {tail!r} into {tokens.text[begin:]!r}, which no model should learn; "
         "use a tokenizer that covers the objects, or change their desc or bbox_2d."
     )
 

@@ -17,9 +17,7 @@ import re
 from dataclasses import dataclass
 
 from rollout_sft.data.truth import is_box
-
-Span = tuple[int, int]
-"""Half-open range of characters."""
+from rollout_sft.targets.token_text import Span
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|"', re.DOTALL)

@@ -51,7 +51,7 @@ custom: {trainer_variant: rollout_matching_sft}
     assert config.packing_length == 512
     assert config.post_rollout_pack_scope == "micro", "the default is today's behaviour"
     assert (config.packing, config.packing_drop_last, config.reference_fraction) == (True, True, 0.0)
-    assert not config.boundary_supervision
+    assert config.prefix_supervision == "coordinates", "the requirement's supervision, to the letter"
 
 
 def test_values_arrive_with_their_types(load_over):
@@ -111,6 +111,14 @@ ERRORS = {
     "unknown decoding knob": (
         "rollout_matching: {decoding: {max_tokens: 3}}",
         "rollout_matching.decoding.max_tokens: the nearest valid key is max_new_tokens, which takes an integer",
+    ),
+    "boundary_supervision": (
+        "rollout_matching: {boundary_supervision: true}",
+        "rollout_matching.boundary_supervision is refused: set prefix_supervision: expert",
+    ),
+    "prefix_supervision": (
+        "rollout_matching: {prefix_supervision: true}",
+        "rollout_matching.prefix_supervision.*coordinates",
     ),
     "packing_length": ("training: {packing_length: 4}", "training.packing_length is refused.*global_max_length"),
     "packing_drop_last": ("training: {packing_drop_last: false}", "training.packing_drop_last is false.*window"),
@@ -231,10 +239,10 @@ def test_off_and_no_are_texts_where_texts_are_taken(load_over):
 def test_booleans_keep_all_their_spellings(load_over, spelling):
     (stage,) = load_over(f"""
         training: {{use_cpu: true, save_only_model: {spelling}, resume_from_checkpoint: {spelling}}}
-        rollout_matching: {{boundary_supervision: {spelling}, vllm: {{sleep: {spelling}}}}}
+        rollout_matching: {{supervise_desc: {spelling}, vllm: {{sleep: {spelling}}}}}
     """)
     config = stage.training
-    assert (config.save_only_model, config.boundary_supervision, config.vllm["sleep"]) == (True, True, True)
+    assert (config.save_only_model, config.supervise_desc, config.vllm["sleep"]) == (True, True, True)
     assert config.resume_from_checkpoint is True
 
 

@@ -35,9 +35,9 @@ def test_encoding_continues_text_without_a_space_between(tokenizer):
             continue  # the digits' tokenizer cannot write half of a piece
         cuts += 1
         assert speller.spell(head + tail)[0] == ANSWER
-        ids, ends = speller.encode_with_ends(ANSWER[cut:])
-        assert ids == tail
-        assert [cut + end for end in ends] == speller.spell(head + tail)[1][len(head) :]
+        read = speller.read(head + tail)
+        assert (read.ids, read.text, read.ends) == (head + tail, *speller.spell(head + tail))
+        assert read.token_at(cut) == (len(head), cut)
     assert cuts >= 20
 
 

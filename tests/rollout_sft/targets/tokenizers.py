@@ -47,12 +47,21 @@ def sentencepiece_like(*, more_merges=()):
     return wrap(tokenizer)
 
 
+def straddling():
+    """Characters, and tokens that hold parts of two numbers, of a description and a number, or of two objects."""
+    tokenizer = byte_level_bpe(257, within_words=False)
+    tokenizer.add_tokens([*(f"{k}, 1" for k in range(10)), ", 2", 't", "bbox_2d": [', '"bbox_2d": [3', 'é", "'])
+    tokenizer.add_tokens(["]}, ", "5]}, {", '{"desc": "c', "0]}]"])
+    return tokenizer
+
+
 MAKERS = {
     "digits": build_digits_tokenizer,
     "characters": lambda: byte_level_bpe(257, within_words=False),
     "words": lambda: byte_level_bpe(400, within_words=True),
     "phrases": lambda: byte_level_bpe(330, within_words=False),
     "sentencepiece": sentencepiece_like,
+    "straddling": straddling,
 }
 
 

@@ -1,0 +1,171 @@
+"""
+What is trained inside the model's own objects: at which characters a correct expert would write which text.
+
+    [{"desc": "cat", "bbox_2d": [10, 20, 30, 40]}, {"desc": ...
+     ^         ^                 ^   ^   ^   ^   ^
+     boundary  class             coordinates     boundary: `,` while a truth is open, else `]`
+
+- The expert of an object that is matched writes its truth. The expert of any other object writes the next open truth:
+  the first that no earlier object has matched. With none open it ends the list.
+- A truth that only a later object matches is open until then.
+- Of an object that is not matched the coordinates are unknown, and the class as well where it stands behind them.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rollout_sft.data.truth import TrueObject
+from rollout_sft.targets.objects.completion import Draft
+from rollout_sft.targets.objects.parsing import ParsedObject
+from rollout_sft.targets.token_decisions import Decisions, token_decisions
+from rollout_sft.targets.token_text import Span, SpelledText, Speller
+
+COORD = "coord"
+"""Index field: positions whose logits are trained towards a coordinate, in the prefix and in the tail."""
+
+BOUNDARY = "boundary"
+"""Index field with `expert`: positions of the prefix trained towards "another object" or "the end"."""
+
+DESC = "desc"
+"""Index field with `expert`: positions of the prefix trained towards the text of a description."""
+
+
+@dataclass(slots=True)
+class PrefixDecisions:
+    """
+    The targets in the model's own objects.
+
+    Args:
+        kinds (`dict[str, list[int]]`): The decided tokens by what was asked there.
+        targets (`Decisions`): Index of a token of the answer to its target.
+        asked (`int`): Places that were asked about: boundaries, descriptions, numbers.
+        unaligned (`int`): Those left out because their token begins in another place.
+    """
+
+    kinds: dict[str, list[int]]
+    targets: Decisions = field(default_factory=dict)
+    asked: int = 0
+    unaligned: int = 0
+
+    def add(self, kind: str, first: int, decisions: Decisions) -> None:
+        """Takes the decisions of one place, which begins in token `first`; an earlier place's token stays its own."""
+        self.asked += 1
+        if not decisions or first in self.targets:
+            self.unaligned += 1
+            return
+        self.targets.update(decisions)
+        self.kinds[kind] += decisions
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A part of an object: what the model wrote from `span` on and what its truth says; `known_to`: where it ends."""
+
+    kind: str
+    span: Span
+    wanted: str
+    known_to: int
+
+
+def coordinate_decisions(speller: Speller, draft: Draft, truths: Sequence[TrueObject]) -> PrefixDecisions:
+    """The coordinates of matched objects. Four short encodings for each."""
+    made = PrefixDecisions({COORD: []})
+    for m, j in draft.pairs.items():
+        found, tokens = draft.answer.objects[m], draft.tokens
+        # Text handed to the tokenizer ends where one of the answer's tokens does: `}` cut out of `},` encodes
+        # otherwise.
+        stop = tokens.ends[bisect_left(tokens.ends, found.span[1])]
+        slots = list(_number_slots(found, truths[j]))
+        desc_end = found.desc_span[1]
+        known_from = desc_end if desc_end <= slots[0].span[0] else found.span[0]
+        _ask(speller, tokens, slots, tokens.text[found.span[1] : stop], known_from, found, made)
+    return made
+
+
+def expert_decisions(
+    speller: Speller, draft: Draft, truths: Sequence[TrueObject], *, supervise_desc: bool = True
+) -> PrefixDecisions:
+    """
+    Boundaries, classes, and the coordinates of matched objects. Six short encodings for each object.
+
+    Args:
+        speller (`Speller`):
+            Of the model's tokenizer.
+        draft (`Draft`):
+            The answer, and which of its objects are matched.
+        truths (`Sequence[TrueObject]`):
+            The ground truth, in the order in which the expert writes it.
+        supervise_desc (`bool`, *optional*, defaults to `True`):
+            Whether classes are asked for.
+
+    Returns:
+        `PrefixDecisions`: The targets. The boundary behind the last kept object belongs to the tail.
+    """
+    made, tokens = PrefixDecisions({COORD: [], BOUNDARY: [], DESC: []}), draft.tokens
+    own = draft.answer.objects[: draft.kept]
+    wanted = list(_wanted_truths(draft, truths))
+    going_on = ["]" if truth is None else (", " if m else "") + truth.json for m, truth in enumerate(wanted)]
+    going_on.append(tokens.text[own[-1].span[1] :] if own else "")
+    boundary, known_from = draft.answer.body_start or 0, 0
+    for m, (found, truth) in enumerate(zip(own, wanted, strict=True)):
+        # The first character decides.
+        decisions = token_decisions(
+            speller, tokens, (boundary, boundary + 1), going_on[m][:1], then=going_on[m][1:], known_from=known_from
+        )
+        made.add(BOUNDARY, tokens.token_at(boundary)[0], decisions)
+        if truth is not None:
+            slots = sorted([_desc_slot(found, truth), *_number_slots(found, truth)], key=lambda slot: slot.span)
+            kinds = {COORD, DESC} if m in draft.pairs else {DESC} if slots[0].kind == DESC else set()
+            kinds -= set() if supervise_desc else {DESC}
+            _ask(speller, tokens, slots, going_on[m + 1], found.span[0], found, made, kinds)
+        boundary, known_from = found.span[1], found.content_end
+    return made
+
+
+def _wanted_truths(draft: Draft, truths: Sequence[TrueObject]) -> Iterator[TrueObject | None]:
+    """For each kept object the truth that the expert would write in its place."""
+    still_open = dict.fromkeys(range(len(truths)))
+    for m in range(draft.kept):
+        j = draft.pairs.get(m, next(iter(still_open), None))
+        yield None if j is None else truths[j]
+        still_open.pop(draft.pairs.get(m, -1), None)
+
+
+def _desc_slot(found: ParsedObject, truth: TrueObject) -> _Slot:
+    """The description with its closing quote: whether it ends there is part of it."""
+    begin, end = found.desc_span
+    return _Slot(DESC, (begin, end + 1), json.dumps(truth.desc)[1:], end)
+
+
+def _number_slots(found: ParsedObject, truth: TrueObject) -> Iterator[_Slot]:
+    for span, number in zip(found.number_spans, truth.box, strict=True):
+        yield _Slot(COORD, span, json.dumps(number), span[1])
+
+
+def _ask(
+    speller: Speller,
+    tokens: SpelledText,
+    slots: Sequence[_Slot],
+    behind: str,
+    known_from: int,
+    found: ParsedObject,
+    made: PrefixDecisions,
+    kinds: Sequence[str] | set[str] = (COORD,),
+) -> None:
+    """
+    Asks for the slots of one object that are of `kinds`, in the order of the text. The slots behind one are written
+    with the truth too, since a token may reach into them, and `behind` is what follows the object.
+    """
+    starts = [*(slot.span[0] for slot in slots[1:]), found.span[1]]
+    gaps = [tokens.text[slot.span[1] : start] for slot, start in zip(slots, starts, strict=True)]
+    for k, slot in enumerate(slots):
+        if slot.kind in kinds:
+            rest = "".join(gap + later.wanted for gap, later in zip(gaps[k:], slots[k + 1 :], strict=False))
+            then = rest + gaps[-1] + behind
+            decisions = token_decisions(speller, tokens, slot.span, slot.wanted, then=then, known_from=known_from)
+            made.add(slot.kind, tokens.token_at(slot.span[0])[0], decisions)
+        known_from = slot.known_to
