@@ -52,6 +52,7 @@ from rollout_sft.step.build import BuiltWindow, WindowBuilder
 from rollout_sft.step.collate import collate_pack, collate_padded
 from rollout_sft.step.loss import weighted_loss
 from rollout_sft.step.micro_steps import arrange, run_slot, to_device
+from rollout_sft.step.non_finite import FiniteTrainer, carried_by_gradient
 from rollout_sft.step.schedule import make_schedule
 from rollout_sft.step.seeds import derive_seed
 from rollout_sft.targets.base import TargetBuilder
@@ -60,7 +61,7 @@ from rollout_sft.targets.loading import make_target_builder
 logger = logging.getLogger(__name__)
 
 
-class RolloutSFTTrainer(ResumableTrainer):
+class RolloutSFTTrainer(FiniteTrainer, ResumableTrainer):
     """
     Trains a causal language model on its own rollouts, packed per micro-batch or per accumulation window.
 
@@ -203,7 +204,9 @@ class RolloutSFTTrainer(ResumableTrainer):
     def _slots(self, window: BuiltWindow, reports: list[WindowReport], device: torch.device) -> list[Batch]:
         """The window's packs, laid into the micro-steps that the Trainer counts."""
         filled = zip(window.micro_steps, window.batches, strict=True)
-        packs = [to_device(batch, device) for segments, batch in filled if segments]
+        of_segments = [(to_device(batch, device), segments) for segments, batch in filled if segments]
+        self.watch(of_segments)
+        packs = [pack for pack, _ in of_segments]
         most = max(report.packs for report in reports)
         self._metrics.add_forwards(most, window.slots)
         if most > max(window.slots, self.args.gradient_accumulation_steps):
@@ -227,8 +230,9 @@ class RolloutSFTTrainer(ResumableTrainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | float | None = None
     ) -> torch.Tensor:
         """One micro-step, whatever its slot holds; see [`~rollout_sft.step.micro_steps`]."""
+        self.micro_step += 1
         step = super().training_step
-        return run_slot(self, model, inputs, lambda pack: step(model, pack, num_items_in_batch))  # type: ignore[arg-type]
+        return run_slot(self, model, inputs, lambda pack: step(model, pack, num_items_in_batch))
 
     def _sync_rollouts(self, *, windows: int) -> None:
         """Hands changed weights to the rollout engine; the seconds count for the line of the next window."""
@@ -309,7 +313,7 @@ class RolloutSFTTrainer(ResumableTrainer):
         outputs = model(**mark_packed(inputs, self.accelerator.unwrap_model(model)))
         logits = outputs.logits.flatten(0, 1)
         loss = weighted_loss(logits if kept is None else logits[kept], targets, weights)
-        loss = loss * (self.args.world_size / num_items_in_batch)
+        loss = carried_by_gradient(loss, self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     # --- evaluation --------------------------------------------------------------------------------------------

@@ -1,35 +1,23 @@
-"""Saves that are complete on every rank or do not count, and runs that go on from them bit for bit."""
+"""Runs that go on from a finished checkpoint bit for bit."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
-
-from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer, save_carry_buffer
-from rollout_sft.checkpoint.finished import last_finished_checkpoint, mark_finished, mark_unfinished, require_finished
-from rollout_sft.ranks.distributed import entangled, is_sharded, together
-from rollout_sft.step.schedule import MicroSchedule, Schedule
+from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer
+from rollout_sft.checkpoint.finished import last_finished_checkpoint, require_finished
+from rollout_sft.checkpoint.saving import SavingTrainer
+from rollout_sft.ranks.distributed import entangled, together
+from rollout_sft.step.schedule import MicroSchedule
 
 logger = logging.getLogger(__name__)
 
 
-class ResumableTrainer(Trainer):
-    """
-    A `Trainer` whose checkpoints hold what its schedule carries, and are marked when every rank has written its part.
-
-    Attributes:
-        schedule ([`~rollout_sft.step.schedule.Schedule`]):
-            What may carry segments from one window to the next.
-    """
-
-    schedule: Schedule
+class ResumableTrainer(SavingTrainer):
+    """A [`SavingTrainer`] that starts from its finished checkpoints, and from nothing else."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; `True` resumes from the last checkpoint whose save was finished."""
@@ -39,51 +27,37 @@ class ResumableTrainer(Trainer):
                 raise ValueError(f"{self.args.output_dir} holds no finished checkpoint to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Older checkpoints are removed only after every rank has finished writing this one."""
-        run_folder = self._get_output_dir(trial=trial)
-        folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        save_rest = super()._save_checkpoint
-        limit = self.args.save_total_limit
-
-        def begin() -> None:
-            if self.args.should_save:
-                mark_unfinished(folder)
-
-        def write() -> None:
-            if isinstance(self.schedule, MicroSchedule):
-                ranks = self.args.world_size
-                save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=ranks)
-            self.args.save_total_limit = None
-            try:
-                with entangled(is_sharded(self.model_wrapped) or self.is_deepspeed_enabled):
-                    save_rest(model, trial)
-            finally:
-                self.args.save_total_limit = limit
-
-        def finish() -> None:
-            if not self.args.should_save:
-                return
-            mark_finished(folder)
-            rotate_checkpoints(
-                output_dir=run_folder,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-
-        for part in (begin, write, finish):
-            together(part, share=lambda _: None)
-
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")
         together(partial(self._restore_schedule, checkpoint), share=lambda _: None)
-        output = super()._inner_training_loop(*args, **kwargs)
+        with entangled():
+            output = super()._inner_training_loop(*args, **kwargs)
         if isinstance(self.schedule, MicroSchedule):
             _, left = together(lambda: [s.encoded_len for s in self.schedule.waiting], share=lambda lens: lens)
             lens = [length for rank in left for length in rank]
             self._report_left_over(lens, "were still in the carry buffer when training ended")
         return output
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._read(lambda: super(ResumableTrainer, self)._load_from_checkpoint(*args, **kwargs))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._read(lambda: super(ResumableTrainer, self)._load_optimizer_and_scheduler(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        self._read(lambda: super(ResumableTrainer, self)._load_rng_state(checkpoint))
+
+    def _load_best_model(self) -> None:
+        self._read(super()._load_best_model)
+
+    def _read(self, read: Callable[[], None]) -> None:
+        """Reads a part of a checkpoint on every rank; sharded weights are read in collectives."""
+
+        def work() -> None:
+            with entangled(self._is_sharded()):
+                read()
+
+        together(work, share=lambda _: None)
 
     def _restore_schedule(self, checkpoint: str | None) -> None:
         """What waited when the checkpoint was saved; nothing of an earlier run of this trainer."""

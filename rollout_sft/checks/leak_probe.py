@@ -13,6 +13,7 @@ by at least 6.6e-5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from rollout_sft.inputs.segment import Segment
 from rollout_sft.model.attention import mark_packed
 from rollout_sft.model.forward import forward_names
 from rollout_sft.step.collate import forward_inputs
+from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
 
 LEAK = 1e-5
 """Largest movement of an untouched segment's logits, relative to the largest logit, that still counts as none."""
@@ -83,6 +85,7 @@ def check_isolation(
     Raises:
         [`LeakError`]: the segments see each other, or do not come out as they would alone; the message names the
             model class, the attention implementation, the measurement and what to do.
+        [`~rollout_sft.step.non_finite.NonFiniteError`]: the weights or the logits are not finite.
     """
     inner: Any = getattr(model, "module", model)
     vocabulary = vocab_size or inner.config.get_text_config().vocab_size
@@ -93,6 +96,8 @@ def check_isolation(
         equal = _logits(model(**build([x, x, x])), 3, segment_length)
         changed = _logits(model(**build([x, y, x])), 3, segment_length)
     scale = max(1.0, float(equal.abs().max()))
+    if not math.isfinite(scale + float(changed.abs().max())):
+        _reject_non_finite(inner)
     report = IsolationReport(
         leak=max(_distance(equal[0], changed[0]), _distance(equal[2], changed[2])) / scale,
         copies=max(_distance(equal[0], equal[1]), _distance(equal[0], equal[2])) / scale,
@@ -100,6 +105,19 @@ def check_isolation(
     )
     _judge(report, inner, equal.dtype if _weights(inner) == torch.float64 else _weights(inner))
     return report
+
+
+def _reject_non_finite(model: nn.Module) -> None:
+    name = first_non_finite(model)
+    if name is not None:
+        raise NonFiniteError(
+            f"NaN weights at the start: {name} of {type(model).__name__} holds values that are not finite, so nothing "
+            "can be trained. Start from other weights (an earlier checkpoint)."
+        )
+    raise NonFiniteError(
+        f"{type(model).__name__} gives logits that are not finite in {_weights(model)}, though all of its weights are: "
+        "its forward overflows. Set model.dtype: float32, or training.bf16."
+    )
 
 
 def _judge(report: IsolationReport, model: nn.Module, dtype: torch.dtype) -> None:

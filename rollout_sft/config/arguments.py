@@ -95,6 +95,9 @@ class RolloutSFTConfig(TrainingArguments):
             `varlen` where it can run and the model would otherwise build dense masks.
         check_isolation (`bool`, *optional*, defaults to `True`):
             Whether to run the leak probe of [`~rollout_sft.checks.leak_probe.check_isolation`] before the first step.
+        on_non_finite (`str`, *optional*, defaults to `"raise"`):
+            A step whose loss or gradient is infinite or NaN never reaches the optimizer: `raise` ends the run, `skip`
+            leaves the step out and counts it ([`~rollout_sft.step.non_finite`]).
         validate_schedule (`str`, *optional*, defaults to `"off"`):
             `first_window` or `every_window`: compare the packs with their segments one by one, bookkeeping, loss and
             gradient, and stop at the first difference ([`~rollout_sft.checks.equivalence`]).
@@ -124,6 +127,7 @@ class RolloutSFTConfig(TrainingArguments):
     loss_reduction: str = field(default="token", metadata=_choice("token", "segment", "micro"))
     attention: str = field(default="auto", metadata=_choice("auto", "varlen", "model"))
     check_isolation: bool = field(default=True, metadata=ROLLOUT_MATCHING)
+    on_non_finite: str = field(default="raise", metadata=_choice("raise", "skip"))
     validate_schedule: str = field(default="off", metadata=_choice("off", "first_window", "every_window"))
 
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.

@@ -58,9 +58,13 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
     except Exception as error:
         if not getattr(error, _SHARED, False):
             _mark_shared(error)
-            gather_object([(_describe(error), None)])
+            with suppress(Exception):  # nobody may be left to tell
+                gather_object([(_describe(error), None)])
         raise
-    reports = gather_object([report])
+    try:
+        reports = gather_object([report])
+    except Exception as error:  # a rank that this one waited for has gone
+        raise _explained(error) from error
     for rank, (message, _) in enumerate(reports):
         if message is not None:
             raise _peer_error(rank, message)
@@ -101,16 +105,13 @@ def entangled(active: bool = True) -> Iterator[None]:
         return
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # an interrupt from the keyboard as well
         if getattr(error, _SHARED, False):
             raise
-        _mark_shared(error)
-        rank = PartialState().process_index
-        for peer, message in _last_words():
-            if peer != rank:
-                wrapped = _peer_error(peer, message)
-                raise wrapped from error
-        _leave_last_words(rank, _describe(error))
+        explained = _explained(error)
+        if explained is not error:
+            raise explained from error
+        _leave_last_words(PartialState().process_index, _describe(error))
         raise
 
 
@@ -127,12 +128,22 @@ def leave_together() -> None:
         dist.destroy_process_group()
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _describe(error: BaseException) -> str:
+    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
-def _mark_shared(error: Exception) -> None:
+def _mark_shared(error: BaseException) -> None:
     setattr(error, _SHARED, True)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """What broke a collective: the last words of the rank that left it, or the error itself; marked as shared."""
+    _mark_shared(error)
+    if isinstance(error, Exception):
+        for peer, message in _last_words():
+            if peer != PartialState().process_index:
+                return _peer_error(peer, message)
+    return error
 
 
 def _peer_error(rank: int, message: str) -> PeerError:

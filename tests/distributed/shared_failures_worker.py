@@ -4,6 +4,7 @@ Failures that were shared leave the processes usable, so all of them run in one 
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -85,6 +86,41 @@ def leak_on_one_rank(folder):
         rollout_sft.trainer.check_isolation = original
 
 
+def infinite_loss(folder, *, skip=False, sharded=False):
+    """In step 2 a loss of rank 1 is infinite, though its gradient is finite."""
+    settings = {"max_steps": 3, "post_rollout_pack_scope": "window", "check_isolation": False}
+    trainer = build(folder, sharded=sharded, on_non_finite="skip" if skip else "raise", **settings)
+    if trainer.args.process_index == 1:
+        weighted = rollout_sft.trainer.weighted_loss
+
+        def infinite(*args):
+            found = trainer.state.global_step == 1 and trainer.micro_step == 1
+            return weighted(*args) + (math.inf if found else 0.0)
+
+        rollout_sft.trainer.weighted_loss = infinite
+    try:
+        error = error_of(trainer.train)
+    finally:
+        if trainer.args.process_index == 1:
+            rollout_sft.trainer.weighted_loss = weighted
+    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in trainer.model.parameters()]
+    log = [entry.get("non_finite_steps") for entry in trainer.state.log_history if "grad_norm" in entry or skip]
+    total = float(sum(w.double().sum() for w in weights))
+    return {"error": error, "steps": trainer.state.global_step, "weights": total, "skipped": log[:3]}
+
+
+def skipped_loss(folder):
+    return infinite_loss(folder, skip=True)
+
+
+def infinite_loss_sharded(folder):
+    return infinite_loss(folder, sharded=True)
+
+
+def skipped_loss_sharded(folder):
+    return infinite_loss(folder, skip=True, sharded=True)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(())
@@ -106,8 +142,10 @@ def empty_data_set(folder):
 if __name__ == "__main__":
     folder, results = Path(sys.argv[1]), {}
     scenarios = (save_on_a_full_disk, resume_without_a_buffer, evaluate_a_broken_file, leak_on_one_rank)
+    scenarios += (infinite_loss, skipped_loss, infinite_loss_sharded, skipped_loss_sharded)
     for scenario in (*scenarios, empty_stream, empty_data_set):
         own = folder / scenario.__name__
+        own.mkdir(exist_ok=True)
         results[scenario.__name__] = scenario(own)
         dist.barrier()
     rank = dist.get_rank()

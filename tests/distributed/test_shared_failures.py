@@ -1,5 +1,7 @@
 """Saving, resuming, evaluating and probing: whichever rank fails, both raise, with that rank's message."""
 
+import math
+
 import pytest
 
 from tests.distributed.launch import on_two_ranks
@@ -45,3 +47,23 @@ def test_data_that_is_empty_everywhere_is_the_same_error_everywhere(ended, scena
     assert len(errors) == 1
     assert errors.pop().startswith("ValueError: the training data set ")
     assert all(message in rank[scenario]["error"] for rank in ended)
+
+
+@pytest.mark.parametrize("scenario", ["infinite_loss", "infinite_loss_sharded"])
+def test_an_infinite_loss_of_one_rank_stops_both_before_the_step(ended, scenario):
+    errors = {rank[scenario]["error"] for rank in ended}
+    assert len(errors) == 1, errors
+    assert errors.pop().startswith(
+        "NonFiniteError: step 2: the norm of the gradient is nan, so the step is not done.\n"
+        "rank 0, every loss is finite, samples "
+    )
+    assert all("rank 1, micro-step 1: loss inf, samples 'train-" in rank[scenario]["error"] for rank in ended)
+    assert all(rank[scenario]["steps"] == 1 for rank in ended)
+
+
+@pytest.mark.parametrize("scenario", ["skipped_loss", "skipped_loss_sharded"])
+def test_a_step_that_one_rank_skips_is_skipped_by_both(ended, scenario):
+    own, other = (rank[scenario] for rank in ended)
+    assert own == other
+    assert (own["error"], own["steps"], own["skipped"]) == (None, 3, [0, 1, 0])
+    assert math.isfinite(own["weights"])

@@ -1,0 +1,120 @@
+"""Saves that are complete on every rank or do not count.
+
+The Trainer saves in the middle of collectives: a rank that raised alone between two of them would leave the others
+in the next one. Whatever a rank writes by itself is therefore held back when it fails, and the ranks agree when all
+have come to the end of the save. Collectives that write (FSDP, DeepSpeed) are [`entangled`].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from rollout_sft.checkpoint.carry_buffer import save_carry_buffer
+from rollout_sft.checkpoint.finished import last_finished_checkpoint, mark_finished, mark_unfinished
+from rollout_sft.ranks.distributed import entangled, is_sharded, together
+from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
+from rollout_sft.step.schedule import MicroSchedule, Schedule
+
+
+class SavingTrainer(Trainer):
+    """
+    A `Trainer` whose checkpoints hold what its schedule carries, and are marked when every rank has written its part.
+
+    Attributes:
+        schedule ([`~rollout_sft.step.schedule.Schedule`]):
+            What may carry segments from one window to the next.
+    """
+
+    schedule: Schedule
+    _failures: list[Exception] | None = None
+    """While a checkpoint is being saved: what this rank could not write."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Older checkpoints are removed only after every rank has finished writing this one."""
+        run_folder = self._get_output_dir(trial=trial)
+        folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        limit = self.args.save_total_limit
+
+        def begin() -> None:
+            self._reject_non_finite_weights(model)
+            if self.args.should_save:
+                mark_unfinished(folder)
+
+        def write() -> None:
+            self._failures = []
+            self.args.save_total_limit = None
+            try:
+                self._hold(lambda: self._save_carried(folder))
+                with entangled(self._is_sharded()):
+                    super(SavingTrainer, self)._save_checkpoint(model, trial)
+                if self._failures:
+                    raise self._failures[0]
+            finally:
+                self._failures = None
+                self.args.save_total_limit = limit
+
+        def finish() -> None:
+            if not self.args.should_save:
+                return
+            mark_finished(folder)
+            rotate_checkpoints(
+                output_dir=run_folder,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+        for part in (begin, write, finish):
+            together(part, share=lambda _: None)
+
+    def _reject_non_finite_weights(self, model: nn.Module) -> None:
+        """Such weights would replace the last good checkpoint."""
+        name = first_non_finite(model)
+        if name is not None:
+            last = last_finished_checkpoint(self._get_output_dir(trial=None))
+            raise NonFiniteError(
+                f"step {self.state.global_step}: {name} holds values that are not finite after the optimizer's step, "
+                "though loss and gradient were finite, so the checkpoint is not written; the last finished one is "
+                f"{last}. Lower training.learning_rate."
+            )
+
+    def _hold(self, write: Callable[[], None], *, local: bool = True) -> None:
+        """Writes something; if that fails in a save, the others learn of it at the save's end."""
+        if self._failures is None or not local:
+            write()
+        elif not self._failures:
+            try:
+                write()
+            except Exception as error:
+                self._failures.append(error)
+
+    def _is_sharded(self) -> bool:
+        return is_sharded(self.model_wrapped) or self.is_deepspeed_enabled
+
+    def _save_carried(self, folder: Path) -> None:
+        if isinstance(self.schedule, MicroSchedule):
+            ranks = self.args.world_size
+            save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=ranks)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # A whole state dict was gathered before; without one, sharded weights are gathered while they are written.
+        gathered = state_dict is not None or not self._is_sharded()
+        self._hold(lambda: super(SavingTrainer, self)._save(output_dir, state_dict), local=gathered)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save = super()._save_optimizer_and_scheduler
+        self._hold(lambda: save(output_dir), local=not self._is_sharded())
+
+    def _save_scaler(self, output_dir: str) -> None:
+        save = super()._save_scaler
+        self._hold(lambda: save(output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        save = super()._save_rng_state
+        self._hold(lambda: save(output_dir))

@@ -1,0 +1,179 @@
+"""A step whose loss or gradient is not finite never reaches the optimizer, on any rank.
+
+Nothing waits for it: [`carried_by_gradient`] makes a loss that is not finite a gradient that is not finite, the sum of
+gradients over the ranks carries it to all of them, and the norm that the Trainer computes before the optimizer's step
+is looked at once. Only then, when something is wrong, do the ranks tell each other what they saw.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.model.forward import Batch
+from rollout_sft.ranks.distributed import together
+
+logger = logging.getLogger(__name__)
+
+SKIPS_IN_A_ROW = 10
+"""`rollout_matching.on_non_finite: skip` ends the run at so many skipped steps without a good one between them."""
+_NAMED = 8
+
+
+class NonFiniteError(ValueError):
+    """A loss, a gradient or a weight is infinite or not a number."""
+
+
+def carried_by_gradient(loss: Tensor, scale: float) -> Tensor:
+    """
+    `loss * scale`, with a gradient that is NaN everywhere when the loss is not finite.
+
+    Without it an infinite loss may have a finite gradient: a target whose probability is 0, for instance.
+
+    Args:
+        loss (`Tensor`):
+            A scalar.
+        scale (`float`):
+            What to multiply by.
+
+    Returns:
+        `Tensor`: The scaled loss; exactly `loss * scale` when it is finite.
+    """
+    return loss * (scale + 0 * loss.detach())
+
+
+def first_non_finite(model: nn.Module) -> str | None:
+    """
+    Looks at all weights; one wait for the device.
+
+    Args:
+        model (`nn.Module`):
+            The model; of sharded weights this rank's part is looked at.
+
+    Returns:
+        `str` or `None`: the name of the first parameter that holds an infinity or NaN.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        part = getattr(parameter, "_local_tensor", parameter).detach()
+        if part.numel() and part.is_floating_point():
+            weights[name] = part
+    if not weights:
+        return None
+    largest = torch.stack([torch.linalg.vector_norm(w, math.inf).float() for w in weights.values()])
+    finite = zip(weights, largest.isfinite().tolist(), strict=True)
+    return next((name.removeprefix("module.") for name, good in finite if not good), None)
+
+
+class FiniteTrainer(Trainer):
+    """A `Trainer` that looks at the norm of every gradient before the optimizer does."""
+
+    args: RolloutSFTConfig
+    micro_step = 0
+    """Of the window, counted from 1 by whoever runs it."""
+    _in_a_row = 0
+    _steps = _skipped = 0
+    """Since the last line of the log."""
+    _last_was_skipped = False
+
+    def watch(self, packs: Sequence[tuple[Batch, Sequence[Segment]]]) -> None:
+        """
+        Begins a window.
+
+        Args:
+            packs (`Sequence[tuple[Batch, Sequence[Segment]]]`):
+                What this rank will train, and of what it was made.
+        """
+        self.micro_step = 0
+        self._origin = {id(batch): [segment.sample_id for segment in segments] for batch, segments in packs}
+        self._forwards: list[tuple[int, Tensor, list[str]]] = []
+        self._loss_before = self._tr_loss.clone()
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | float | None = None
+    ) -> Tensor:
+        """One forward and backward; the loss is kept where it is, for [`_get_grad_norm`]."""
+        ids = self._origin.get(id(inputs), [])
+        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[arg-type]
+        self._forwards.append((self.micro_step, loss, ids))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The last that happens before the optimizer's step, on every rank."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self._steps += 1
+        self._last_was_skipped = not math.isfinite(value)
+        if not self._last_was_skipped:
+            self._in_a_row = 0
+        elif self._is_overflow_of_scaler():
+            logger.info("step %d: a gradient overflowed in float16; its scaler skips it.", self.state.global_step + 1)
+        else:
+            together(lambda: self._leave_out(model, value), share=lambda _: None)
+        return norm
+
+    def _is_overflow_of_scaler(self) -> bool:
+        """Float16 finds its scale by overflowing: then only a loss that is not finite is a fault."""
+        return self.accelerator.scaler is not None and all(math.isfinite(loss) for _, loss, _ in self._forwards)
+
+    def _leave_out(self, model: nn.Module, norm: float) -> None:
+        """Skips the step on every rank, or raises on every rank."""
+        self._in_a_row += 1
+        _, reports = together(lambda: self._report(model), share=lambda report: report)
+        found = "\n".join(f"rank {rank}, {line}" for rank, lines in enumerate(reports) for line in lines)
+        text = (
+            f"step {self.state.global_step + 1}: the norm of the gradient is {norm}, so the step is not done.\n{found}"
+        )
+        if self.args.on_non_finite == "raise" or self.is_deepspeed_enabled:  # which steps inside the backward
+            raise NonFiniteError(
+                f"{text}\nLook at these samples, lower training.learning_rate, or set rollout_matching.on_non_finite: "
+                "skip to go on without such steps."
+            )
+        if self._in_a_row >= SKIPS_IN_A_ROW:
+            raise NonFiniteError(f"{text}\nIt is number {self._in_a_row} in a row, so the run is broken for good.")
+        self._skipped += 1
+        if self.is_world_process_zero():
+            logger.warning("%s\nSkipped, number %d in a row.", text, self._in_a_row)
+        # The optimizer's step does nothing until the next micro-step says again whether it synchronises.
+        self.accelerator.gradient_state._set_sync_gradients(False)
+        self._tr_loss.copy_(self._loss_before)
+
+    def _report(self, model: nn.Module) -> list[str]:
+        """What this rank saw, worst first: bad weights, bad losses, or only the samples of the window."""
+        name = first_non_finite(model)
+        if name is not None:
+            return [f"before the step: {name} held values that are not finite, so the step before made them"]
+        lines = [
+            f"micro-step {number}: loss {float(loss)}, samples {_listed(ids)}"
+            for number, loss, ids in self._forwards
+            if not math.isfinite(loss)
+        ]
+        every = _listed([name for _, _, ids in self._forwards for name in ids])
+        return lines or [f"every loss is finite, samples {every}"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Leaves skipped steps out of the mean loss, and counts them; see `Trainer.log`."""
+        if "loss" in logs:
+            if self.args.on_non_finite == "skip":
+                logs = {**logs, "non_finite_steps": self._skipped}
+                if self._skipped == self._steps:
+                    del logs["loss"]
+                else:
+                    logs["loss"] *= self._steps / (self._steps - self._skipped)
+                if self._last_was_skipped:
+                    del logs["grad_norm"]
+            self._steps = self._skipped = 0
+        super().log(logs, start_time)
+
+
+def _listed(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(repr(name) for name in ids[:_NAMED]) + more
