@@ -57,7 +57,7 @@ def test_an_infinite_loss_of_one_rank_stops_both_before_the_step(ended, scenario
         "NonFiniteError: step 2: the norm of the gradient is nan, so the step is not done.\n"
         "rank 0, every loss is finite, samples "
     )
-    assert all("rank 1, micro-step 1: loss inf, samples 'train-" in rank[scenario]["error"] for rank in ended)
+    assert all("rank 1, micro-step 1: loss nan, samples 'train-" in rank[scenario]["error"] for rank in ended)
     assert all(rank[scenario]["steps"] == 1 for rank in ended)
 
 
