@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rollout_sft.checks.leak_probe import LEAK, LeakError, check_isolation
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.step.collate import forward_inputs
+from rollout_sft.step.non_finite import NonFiniteError
 
 SHAPE = {
     "vocab_size": 64,
@@ -113,7 +114,14 @@ def test_a_probe_that_sees_nothing_says_so():
 def test_logits_that_are_not_numbers_do_not_pass():
     model = model_of("llama")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
-    with pytest.raises(LeakError):
+    with pytest.raises(NonFiniteError, match=r"^NaN weights at the start: lm_head\.weight of LlamaForCausalLM"):
+        check_isolation(model)
+
+
+def test_logits_that_overflow_are_called_that():
+    model = model_of("llama")
+    torch.nn.init.constant_(model.model.norm.weight, 1e38)
+    with pytest.raises(NonFiniteError, match=r"gives logits that are not finite in torch\.float32, though all of its"):
         check_isolation(model)
 
 
