@@ -37,6 +37,8 @@ CONFIDENCE = 0.95
 """Share of samples for which the promise holds."""
 WINDOWS = 20_000
 """Drawn for each batch size."""
+WINDOWS_AT_A_TIME = 1_000
+"""Drawn before they are counted; a batch size that is far too large shows in the first thousand."""
 INFEASIBLE = 1
 """How many of them may be infeasible."""
 ATOMS = 128
@@ -156,20 +158,24 @@ def overfills(lens: Lengths, shares: Shares, packing_length: int, micro_steps: i
         `bool`: by two proofs that a window does not fit, one that it does, and plans of the windows that are most in
         doubt where neither says.
     """
-    counts = np.random.default_rng(seed).multinomial(segments, shares, WINDOWS)
-    tokens = np.cumsum(counts * lens, axis=1)  # of the segments that are at least as long
-    long = counts * (2 * lens > packing_length)
-    refused = (tokens[:, -1] > micro_steps * packing_length) | (long.sum(axis=1) > micro_steps)
-    infeasible = int(refused.sum())
-    if infeasible > INFEASIBLE:
-        return True
-    # First fit, longest first, finds no place for a segment only if all packs are too full for it, of longer ones.
-    tight = (tokens - lens > micro_steps * (packing_length - lens)) & (np.cumsum(counts, axis=1) > micro_steps)
-    doubtful = np.flatnonzero(((counts > 0) & tight).any(axis=1) & ~refused)
-    thirds = (counts * lens * (3 * lens > packing_length)).sum(axis=1)
-    for doubt in (tokens[:, -1], thirds):
-        for window in doubtful[np.argsort(-doubt[doubtful], kind="stable")[:PLANS]]:
-            infeasible += not _fits(np.repeat(lens, counts[window]), packing_length, micro_steps)
+    rng, infeasible = np.random.default_rng(seed), 0
+    in_doubt = []
+    for _ in range(WINDOWS // WINDOWS_AT_A_TIME):
+        counts = rng.multinomial(segments, shares, WINDOWS_AT_A_TIME)
+        tokens = np.cumsum(counts * lens, axis=1)  # of the segments that are at least as long
+        long = counts[:, 2 * lens > packing_length].sum(axis=1)
+        refused = (tokens[:, -1] > micro_steps * packing_length) | (long > micro_steps)
+        infeasible += int(refused.sum())
+        if infeasible > INFEASIBLE:
+            return True
+        # First fit, longest first, finds no place for a segment only if all packs are too full for it, of longer ones.
+        tight = (tokens - lens > micro_steps * (packing_length - lens)) & (np.cumsum(counts, axis=1) > micro_steps)
+        in_doubt.append(counts[((counts > 0) & tight).any(axis=1) & ~refused])
+    doubtful = np.concatenate(in_doubt)
+    tokens, thirds = doubtful @ lens, doubtful @ (lens * (3 * lens > packing_length))
+    for doubt in (tokens, thirds):
+        for window in doubtful[np.argsort(-doubt, kind="stable")[:PLANS]]:
+            infeasible += not _fits(np.repeat(lens, window), packing_length, micro_steps)
             if infeasible > INFEASIBLE:
                 return True
     return False

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rollout_sft.step.loss import weighted_loss
+from rollout_sft.step.loss import CHUNK, weighted_loss
 from tests.peak_memory import peak_bytes
 
 
@@ -64,9 +64,19 @@ def test_a_model_that_still_needs_its_logits_is_an_error_not_a_wrong_gradient():
         weighted_loss((hidden @ head.T).tanh(), targets, weights).backward()
 
 
+SCALE = 16
+"""The vocabulary and the chunk are this much smaller than in a run; all that is counted shrinks with them."""
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "float32 copy of bfloat16 logits"])
-def test_16k_tokens_with_8_percent_supervised_add_under_15_percent_of_full_float32_logits(autocast):
-    tokens, vocabulary, width = 16384, 150_000, 4
+def test_a_pack_adds_under_15_percent_of_its_full_float32_logits(autocast):
+    """
+    16k tokens, 8 % of them supervised, and 150,000 tokens in the vocabulary, at a sixteenth of the vocabulary.
+
+    Measured with the whole vocabulary and at this scale: 0.0935 and 0.0936 in float32, 0.1199 and 0.1200 for the copy,
+    0.2399 and 0.2399 for the plain loss.
+    """
+    tokens, vocabulary, width = 16384, 150_000 // SCALE, 4
     full = 4 * tokens * vocabulary
     supervised = torch.arange(0, tokens, 12)[: int(0.08 * tokens)]
     hidden = torch.randn(tokens, width)
@@ -75,11 +85,11 @@ def test_16k_tokens_with_8_percent_supervised_add_under_15_percent_of_full_float
         hidden, head = hidden.bfloat16(), head.bfloat16()
     targets, weights = torch.randint(vocabulary, supervised.shape), torch.ones(len(supervised))
 
-    def step(loss):
+    def step(loss, **chunk):
         head.grad = None
         # Nobody holds the bfloat16 logits: accelerate replaces them by their copy as well.
-        loss(head(hidden[supervised]).float(), targets, weights).backward()
+        loss(head(hidden[supervised]).float(), targets, weights, **chunk).backward()
 
-    ours = peak_bytes(lambda: step(weighted_loss))
+    ours = peak_bytes(lambda: step(weighted_loss, chunk=CHUNK // SCALE))
     assert 0.04 < ours / full < 0.15
     assert peak_bytes(lambda: step(plain)) / full > 0.15, "the plain loss would pass too: the bound shows nothing"
