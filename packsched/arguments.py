@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import SupportsIndex
 
 import numpy as np
@@ -19,22 +19,26 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
         packing_length: When given, the cap in tokens that every length must respect.
 
     Raises:
-        PackingError: A length is not an integer, or is smaller than 1 (index and value are named).
+        PackingError: A length is not an integer, or is smaller than 1 (index and value are named), or the lengths
+            have no order, as in a set.
         OversizedSegmentError: A length is larger than `packing_length`.
 
     >>> checked_lengths((5, 3), 8)
     [5, 3]
     """
-    if not isinstance(encoded_lens, Iterable):
-        raise PackingError(
-            f"the lengths are {encoded_lens!r} of type {type(encoded_lens).__name__}; give a sequence of integers."
-        )
+    check_ordered("the lengths are", encoded_lens, "integers")
     lengths = [checked_encoded_len(length, index) for index, length in enumerate(encoded_lens)]
     if packing_length is not None:
         for index, length in enumerate(lengths):
             if length > packing_length:
                 raise OversizedSegmentError(index=index, encoded_len=length, packing_length=packing_length)
     return lengths
+
+
+def check_ordered(subject: str, values: object, of_what: str) -> None:
+    """Raises `PackingError` unless `values` is an iterable with an order: a set or a mapping has none. O(1)."""
+    if not isinstance(values, Iterable) or isinstance(values, (Set, Mapping)):
+        raise PackingError(f"{subject} {values!r} of type {type(values).__name__}; give a sequence of {of_what}.")
 
 
 def checked_encoded_len(encoded_len: SupportsIndex, index: int) -> int:

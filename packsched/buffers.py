@@ -17,7 +17,7 @@ from packsched.arguments import checked_count, checked_encoded_len, checked_leng
 from packsched.errors import BufferOverflowError, OversizedSegmentError, PackingError
 from packsched.layout import PackLayout
 from packsched.selection import check_policy, require_binpacking, select
-from packsched.window import WindowPlan, plan_window
+from packsched.window import Objective, WindowPlan, plan_window
 
 __all__ = ["CarryBuffer", "Pack", "WindowBuffer"]
 
@@ -229,7 +229,9 @@ class WindowBuffer(Generic[S]):
     [('a', 'c'), ('b',), ()]
     """
 
-    def __init__(self, packing_length: SupportsIndex, micro_steps: SupportsIndex, *, objective: str = "dense") -> None:
+    def __init__(
+        self, packing_length: SupportsIndex, micro_steps: SupportsIndex, *, objective: Objective = "dense"
+    ) -> None:
         self.packing_length = checked_count("packing_length", packing_length)
         self.micro_steps = checked_count("micro_steps", micro_steps)
         self.objective = objective

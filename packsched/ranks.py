@@ -10,16 +10,16 @@ cost, and where nobody can take one, it is planned together with as few of the r
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import SupportsIndex
 
-from packsched.arguments import checked_count, checked_lengths
+from packsched.arguments import check_ordered, checked_count, checked_lengths
 from packsched.balancing.exchange import level_ranks
 from packsched.balancing.pooling import fit_every_rank
 from packsched.costs import SegmentCost
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
 from packsched.planner.stages import Packs
-from packsched.window import WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
+from packsched.window import Objective, WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
 
 # A decoder of about two billion parameters (width 2048, 28 layers, 151,936 tokens).
 DEFAULT_COST = SegmentCost.of_model(width=2048, depth=28, vocabulary=151_936)
@@ -28,7 +28,7 @@ DEFAULT_COST = SegmentCost.of_model(width=2048, depth=28, vocabulary=151_936)
 _TRIAL_EFFORT = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RanksPlan:
     """Who gives which segment to whom, and one window plan for each rank.
 
@@ -52,6 +52,12 @@ class RanksPlan:
     moved_tokens: int
     least_moved_tokens: int
 
+    def __repr__(self) -> str:
+        return (
+            f"RanksPlan({len(self.plans)} ranks, {sum(map(len, self.segments))} segments, {len(self.moves)} moves of "
+            f"{self.moved_tokens} tokens, straggler {self.straggler_before:.3f} -> {self.straggler:.3f})"
+        )
+
     @property
     def straggler(self) -> float:
         """Highest over mean cost of the ranks after the moves: 1.0 is level. 1.0 for an empty window."""
@@ -69,7 +75,7 @@ def plan_ranks(
     micro_steps: SupportsIndex,
     *,
     cost: Callable[[int], int] = DEFAULT_COST,
-    objective: str = "dense",
+    objective: Objective = "dense",
     effort: float = 1.0,
 ) -> RanksPlan:
     """Level the windows of all ranks by moving few tokens, then plan each rank's window.
@@ -78,7 +84,7 @@ def plan_ranks(
         encoded_lens_by_rank: For each rank the lengths of its segments in tokens, in insertion order.
         packing_length: Hard cap of a pack, in tokens.
         micro_steps: Packs of each rank.
-        cost: Cost of a segment of so many tokens, a positive integer that grows with the length; see
+        cost: Cost of a segment by its length, a positive integer that never falls when the length grows; see
             `SegmentCost.of_model`.
         objective: `dense` or `balanced`, for each rank's plan.
         effort: As in `plan_window`.
@@ -100,6 +106,7 @@ def plan_ranks(
     """
     cap = checked_count("packing_length", packing_length)
     steps = checked_count("micro_steps", micro_steps)
+    check_ordered("encoded_lens_by_rank is", encoded_lens_by_rank, "sequences of lengths, one for each rank")
     lens = [_rank_lengths(rank, rank_lens, cap) for rank, rank_lens in enumerate(encoded_lens_by_rank)]
     if not lens:
         raise PackingError("there are no ranks; encoded_lens_by_rank holds one sequence of lengths for each rank.")
@@ -165,6 +172,12 @@ def _checked_costs(cost: Callable[[int], int], lens: Sequence[Sequence[int]]) ->
     for length, value in table.items():
         if type(value) is not int or value < 1:
             raise PackingError(f"cost({length}) is {value!r}; costs are positive integers (scale and round them).")
+    for shorter, longer in pairwise(table):
+        if table[longer] < table[shorter]:
+            raise PackingError(
+                f"cost({longer}) is {table[longer]}, less than cost({shorter}), {table[shorter]}; a longer segment "
+                "costs at least as much as a shorter one."
+            )
     return table
 
 

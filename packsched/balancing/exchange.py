@@ -1,12 +1,14 @@
 """Which rank holds which segment, so that all ranks cost the same and none holds more tokens than it can."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from packsched.subset_sum import fill_room
 
-Held = list[list[tuple[int, int]]]
-"""For each rank the (from_rank, segment) it holds, its own first."""
+HeldSegment = tuple[int, int]
+"""A segment where plans of several ranks meet: (from_rank, segment), its index in the lengths of `from_rank`."""
+Held = list[list[HeldSegment]]
+"""For each rank the segments that it holds, in the order of `own_first`."""
 
 # How far above the mean a rank may cost, in thousandths: the first limit under which everything fits is used.
 _LIMITS = (10, 15, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
@@ -33,6 +35,11 @@ def level_ranks(lens: Sequence[Sequence[int]], table: dict[int, int], tokens: in
             if held is not None:
                 return held
     return [[(rank, at) for at in range(len(lens[rank]))] for rank in range(len(lens))]
+
+
+def own_first(rank: int, segments: Iterable[HeldSegment]) -> list[HeldSegment]:
+    """The segments of `rank` first, then those of other ranks; both in order."""
+    return sorted(segments, key=lambda one: (one[0] != rank, one))
 
 
 def _level_to(
@@ -69,7 +76,8 @@ def _level_to(
         received[to].append((rank, at))
         free[to] -= length
         insort(rooms, (room + minus_cost, to))
-    return [own + sorted(new) for own, new in zip(held, received, strict=True)]
+    # A rank may receive one of the segments that it gave.
+    return [own_first(rank, own + new) for rank, (own, new) in enumerate(zip(held, received, strict=True))]
 
 
 def _keep(rank_lens: Sequence[int], table: dict[int, int], limit: int, tokens: int, keep_short: bool) -> list[int]:

@@ -6,15 +6,13 @@ their tokens, unless that would make a rank dearer than the dearest one so far.
 
 from collections.abc import Callable, Iterator, Sequence
 
-from packsched.balancing.exchange import Held
+from packsched.balancing.exchange import Held, HeldSegment, own_first
 from packsched.window import WindowPlan
 
-Pack = list[tuple[int, int]]
-"""The (from_rank, segment) of the segments that share a pack."""
 PlanRank = Callable[[Sequence[int], bool], WindowPlan | None]
 """The plan of one rank's lengths, or None: not found. True: an attempt among many, worth less work."""
 PlanPool = Callable[[Sequence[int], int], Sequence[Sequence[int]] | None]
-"""Packs (of indices) for the lengths of so many ranks together, or None: not found. Raises when that is all ranks."""
+"""Packs (of indices) for the lengths of that many ranks, or None: not found. Raises when those are all ranks."""
 AdoptPacks = Callable[[Sequence[int], list[list[int]]], WindowPlan]
 """Packs that were found in a pool as the plan of one rank's lengths."""
 
@@ -53,13 +51,13 @@ def fit_every_rank(
     return [found for found in plans if found is not None]
 
 
-def _lengths(here: Sequence[tuple[int, int]], lens: Sequence[Sequence[int]]) -> list[int]:
+def _lengths(here: Sequence[HeldSegment], lens: Sequence[Sequence[int]]) -> list[int]:
     return [lens[rank][at] for rank, at in here]
 
 
 def _one_less(
-    here: Sequence[tuple[int, int]], lens: Sequence[Sequence[int]], plan: PlanRank
-) -> tuple[tuple[int, int], WindowPlan | None]:
+    here: Sequence[HeldSegment], lens: Sequence[Sequence[int]], plan: PlanRank
+) -> tuple[HeldSegment, WindowPlan | None]:
     """The shortest segment without which the rank can be placed, and that plan; else the longest, and None."""
     by_length = sorted(here, key=lambda one: (lens[one[0]][one[1]], one))
     for one in by_length:
@@ -70,7 +68,7 @@ def _one_less(
 
 
 def _receiver(
-    moved: tuple[int, int],
+    moved: HeldSegment,
     giver: int,
     held: Held,
     lens: Sequence[Sequence[int]],
@@ -80,7 +78,7 @@ def _receiver(
     """Hands the segment to a rank that can be placed with it, and says to which."""
     for rank in _roomiest_first(held, lens)[:_RECEIVERS]:
         if rank != giver and plans[rank] is not None:
-            here = _own_first(rank, [*held[rank], moved])
+            here = own_first(rank, [*held[rank], moved])
             found = plan(_lengths(here, lens), True)
             if found is not None:
                 held[rank], plans[rank] = here, found
@@ -91,10 +89,6 @@ def _receiver(
 def _roomiest_first(held: Held, lens: Sequence[Sequence[int]]) -> list[int]:
     tokens = [sum(_lengths(here, lens)) for here in held]
     return sorted(range(len(held)), key=tokens.__getitem__)
-
-
-def _own_first(rank: int, here: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    return sorted(here, key=lambda one: (one[0] != rank, one))
 
 
 def _pool(
@@ -120,7 +114,7 @@ def _pool(
     in_packs = [[segments[index] for index in pack] for pack in packs if pack]
     shares = _share_out(in_packs, group, held, lens, table, limit, micro_steps)
     for member, its_packs in zip(group, shares, strict=True):
-        here = _own_first(member, [one for pack in its_packs for one in pack])
+        here = own_first(member, [one for pack in its_packs for one in pack])
         place = {one: index for index, one in enumerate(here)}
         held[member] = here
         plans[member] = plan(_lengths(here, lens), True) or adopt(
@@ -140,14 +134,14 @@ def _groups(rank: int, others: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _share_out(
-    packs: Sequence[Pack],
+    packs: Sequence[list[HeldSegment]],
     group: Sequence[int],
     held: Held,
     lens: Sequence[Sequence[int]],
     table: dict[int, int],
     limit: int,
     micro_steps: int,
-) -> list[list[Pack]]:
+) -> list[list[list[HeldSegment]]]:
     """At most `micro_steps` packs for each of the group: most kept tokens first, none dearer than `limit` if possible.
 
     What would make its first choice too dear goes, dearest first, to the cheapest rank that has a step left.
@@ -159,7 +153,7 @@ def _share_out(
         for place in {holder[one] for one in pack}
     )
     costs = [sum(table[lens[rank][at]] for rank, at in pack) for pack in packs]
-    shares: list[list[Pack]] = [[] for _ in group]
+    shares: list[list[list[HeldSegment]]] = [[] for _ in group]
     spent = [0] * len(group)
     left = set(range(len(packs)))
 

@@ -12,8 +12,8 @@ from operator import neg
 
 from packsched.planner.bounds import martello_toth_bound
 
-# Beginning a pack with so many segments left (times the room in units of 2^14 tokens) is part of the first node;
-# what is beyond that counts as one node for every few.
+# Beginning a pack is part of its first node while the segments left, times the room in units of 2^14 tokens, are at
+# most 256; every four beyond that count as one more node.
 _FREE_SEGMENTS = 256
 _SEGMENTS_PER_NODE = 4
 
@@ -25,9 +25,9 @@ class OutOfNodesError(Exception):
 def bin_completion(lengths: Sequence[int], packing_length: int, packs: int, nodes: int) -> list[list[int]] | None:
     """At most `packs` packs of positions in `lengths` (longest first), or None: proven that there are none.
 
-    Cost: exponential; at most `nodes` steps of a few microseconds. A pack begun costs a bound and a bitset of the
-    room for each remaining segment, and counts as more steps the more of them there are, so that a large window
-    ends as soon as a small one.
+    Cost: exponential; at most `nodes` steps of a few microseconds. Beginning a pack costs a bound and
+    a bitset of the room for each remaining segment. It counts as more steps the more segments remain, so that a
+    large window ends as soon as a small one.
 
     Raises:
         OutOfNodesError: after `nodes` steps without an answer.

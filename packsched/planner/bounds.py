@@ -1,26 +1,27 @@
 """Lower bounds on the number of packs: what turns "no plan found" into "there is none".
 
 Every bound takes the lengths longest first and returns a number of packs that no plan can go below. All of
-them are integer arithmetic. `lower_bound` is their maximum; a bound is taken out by deleting its line in `_BOUNDS`.
+them are integer arithmetic. `lower_bound` is their maximum; taking a line out of `BOUNDS` takes the bound out.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from math import inf
 from operator import neg
+from typing import NamedTuple
 
 import numpy as np
 
 
-def lower_bound(lengths: Sequence[int], packing_length: int, enough: int | None = None) -> tuple[int, str]:
-    """The best of the bounds and the name of the one that gives it; stops at the first that is `enough`."""
+def lower_bound(lengths: Sequence[int], packing_length: int) -> tuple[int, str]:
+    """The best of the bounds and the name of the first that gives it."""
     best, name = 0, "no segments"
-    for bound_name, bound_of in _BOUNDS if len(lengths) <= _MOST_SEGMENTS else _BOUNDS[:2]:
-        bound = bound_of(lengths, packing_length)
-        if bound > best:
-            best, name = bound, bound_name
-        if enough is not None and best >= enough:
-            break
+    for bound in BOUNDS:
+        if len(lengths) <= bound.most_segments:
+            packs = bound.packs(lengths, packing_length)
+            if packs > best:
+                best, name = packs, bound.name
     return best, name
 
 
@@ -100,11 +101,18 @@ def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
     return int((-(-totals // (k[:, 0] * packing_length))).max())
 
 
-# Beyond this many segments only the first two bounds are taken: the others cost more than they gain.
-_MOST_SEGMENTS = 4096
-_BOUNDS = (
-    ("volume", volume_bound),
-    ("Martello-Toth L2", martello_toth_bound),
-    ("cardinality", cardinality_bound),
-    ("dual-feasible functions", dual_feasible_bound),
+class Bound(NamedTuple):
+    """One line of the table: `packs` is asked for windows of up to `most_segments`."""
+
+    name: str
+    packs: Callable[[Sequence[int], int], int]
+    most_segments: float
+
+
+# Beyond 4096 segments the last two cost more than they gain.
+BOUNDS: tuple[Bound, ...] = (
+    Bound("volume", volume_bound, inf),
+    Bound("Martello-Toth L2", martello_toth_bound, inf),
+    Bound("cardinality", cardinality_bound, 4096),
+    Bound("dual-feasible functions", dual_feasible_bound, 4096),
 )

@@ -1,95 +1,173 @@
-"""The cascade that answers one question: do these segments fit into that many packs?
+"""The stages behind every plan, in one ordered table.
 
-Cheap stages first. Every stage lives in its own module and can be taken out of `fit` in one edit.
+Every stage is asked the same question: do these segments fit into that many packs? It answers with packs, with a
+proof that they do not fit, or with None, and then the next stage is asked. Cheap stages come first. Each algorithm
+has a file of its own; `STAGES` at the end of this one says when it is asked and how much work it may do. Taking a
+line out of the table takes the stage out of both objectives.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
-from math import ceil, isqrt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+from typing import NamedTuple
 
 from packsched.planner.bin_completion import OutOfNodesError, bin_completion
-from packsched.planner.bin_slack import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
-from packsched.planner.exact_cover import cover_after_setting_aside, cover_by_fours, exact_cover
-from packsched.planner.ruin_and_recreate import ruin_and_recreate
-
-Packs = list[list[int]]
+from packsched.planner.bin_slack import minimum_bin_slack, shuffled_bin_slack
+from packsched.planner.bounds import lower_bound
+from packsched.planner.greedy import best_fit_decreasing, first_fit_decreasing
 
 # Beyond this many segments filling pack by pack, which is quadratic, costs more than it gains.
 MOST_SEGMENTS = 4096
-# The bitsets of one subset sum, in bits: more packing length than this is not searched. 2^24 tokens with 4096 segments.
+# Limits the memory of one subset sum, in bits: 2^24 tokens a pack with 4096 segments.
 _MOST_BITS = 1 << 30
 
-# Work at effort 1, in steps that are counted, not timed.
-_SHUFFLES = 8
-_COMPLETION_NODES = 6_000
-_COVER_NODES = 1_000
-_FOURS_NODES = 3_000
-_COVER_TRIES = 8
-_COVER_SEGMENTS_A_PACK = 4
-_ROUNDS = 2_000
+Packs = list[list[int]]
+"""Positions in the lengths of a `SortedWindow`, one list for each pack."""
 
 
-def fit(lengths: Sequence[int], packing_length: int, packs: int, effort: float) -> Packs | None:
-    """At most `packs` packs of positions in `lengths` (longest first), or None: proven that they do not fit.
+class Proof(NamedTuple):
+    """No plan has fewer than `packs` packs; `reason` names the bound or the search that shows it."""
 
-    Cost: about a millisecond when filling succeeds, which it nearly always does; otherwise a few hundred at effort 1
-    and packing lengths up to 16384, however many segments.
+    packs: int
+    reason: str
 
-    Raises:
-        OutOfNodesError: neither found nor refuted within `effort` times the usual work, or not `searchable`.
+
+@dataclass(frozen=True)
+class SortedWindow:
+    """The lengths of a window, longest first, and the cap of its packs.
+
+    What does not depend on the number of packs is computed once.
     """
-    slack = packs * packing_length - sum(lengths)
-    if slack < 0:
-        return None
-    if not searchable(lengths, packing_length):
-        raise OutOfNodesError
-    shuffles = ceil(_SHUFFLES * effort) if slack < packs else 0
-    if lengths[0] < 2 * lengths[-1]:  # alike, so that longest first would get stuck at the end
-        found = shuffled_bin_slack(lengths, packing_length, packs, shuffles)
-        shuffles = 0
-        if found is not None:
-            return found
-    best, least_left = fill(lengths, packing_length, packs)
-    if not least_left:
-        return best
-    found = shuffled_bin_slack(lengths, packing_length, packs, shuffles)
-    if found is not None:
-        return found
-    if slack == 0 and len(lengths) <= _COVER_SEGMENTS_A_PACK * packs:
-        nodes = int(_COVER_NODES * effort)
-        with suppress(OutOfNodesError):
-            found = cover_by_fours(lengths, packing_length, int(_FOURS_NODES * effort))
-            if found is not None:
-                return found
-        with suppress(OutOfNodesError):
-            return exact_cover(lengths, packing_length, nodes)
-        found = cover_after_setting_aside(lengths, packing_length, packs, int(_COVER_TRIES * effort), nodes)
-        if found is not None:
-            return found
+
+    lengths: Sequence[int]
+    packing_length: int
+
+    @cached_property
+    def tokens(self) -> int:
+        """The sum of the lengths."""
+        return sum(self.lengths)
+
+    @cached_property
+    def best_fit(self) -> Packs:
+        """The packs of best-fit decreasing."""
+        return best_fit_decreasing(self.lengths, self.packing_length)
+
+    @cached_property
+    def first_fit(self) -> Packs:
+        """The packs of first-fit decreasing."""
+        return first_fit_decreasing(self.lengths, self.packing_length)
+
+    @cached_property
+    def lower_bound(self) -> Proof:
+        """The best of the bounds."""
+        return Proof(*lower_bound(self.lengths, self.packing_length))
+
+    @cached_property
+    def searchable(self) -> bool:
+        """Whether searches are worth their time and memory: not too many segments, and no pack too long."""
+        n = len(self.lengths)
+        return n <= MOST_SEGMENTS and self.packing_length * (isqrt(n) + 1) <= _MOST_BITS
+
+
+class Stage(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        name: What documents and benchmarks call it.
+        applies: Whether the stage is asked about a window and a number of packs.
+        work: Tries or nodes at effort 1, counted and not timed; 0 for a stage that always runs to its end.
+        levels: Whether the stage is asked again for each pack length that the balanced objective tries.
+        answer: Packs, a proof or None for a window, a number of packs and the work allowed.
+    """
+
+    name: str
+    applies: Callable[[SortedWindow, int], bool]
+    work: int
+    levels: bool
+    answer: Callable[[SortedWindow, int, int], Packs | Proof | None]
+
+
+def fit(window: SortedWindow, packs: int, effort: float, *, levelling: bool = False) -> Packs | Proof | None:
+    """At most `packs` packs, a proof that there are none, or None: neither found within the counted work.
+
+    Args:
+        window: The lengths and the cap.
+        packs: How many packs there may be.
+        effort: Multiplies the counted work of every stage.
+        levelling: Asks only the stages that the balanced objective repeats for every pack length.
+
+    Cost: the first stage, under a millisecond, answers for most windows. When no stage does, a few hundred
+    milliseconds at effort 1 and packing lengths up to 16384, whatever the number of segments.
+    """
+    for stage in STAGES:
+        if (stage.levels or not levelling) and stage.applies(window, packs):
+            answer = stage.answer(window, packs, max(1, int(stage.work * effort)))
+            if answer is not None:
+                return answer
+    return None
+
+
+def _always(window: SortedWindow, packs: int) -> bool:
+    return True
+
+
+def _too_large_to_search(window: SortedWindow, packs: int) -> bool:
+    return not window.searchable
+
+
+def _has_room(window: SortedWindow, packs: int) -> bool:
+    return window.searchable and window.tokens <= packs * window.packing_length
+
+
+def _similar_and_nearly_full(window: SortedWindow, packs: int) -> bool:
+    # Filling with the longest segments first leaves similar short ones that no longer fill a pack exactly.
+    return _nearly_full(window, packs) and window.lengths[0] < 2 * window.lengths[-1]
+
+
+def _mixed_and_nearly_full(window: SortedWindow, packs: int) -> bool:
+    return _nearly_full(window, packs) and window.lengths[0] >= 2 * window.lengths[-1]
+
+
+def _nearly_full(window: SortedWindow, packs: int) -> bool:
+    """Less than one free token a pack."""
+    return _has_room(window, packs) and packs * window.packing_length - window.tokens < packs
+
+
+def _best_fit(window: SortedWindow, packs: int, work: int) -> Packs | None:
+    return window.best_fit if len(window.best_fit) <= packs else None
+
+
+def _first_fit(window: SortedWindow, packs: int, work: int) -> Packs | None:
+    return window.first_fit if len(window.first_fit) <= packs else None
+
+
+def _bounds(window: SortedWindow, packs: int, work: int) -> Proof | None:
+    return window.lower_bound if window.lower_bound.packs > packs else None
+
+
+def _minimum_bin_slack(window: SortedWindow, packs: int, work: int) -> Packs | None:
+    return minimum_bin_slack(window.lengths, window.packing_length, packs)
+
+
+def _shuffled_bin_slack(window: SortedWindow, packs: int, work: int) -> Packs | None:
+    return shuffled_bin_slack(window.lengths, window.packing_length, packs, tries=work)
+
+
+def _bin_completion(window: SortedWindow, packs: int, work: int) -> Packs | Proof | None:
     try:
-        return bin_completion(lengths, packing_length, packs, int(_COMPLETION_NODES * effort))
+        found = bin_completion(window.lengths, window.packing_length, packs, nodes=work)
     except OutOfNodesError:
-        found = ruin_and_recreate(lengths, packing_length, best, least_left, int(_ROUNDS * effort))
-        if found is None:
-            raise
-        return found
+        return None
+    return Proof(packs + 1, "exhaustive search") if found is None else found
 
 
-def searchable(lengths: Sequence[int], packing_length: int) -> bool:
-    """Whether the searches are worth their time and memory: not too many segments, nor too long a pack."""
-    return len(lengths) <= MOST_SEGMENTS and packing_length * (isqrt(len(lengths)) + 1) <= _MOST_BITS
-
-
-def fill(lengths: Sequence[int], packing_length: int, packs: int) -> tuple[Packs, list[int]]:
-    """The best of filling pack by pack with every allowance: the packs, and the positions left over."""
-    best: Packs = []
-    least_left, least_tokens = list(range(len(lengths))), sum(lengths) + 1
-    slack = packs * packing_length - sum(lengths)
-    for allowance in ALLOWANCES[:1] if slack == 0 else ALLOWANCES:
-        filled, left = minimum_bin_slack(lengths, packing_length, packs, allowance)
-        tokens = sum(lengths[position] for position in left)
-        if tokens < least_tokens:
-            best, least_left, least_tokens = filled, left, tokens
-        if not left:
-            break
-    return best, least_left
+STAGES: tuple[Stage, ...] = (
+    Stage("best-fit decreasing", _always, 0, False, _best_fit),
+    Stage("first-fit decreasing", _too_large_to_search, 0, False, _first_fit),
+    Stage("bounds", _always, 0, False, _bounds),
+    Stage("shuffled bin slack", _similar_and_nearly_full, 8, False, _shuffled_bin_slack),
+    Stage("minimum bin slack", _has_room, 0, True, _minimum_bin_slack),
+    Stage("shuffled bin slack", _mixed_and_nearly_full, 8, False, _shuffled_bin_slack),
+    Stage("bin completion", _has_room, 6_000, True, _bin_completion),
+)

@@ -1,14 +1,15 @@
 """Each stage of the planner on its own: bounds never exceed the truth, searches only claim what they can show."""
 
 import random
-from functools import cache
-from itertools import combinations
+from contextlib import suppress
 
 import pytest
 
-from packsched import UndecidedWindowError, completion, plan_window, ruin
+from packsched import PackingError, UndecidedWindowError, plan_window
+from packsched.planner import bin_completion as completion
+from packsched.planner import levelling, stages
 from packsched.planner.bin_completion import OutOfNodesError, bin_completion
-from packsched.planner.bin_slack import ALLOWANCES, minimum_bin_slack, shuffled_bin_slack
+from packsched.planner.bin_slack import shuffled_bin_slack
 from packsched.planner.bounds import (
     cardinality_bound,
     dual_feasible_bound,
@@ -16,15 +17,13 @@ from packsched.planner.bounds import (
     martello_toth_bound,
     volume_bound,
 )
-from packsched.planner.exact_cover import _cover, cover_after_setting_aside, cover_by_fours, exact_cover
 from packsched.planner.greedy import best_fit_decreasing, first_fit_decreasing, longest_processing_time
 from packsched.planner.levelling import longest_pack_bound
 from packsched.planner.pairwise_resplit import pairwise_resplit
 from packsched.planner.random_integers import Integers
-from packsched.planner.ruin_and_recreate import ruin_and_recreate
-from packsched.planner.stages import MOST_SEGMENTS, fit
+from packsched.planner.stages import MOST_SEGMENTS, STAGES, Proof, SortedWindow, fit
 from packsched.subset_sum import fill_room
-from tests.packsched.test_window import by_every_assignment, cut_full_packs
+from tests.packsched.test_window import FIRST_FIT_WINS, by_every_assignment, cut_full_packs
 
 BOUNDS = [volume_bound, martello_toth_bound, cardinality_bound, dual_feasible_bound]
 
@@ -73,6 +72,20 @@ def test_the_bound_on_the_longest_pack_never_exceeds_the_shortest_possible():
                 assert longest_pack_bound(lengths, cap, packs) <= shortest
 
 
+def test_the_bound_on_the_longest_pack_takes_few_steps_however_far_it_is_from_the_mean(monkeypatch):
+    asked = []
+
+    def counted(lengths, packing_length):
+        asked.append(packing_length)
+        return lower_bound(lengths, packing_length)
+
+    monkeypatch.setattr(levelling, "lower_bound", counted)
+    x = 30_000_000
+    plan = plan_window([2 * x + 1, x, 4 * x, 2 * x + 1], 16 * x, 2, objective="balanced")
+    assert (max(plan.pack_lens), plan.optimal) == (5 * x, True)  # the mean is 4.5 x
+    assert 0 < len(asked) < 100
+
+
 def test_bin_completion_agrees_with_every_assignment():
     verdicts = set()
     for lengths, cap in small_windows(42, 800):
@@ -86,96 +99,18 @@ def test_bin_completion_agrees_with_every_assignment():
     assert verdicts == {True, False}
 
 
-def test_exact_cover_and_bin_completion_agree_on_windows_without_slack():
-    """Two independent exact searches, on windows that may or may not fit."""
-    rng = random.Random(43)
-    verdicts = []
-    for _ in range(250):
-        packs, cap = rng.randint(2, 5), rng.choice((12, 30, 90))
-        lengths = sorted((rng.randint(cap // 5, cap // 2) for _ in range(3 * packs)), reverse=True)
-        lengths[-1] = max(1, lengths[-1] - sum(lengths) + packs * cap)
-        lengths.sort(reverse=True)
-        if sum(lengths) != packs * cap or lengths[0] > cap:
-            continue
-        covered = exact_cover(lengths, cap, 10**6)
-        assert (covered is None) == (bin_completion(lengths, cap, packs, 10**6) is None)
-        verdicts.append(covered is None)
-        if covered is not None:
-            assert_packs(covered, lengths, cap, packs)
-    assert 20 < sum(verdicts) < len(verdicts) - 20
-
-
 def test_searches_that_run_out_of_nodes_claim_nothing():
     lengths = sorted(cut_full_packs(random.Random(44), 16, 4, 16384, even=True), reverse=True)
     with pytest.raises(OutOfNodesError):
         bin_completion(lengths, 16384, 16, 100)
-    with pytest.raises(OutOfNodesError):
-        exact_cover(lengths, 16384, 3)
-    with pytest.raises(OutOfNodesError):
-        exact_cover([3] * 30, 30, 10**6)  # too many ways: every ten of thirty
-    with pytest.raises(OutOfNodesError):
-        exact_cover([2**28] * 4, 2**29, 10**6)  # too long a bitset for each
-    with pytest.raises(OutOfNodesError):
-        cover_by_fours([1] * 600, 3, 10**6)  # too many pairs
-    with pytest.raises(OutOfNodesError):
-        exact_cover([2] * 300 + [1] * 24, 300, 10**6)  # too many steps
-    with pytest.raises(OutOfNodesError):
-        fit([1] * (MOST_SEGMENTS + 1), 10, MOST_SEGMENTS, 1)
+    # Too many segments to search: no stage answers.
+    assert fit(SortedWindow([1] * (MOST_SEGMENTS + 1), 2), MOST_SEGMENTS // 2 + 1, 1) is not None
+    assert not SortedWindow([1] * (MOST_SEGMENTS + 1), 2).searchable
 
 
 def test_more_tokens_than_room_needs_no_search():
     assert bin_completion([6, 6], 10, 1, 0) is None
-    assert fit([6, 6], 10, 1, 1) is None
-    assert exact_cover([4, 4, 4], 10, 100) is None
-
-
-def test_fours_are_covered_exactly_when_every_subset_of_at_most_four_says_so():
-    rng = random.Random(44)
-    verdicts = []
-    for _ in range(300):
-        cap, packs = rng.choice((12, 30, 100)), rng.randint(1, 4)
-        lengths = cut_full_packs(rng, packs, rng.randint(1, 5), cap, even=False)
-        if rng.random() < 0.5:
-            lengths = sorted(max(1, length + rng.choice((-1, 0, 0, 1))) for length in lengths)[::-1]
-        ways = {
-            frozenset(some)
-            for size in range(1, 5)
-            for some in combinations(range(len(lengths)), size)
-            if sum(lengths[at] for at in some) == cap
-        }
-
-        @cache
-        def coverable(left, ways=frozenset(ways)):
-            return not left or any(way <= left and coverable(left - way) for way in ways if min(left) in way)
-
-        covered = cover_by_fours(lengths, cap, 10**6)
-        verdicts.append(covered is None)
-        assert (covered is None) == (not coverable(frozenset(range(len(lengths)))))
-        if covered is not None:
-            assert_packs(covered, lengths, cap, sum(lengths) // cap)
-            assert max(len(pack) for pack in covered) <= 4
-    assert 50 < sum(verdicts) < 250
-    with pytest.raises(OutOfNodesError):
-        cover_by_fours([25] * 40, 100, 10**6)  # too many ways: every four of forty
-    with pytest.raises(OutOfNodesError):
-        cover_by_fours([60, 40, 60, 40], 100, 1)
-
-
-def test_windows_cut_at_random_into_three_or_four_a_pack_are_put_together_again():
-    for packs, per_pack in ((16, 3), (32, 3), (16, 4)):
-        for seed in range(8):
-            lengths = cut_full_packs(random.Random(seed), packs, per_pack, 16384, even=False)
-            assert plan_window(lengths, 16384, packs).non_empty == packs
-
-
-def test_setting_aside_leaves_a_window_that_can_be_covered():
-    lengths = sorted(cut_full_packs(random.Random(45), 24, 4, 16384, even=True), reverse=True)
-    packs = cover_after_setting_aside(lengths, 16384, 24, 8, 1000)
-    assert packs is not None
-    assert_packs(packs, lengths, 16384, 24)
-    assert cover_after_setting_aside(lengths, 16384, 24, 0, 1000) is None
-    odd = sorted([2] * 99 + [3] * 34, reverse=True)
-    assert cover_after_setting_aside([*odd, 1, 1], 17, 18, 3, 1) is None  # one node is never enough
+    assert fit(SortedWindow([6, 6], 10), 1, 1) == Proof(2, "volume")
 
 
 def test_a_random_order_fills_packs_of_segments_that_are_alike():
@@ -185,16 +120,6 @@ def test_a_random_order_fills_packs_of_segments_that_are_alike():
     assert_packs(packs, lengths, 16384, 24)
     assert shuffled_bin_slack([6, 6], 10, 1, 3) is None
     assert shuffled_bin_slack(lengths, 16384, 24, 0) is None
-
-
-def test_ruin_and_recreate_places_what_filling_left_over():
-    lengths = sorted(cut_full_packs(random.Random(46), 16, 8, 16384, even=True), reverse=True)
-    filled, left = minimum_bin_slack(lengths, 16384, 16, ALLOWANCES[0])
-    pack = filled.pop()
-    found = ruin_and_recreate(lengths, 16384, [*filled, []], left + pack, 3000)
-    assert found is not None
-    assert_packs(found, lengths, 16384, 16)
-    assert ruin_and_recreate([6, 6], 10, [[0]], [1], 5) is None
 
 
 def best_fit_by_looking_at_every_pack(lengths, cap):
@@ -264,12 +189,12 @@ FIRST_FIVE = [423, 509, 648, 382, 795]
 
 def test_alike_segments_without_slack_need_no_search():
     lengths = sorted(cut_full_packs(random.Random(51), 24, 16, 16384, even=True), reverse=True)
-    packs = fit(lengths, 16384, 24, 0.01)
+    packs = fit(SortedWindow(lengths, 16384), 24, 0.01)
     assert packs is not None
     assert_packs(packs, lengths, 16384, 24)
     # One short segment and they are no longer alike: longest first, then a random order.
     mixed = sorted([*cut_full_packs(random.Random(52), 23, 16, 16384, even=True), 16000, 384], reverse=True)
-    packs = fit(mixed, 16384, 24, 0.01)
+    packs = fit(SortedWindow(mixed, 16384), 24, 0.01)
     assert packs is not None
     assert_packs(packs, mixed, 16384, 24)
 
@@ -280,8 +205,6 @@ def test_deep_searches_end_without_recursion():
     with pytest.raises(OutOfNodesError):
         bin_completion(lengths, sum(lengths) // 3 | 1, 3, 20_000)
     assert len(bin_completion([1] * 1500, 1, 1500, 10**7) or []) == 1500
-    ways = [1 << at for at in range(1500)]
-    assert _cover(1500, ways, 10**4) == ways
 
 
 def hopeless(per_pack: int) -> tuple[list[int], int]:
@@ -296,7 +219,7 @@ def hopeless(per_pack: int) -> tuple[list[int], int]:
 
 @pytest.mark.parametrize("objective", ["dense", "balanced"])
 def test_a_large_hopeless_window_costs_no_more_work_than_a_small_one(monkeypatch, objective):
-    """Work is the segments handed to subset sums and the packs begun; the time follows it."""
+    """Work is the segments left when a pack is begun; the time follows it."""
     work = 0
 
     def counted(function):
@@ -307,7 +230,6 @@ def test_a_large_hopeless_window_costs_no_more_work_than_a_small_one(monkeypatch
 
         return call
 
-    monkeypatch.setattr(ruin, "fill_room", counted(ruin.fill_room))
     monkeypatch.setattr(completion, "martello_toth_bound", counted(completion.martello_toth_bound))
     spent = []
     for per_pack in (30, 300, 1100):
@@ -316,7 +238,7 @@ def test_a_large_hopeless_window_costs_no_more_work_than_a_small_one(monkeypatch
         with pytest.raises(UndecidedWindowError):
             plan_window(lengths, cap, 3, objective=objective)
         spent.append(work)
-    assert max(spent) <= 2 * spent[0], spent
+    assert 0 < max(spent) <= 2 * spent[0], spent
 
 
 def test_first_fit_decreasing_is_the_textbook_one():
@@ -337,3 +259,74 @@ def test_first_fit_decreasing_is_the_textbook_one():
 def test_the_dual_feasible_bound_does_not_overflow():
     big = 2**61
     assert dual_feasible_bound([34 * big] * 7 + [26 * big], 100 * big) == 4
+
+
+def first_fit_wins() -> tuple[list[int], int]:
+    rng = random.Random(FIRST_FIT_WINS)
+    values = [rng.randint(5, 100) for _ in range(20)]
+    return [rng.choice(values) for _ in range(5000)], 150
+
+
+# For each stage a window (lengths, cap) that no stage before it decides.
+DECIDED_BY = {
+    "best-fit decreasing": ([6, 6, 4, 1, 1], 10),
+    "first-fit decreasing": first_fit_wins(),
+    "bounds": ([6, 6, 6], 10),
+    "shuffled bin slack": (cut_full_packs(random.Random(51), 24, 16, 16384, even=True), 16384),
+    "minimum bin slack": ([9, 7, 7, 6, 5, 3, 3], 20),
+    "bin completion": ([42, 50, 56, 30, 33, 23, 30, 30], 100),
+}
+ALGORITHMS = {
+    "best-fit decreasing": "best_fit_decreasing",
+    "first-fit decreasing": "first_fit_decreasing",
+    "bounds": "lower_bound",
+    "shuffled bin slack": "shuffled_bin_slack",
+    "minimum bin slack": "minimum_bin_slack",
+    "bin completion": "bin_completion",
+}
+
+
+def test_every_stage_decides_a_window_that_those_before_it_leave_open():
+    assert {stage.name for stage in STAGES} == set(DECIDED_BY) == set(ALGORITHMS)
+    for name, (lengths, cap) in DECIDED_BY.items():
+        window = SortedWindow(sorted(lengths, reverse=True), cap)
+        packs = len(window.first_fit) if name == "first-fit decreasing" else -(-window.tokens // cap)
+        answers = [
+            stage.name
+            for stage in STAGES
+            if stage.applies(window, packs) and stage.answer(window, packs, stage.work) is not None
+        ]
+        assert answers[0] == name
+
+
+@pytest.mark.parametrize("name", DECIDED_BY.keys() - {"bounds"})
+def test_a_stage_that_is_out_of_the_table_is_never_run(monkeypatch, name):
+    used = []
+    algorithm = getattr(stages, ALGORITHMS[name])
+
+    def noted(*arguments, **options):
+        used.append(name)
+        return algorithm(*arguments, **options)
+
+    def plan_both():
+        lengths, cap = DECIDED_BY[name]
+        for objective in ("dense", "balanced"):
+            with suppress(PackingError):
+                plan_window(lengths, cap, -(-sum(lengths) // cap), objective=objective)
+
+    monkeypatch.setattr(stages, ALGORITHMS[name], noted)
+    plan_both()
+    assert used
+    used.clear()
+    monkeypatch.setattr(stages, "STAGES", tuple(stage for stage in STAGES if stage.name != name))
+    plan_both()
+    assert not used
+
+
+def test_small_windows_are_decided_without_any_one_heuristic(monkeypatch):
+    for left_out in {stage.name for stage in STAGES} - {"bin completion"}:
+        monkeypatch.setattr(stages, "STAGES", tuple(stage for stage in STAGES if stage.name != left_out))
+        for lengths, cap in small_windows(73, 60):
+            fewest, _ = by_every_assignment(lengths, cap, 1)
+            plan = plan_window(lengths, cap, len(lengths))
+            assert (plan.non_empty, plan.optimal) == (fewest, True)

@@ -1,0 +1,35 @@
+"""The dense objective: as few non-empty packs as possible."""
+
+from packsched.planner.bounds import volume_bound
+from packsched.planner.stages import Packs, Proof, SortedWindow, fit
+
+# How much of the usual work goes into fewer packs when more packs are allowed.
+_EXTRA_EFFORT = 0.1
+
+
+def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple[Packs | None, Proof, bool]:
+    """Asks for one more pack until the segments fit, beginning with as many as hold all tokens.
+
+    Args:
+        window: The lengths and the cap.
+        most: How many packs are allowed; None: as many as it takes.
+        effort: Multiplies the counted work.
+
+    Returns:
+        The packs (None: none found), the best lower bound with its proof, and whether no plan has fewer packs.
+    """
+    proof = Proof(volume_bound(window.lengths, window.packing_length), "volume")
+    packs = proof.packs if most is None else min(proof.packs, most)
+    while True:
+        answer = fit(window, packs, effort if packs == most else _EXTRA_EFFORT * effort)
+        if isinstance(answer, Proof):
+            proof = answer
+            if most is not None and proof.packs > most:
+                return None, proof, False
+            packs = proof.packs
+        elif answer is not None:
+            return answer, proof, len(answer) == proof.packs
+        elif packs == most:
+            return None, proof, False
+        else:
+            packs += 1
