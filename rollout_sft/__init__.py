@@ -1,15 +1,28 @@
 """Rollout-matching SFT on Hugging Face's `Trainer`, packed by `packsched`."""
 
-from rollout_sft.config.arguments import RolloutSFTConfig
-from rollout_sft.data.samples import Sample
-from rollout_sft.inputs.segment import Segment
-from rollout_sft.reporting.metrics import Counters
-from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
-from rollout_sft.targets.base import Target, TargetBuilder
-from rollout_sft.trainer import RolloutSFTTrainer
+try:
+    import accelerate  # noqa: F401  # the errors of what imports it indirectly do not name what is missing
+
+    from rollout_sft.checks.leak_probe import LeakError, check_isolation
+    from rollout_sft.config.arguments import RolloutSFTConfig
+    from rollout_sft.data.records import load_records
+    from rollout_sft.data.samples import Sample
+    from rollout_sft.inputs.segment import Segment
+    from rollout_sft.reporting.metrics import Counters
+    from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
+    from rollout_sft.targets.base import Target, TargetBuilder
+    from rollout_sft.trainer import RolloutSFTTrainer
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] == "rollout_sft":
+        raise
+    raise ImportError(
+        f"rollout_sft needs {error.name}, which is not installed. Install what training needs: "
+        "pip install 'packsched[train]'"
+    ) from error
 
 __all__ = [
     "Counters",
+    "LeakError",
     "Rollout",
     "RolloutBackend",
     "RolloutRequest",
@@ -19,4 +32,6 @@ __all__ = [
     "Segment",
     "Target",
     "TargetBuilder",
+    "check_isolation",
+    "load_records",
 ]

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from benchmarks.step_time import report
 from benchmarks.step_time.variants import VARIANTS, Clock, Limit, Variant, flat_gradient
 from benchmarks.step_time.workloads import QUICKSTART, FixedRollouts, Workload, make_model, useful_flops, workloads
-from rollout_sft.inputs.segment import Segment
+from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.step.collate import collate_padded
 from tests.peak_memory import peak_bytes
 
@@ -45,9 +45,9 @@ def reference_gradient(model: PreTrainedModel, segments: list[Segment]) -> torch
     model.zero_grad()
     total = sum(s.weight_sum for s in segments)
     for s in segments:
-        batch = {k: v.to(model.device) for k, v in collate_padded([s], filler_id=0).items() if k != "use_cache"}
-        logits = model(input_ids=batch["input_ids"], logits_to_keep=batch["kept"]).logits[0].float()
-        (torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="sum") / total).backward()
+        batch = collate_padded(pack_of([s]), filler_id=0).to(model.device)
+        logits = model(input_ids=batch.forward["input_ids"], logits_to_keep=batch.supervised).logits[0].float()
+        (torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum") / total).backward()
     gradient = flat_gradient(model)
     model.zero_grad()
     return gradient

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import rollout_sft.trainer
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time import report
 from benchmarks.step_time.variants import LIMIT, VARIANTS, Variant
@@ -87,8 +88,8 @@ class Device:
         variant.steps.clock.cuda = True
         trainer = variant.trainer
         for owner, name in (
-            (trainer._window_builder, "_collate"),
-            (trainer, "_slots"),
+            (trainer.window_builder, "collate"),
+            (rollout_sft.trainer, "arrange_window"),
             (trainer, "compute_loss"),
             (trainer.accelerator, "backward"),
             (trainer, "floating_point_ops"),  # between the micro-steps
@@ -114,7 +115,7 @@ class Device:
 def test_waiting_is_an_error_from_collating_to_the_gradient_and_nowhere_else(monkeypatch, variant):
     device = Device(monkeypatch, variant)
     assert step_time.waits(variant) == "none"
-    must_not = {"_collate", "_slots", "compute_loss", "backward", "floating_point_ops"}
+    must_not = {"collate", "arrange_window", "compute_loss", "backward", "floating_point_ops"}
     may = {"the clock", "create_optimizer", "_maybe_log_save_evaluate"}
     assert device.seen == {**{part: {"error"} for part in must_not}, **{part: {"default"} for part in may}}
 
@@ -126,7 +127,7 @@ def test_a_wait_is_reported_and_any_other_error_is_not_taken_for_one(monkeypatch
         def work(*args, **kwargs):
             raise RuntimeError(message)
 
-        monkeypatch.setattr(variant.trainer, "_slots", work)
+        monkeypatch.setattr(rollout_sft.trainer, "arrange_window", work)
 
     fail("called a synchronizing CUDA operation")
     assert step_time.waits(variant) == "at least one (called a synchronizing CUDA operation)"

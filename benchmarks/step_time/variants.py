@@ -15,8 +15,8 @@ from benchmarks.step_time.workloads import FixedRollouts, Workload
 from examples.digits.tokenizer import build_digits_tokenizer
 from packsched import FillStats, PackLayout
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.inputs.segment import Segment
-from rollout_sft.model.attention import mark_packed
+from rollout_sft.inputs.segment import Segment, pack_of
+from rollout_sft.model.forward import prepare_forward
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.step.collate import forward_inputs
 from rollout_sft.step.loss import weighted_loss
@@ -32,14 +32,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LIMIT = "limit: full packs, no Trainer"
 
 
-class PerMicroBatch:
+def pack_per_micro_batch(micro_batches: list[list[Segment]], micro_steps: int) -> ScheduledWindow:
     """Each raw micro-batch is one pack, however long."""
-
-    waiting: tuple[Segment, ...] = ()
-
-    def schedule(self, micro_batches: list[list[Segment]], micro_steps: int) -> ScheduledWindow:
-        groups = [tuple(batch) for batch in micro_batches]
-        return ScheduledWindow(micro_steps=groups, fill=FillStats(), counters={})
+    return ScheduledWindow(packs=[pack_of(batch) for batch in micro_batches], fill=FillStats(), counters={})
 
 
 class Clock:
@@ -121,7 +116,7 @@ class Variant:
         self.trainer.fill_estimate._due = []  # it takes its second once in a run, not in each step
         self.attention = model.config._attn_implementation
         if own:
-            self.trainer._window_builder._schedule = PerMicroBatch()
+            self.trainer.schedule.schedule = pack_per_micro_batch
         self.steps = Steps(Clock(args.device))
         self.trainer.pop_callback(LogLineCallback)
         self.trainer.add_callback(self.steps)
@@ -131,8 +126,8 @@ class Variant:
 
     def _watch(self) -> None:
         trainer = self.trainer
-        build, compute, collate = trainer.get_batch_samples, trainer.compute_loss, trainer._window_builder._collate
-        schedule = trainer._window_builder._schedule.schedule
+        build, compute, collate = trainer.get_batch_samples, trainer.compute_loss, trainer.window_builder.collate
+        schedule = trainer.schedule.schedule
         host = time.perf_counter if self.steps.clock.cuda else time.process_time
 
         def get_batch_samples(*args):
@@ -154,8 +149,8 @@ class Variant:
             return compute(*args, **kwargs)
 
         trainer.get_batch_samples, trainer.compute_loss = get_batch_samples, compute_loss
-        trainer._window_builder._collate = timed(collate)
-        trainer._window_builder._schedule.schedule = timed(schedule)
+        trainer.window_builder.collate = timed(collate)
+        trainer.schedule.schedule = timed(schedule)
 
     def run(self) -> None:
         self.model.set_attn_implementation(self.attention)
@@ -175,6 +170,9 @@ class Variant:
 
 
 class Nothing:
+    def __init__(self):
+        self.counters = {}
+
     def generate(self, requests):
         assert not requests
         return []
@@ -206,7 +204,7 @@ class Limit:
                 parts.append(
                     Segment.from_lists(fields["input_ids"][a:b].tolist(), fields["targets"][a:b].tolist(), weights)
                 )
-            batch = forward_inputs(parts)
+            batch = forward_inputs(pack_of(parts))
             kept = torch.cat([p.weights for p in parts]).nonzero().flatten()
             batch |= {"logits_to_keep": kept, "targets": torch.cat([p.targets for p in parts])[kept]}
             packs.append({k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
@@ -220,8 +218,8 @@ class Limit:
         for packs in self.windows:
             start, total = self.clock.now(), sum(len(pack["targets"]) for pack in packs)
             for pack in packs:
-                inputs = mark_packed(pack, self.model)
-                targets = (inputs := dict(inputs)).pop("targets")
+                targets = (inputs := dict(pack)).pop("targets")
+                inputs = prepare_forward(self.model, inputs)
                 ones = torch.ones(len(targets), device=targets.device)
                 (weighted_loss(self.model(**inputs).logits[0], targets, ones) / total).backward()
             if len(self.times) == 0:

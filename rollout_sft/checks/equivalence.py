@@ -1,4 +1,4 @@
-"""Math equivalence: with a window's rollouts fixed, the scheduled packs train what the plain segments would.
+"""Checks math equivalence: with a window's rollouts fixed, its packs train what the plain segments would.
 
 - Bookkeeping, exactly: every scheduled segment lies in one pack, with its own tokens, targets, weights, positions and
   remapped index fields. The first difference is named: segment, field, position.
@@ -12,19 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Trainer
 
 from packsched import PackLayout
-from rollout_sft.inputs.segment import SUPERVISED, Segment
-from rollout_sft.model.forward import Batch
-from rollout_sft.step.collate import collate_padded, remapped
+from rollout_sft.inputs.segment import SUPERVISED, Segment, pack_of
+from rollout_sft.model.wrappers import evaluation_mode
+from rollout_sft.ranks.distributed import together
+from rollout_sft.step.build import BuiltWindow
+from rollout_sft.step.collate import PackedBatch, collate_padded, remapped
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest relative difference of the gradients, by the dtype of the computation."""
 
-LossFn = Callable[[Batch], Tensor]
+LossFn = Callable[[PackedBatch], Tensor]
 """A batch -> its share of the window's loss, with a graph."""
 
 
@@ -51,27 +55,65 @@ class EquivalenceReport:
     tolerance: float
 
 
-def check_bookkeeping(
-    due: Sequence[Segment], micro_steps: Sequence[Sequence[Segment]], batches: Sequence[Batch]
-) -> None:
+def validate_window(
+    trainer: Trainer, window: BuiltWindow, *, weight_sum: float, device: torch.device, filler_id: int
+) -> dict[str, float]:
+    """
+    Checks bookkeeping and arithmetic of this rank's window; every rank calls it at the same point.
+
+    Args:
+        trainer (`Trainer`):
+            Its own `compute_loss` is what is compared.
+        window ([`~rollout_sft.step.build.BuiltWindow`]):
+            What is about to be trained.
+        weight_sum (`float`):
+            Sum of the loss weights over all ranks.
+        device (`torch.device`):
+            Where the window is trained.
+        filler_id (`int`):
+            As in [`~rollout_sft.step.collate.collate_padded`].
+
+    Returns:
+        `dict[str, float]`: for the log line, the largest differences on any rank.
+
+    Raises:
+        [`ScheduleMismatchError`]: on every rank, when something differs on one.
+    """
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    compute_loss: Any = trainer.compute_loss  # our denominator need not be an integer
+
+    def loss_of(batch: PackedBatch) -> Tensor:
+        with trainer.compute_loss_context_manager():
+            loss: Tensor = compute_loss(model, batch.to(device).as_inputs(), num_items_in_batch=weight_sum)
+        return loss
+
+    def compare() -> EquivalenceReport:
+        check_bookkeeping(window.due, window.batches)
+        return check_arithmetic(model, loss_of, window.due, window.batches, filler_id=filler_id)
+
+    _, reports = together(compare, share=lambda report: report)
+    return {
+        "equivalence/loss": max(report.loss for report in reports),
+        "equivalence/gradient": max(report.gradient for report in reports),
+    }
+
+
+def check_bookkeeping(due: Sequence[Segment], batches: Sequence[PackedBatch]) -> None:
     """
     Compares what the batches hold with the segments they were made of.
 
     Args:
         due (`Sequence[Segment]`):
             The segments that should be trained, in the order they were made.
-        micro_steps (`Sequence[Sequence[Segment]]`):
-            The segments of each scheduled micro-step.
-        batches (`Sequence[Batch]`):
-            The batch of each micro-step, as [`~rollout_sft.step.collate.collate_pack`] made it.
+        batches (`Sequence[PackedBatch]`):
+            What is trained, as [`~rollout_sft.step.collate.collate_pack`] made it.
 
     Raises:
         [`ScheduleMismatchError`]: names the first segment, field and position that differ.
     """
     expected = {id(s) for s in due}
-    scheduled = [s for step in micro_steps for s in step]
     seen: set[int] = set()
-    for segment in scheduled:
+    for segment in (s for batch in batches for s in batch.pack.segments):
         if id(segment) in seen:
             raise ScheduleMismatchError(f"segment of sample {segment.sample_id!r} is scheduled twice.")
         if id(segment) not in expected:
@@ -80,23 +122,21 @@ def check_bookkeeping(
     for segment in due:
         if id(segment) not in seen:
             raise ScheduleMismatchError(f"segment of sample {segment.sample_id!r} is in no micro-step.")
-    if len(batches) != len(micro_steps):
-        raise ScheduleMismatchError(f"{len(batches)} batches for {len(micro_steps)} micro-steps.")
-    for number, (segments, packed) in enumerate(zip(micro_steps, batches, strict=True)):
-        if segments:
-            _compare_pack(number, segments, packed)
-        elif float(packed["weights"].sum()) != 0:
+    for number, batch in enumerate(batches):
+        if batch.pack.segments:
+            _compare_pack(number, batch)
+        elif float(batch.weights.sum()) != 0:
             raise ScheduleMismatchError(f"micro-step {number} has no segment but a loss weight.")
 
 
-def _compare_pack(number: int, segments: Sequence[Segment], packed: Batch) -> None:
-    layout = PackLayout.from_lengths([s.encoded_len for s in segments])
-    kept = packed["logits_to_keep"]
-    row = packed["input_ids"][0]
-    rows = {"input_ids": row, "position_ids": packed["position_ids"][0]}
-    for name, values in (("targets", packed["targets"]), ("weights", packed["weights"])):
+def _compare_pack(number: int, batch: PackedBatch) -> None:
+    segments = batch.pack.segments
+    layout = PackLayout.from_lengths([s.encoded_len for s in segments])  # made anew, since the pack's may be wrong
+    row = batch.forward["input_ids"][0]
+    rows = {"input_ids": row, "position_ids": batch.forward["position_ids"][0]}
+    for name, values in (("targets", batch.targets), ("weights", batch.weights)):
         spread = torch.zeros(layout.total, dtype=values.dtype, device=values.device)
-        rows[name] = spread.index_put((kept,), values)
+        rows[name] = spread.index_put((batch.forward["logits_to_keep"],), values)
     if row.numel() != layout.total:
         raise ScheduleMismatchError(f"micro-step {number} has {row.numel()} tokens, its segments {layout.total}.")
     packed_fields = {name: layout.split(values) for name, values in rows.items()}
@@ -137,7 +177,7 @@ def _difference(
 
 
 def check_arithmetic(
-    model: nn.Module, loss_of: LossFn, segments: Sequence[Segment], batches: Sequence[Batch], *, filler_id: int
+    model: nn.Module, loss_of: LossFn, segments: Sequence[Segment], batches: Sequence[PackedBatch], *, filler_id: int
 ) -> EquivalenceReport:
     """
     Compares loss and gradient of the packs with those of the segments one by one, unpacked.
@@ -145,11 +185,11 @@ def check_arithmetic(
     Args:
         model (`nn.Module`):
             The unwrapped model; runs in evaluation mode so that dropout cannot differ, and is put back.
-        loss_of (`Callable[[Batch], Tensor]`):
-            A batch's share of the window's loss: the trainer's own `compute_loss`.
+        loss_of (`Callable[[PackedBatch], Tensor]`):
+            A batch's share of the window's loss, with a graph.
         segments (`Sequence[Segment]`):
             All segments scheduled in the window.
-        batches (`Sequence[Batch]`):
+        batches (`Sequence[PackedBatch]`):
             The scheduled packs.
         filler_id (`int`):
             As in [`~rollout_sft.step.collate.collate_padded`].
@@ -161,15 +201,10 @@ def check_arithmetic(
         [`ScheduleMismatchError`]: a difference exceeds the tolerance of the parameters' dtype.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluation_mode(model):
         loss, gradient = _accumulate(loss_of, batches, parameters)
-        alone = [collate_padded([segment], filler_id=filler_id) for segment in segments]
+        alone = [collate_padded(pack_of([segment]), filler_id=filler_id) for segment in segments]
         plain_loss, plain_gradient = _accumulate(loss_of, alone, parameters)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     norm = sum(float(g.double().square().sum()) for g in plain_gradient) ** 0.5
     apart = (
         sum(float((a.double() - b.double()).square().sum()) for a, b in zip(gradient, plain_gradient, strict=True))
@@ -193,7 +228,7 @@ def check_arithmetic(
 
 
 def _accumulate(
-    loss_of: LossFn, batches: Sequence[Batch], parameters: list[nn.Parameter]
+    loss_of: LossFn, batches: Sequence[PackedBatch], parameters: list[nn.Parameter]
 ) -> tuple[float, list[Tensor]]:
     """`autograd.grad` instead of `backward`: gradients, hooks and reducers of the training step stay untouched."""
     total = 0.0

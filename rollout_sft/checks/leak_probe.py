@@ -13,20 +13,24 @@ by at least 6.6e-5.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Trainer
 
-from rollout_sft.inputs.segment import Segment
-from rollout_sft.model.attention import mark_packed
-from rollout_sft.model.forward import forward_names
+from rollout_sft.inputs.segment import Segment, pack_of
+from rollout_sft.model.forward import Inputs, prepare_forward
+from rollout_sft.model.wrappers import base_model, evaluation_mode
+from rollout_sft.ranks.distributed import together
 from rollout_sft.step.collate import forward_inputs
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
+
+logger = logging.getLogger(__name__)
 
 LEAK = 1e-5
 """Largest movement of an untouched segment's logits, relative to the largest logit, that still counts as none."""
@@ -63,7 +67,7 @@ def check_isolation(
     *,
     vocab_size: int | None = None,
     segment_length: int = 16,
-    build_batch: Callable[[Sequence[Sequence[int]]], dict[str, Any]] | None = None,
+    build_batch: Callable[[Sequence[Sequence[int]]], Inputs] | None = None,
 ) -> IsolationReport:
     """
     Measures whether packed segments are isolated, and refuses if not. Usable with any trainer.
@@ -87,12 +91,12 @@ def check_isolation(
             model class, the attention implementation, the measurement and what to do.
         [`~rollout_sft.step.non_finite.NonFiniteError`]: the weights or the logits are not finite.
     """
-    inner: Any = getattr(model, "module", model)
+    inner: Any = base_model(model)
     vocabulary = vocab_size or inner.config.get_text_config().vocab_size
     x, y = _tokens(vocabulary, segment_length)
     device = next(inner.parameters()).device
-    build = build_batch or _contract(inner, device)
-    with _evaluating(model):
+    build = build_batch or _as_in_training(inner, device)
+    with evaluation_mode(model), torch.no_grad():
         equal = _logits(model(**build([x, x, x])), 3, segment_length)
         changed = _logits(model(**build([x, y, x])), 3, segment_length)
     scale = max(1.0, float(equal.abs().max()))
@@ -105,6 +109,22 @@ def check_isolation(
     )
     _judge(report, inner, equal.dtype if _weights(inner) == torch.float64 else _weights(inner))
     return report
+
+
+def probe_before_training(trainer: Trainer) -> None:
+    """
+    Runs the probe on the wrapped model in the precision of training; every rank calls it at the same point.
+
+    Raises:
+        [`LeakError`]: on every rank, when it is found on one.
+    """
+
+    def probe() -> IsolationReport:
+        with trainer.compute_loss_context_manager():
+            return check_isolation(trainer.model_wrapped)
+
+    report, _ = together(probe, share=lambda _: None)
+    logger.info("packed segments are isolated: leak %.1e, copies %.1e.", report.leak, report.copies)
 
 
 def _reject_non_finite(model: nn.Module) -> None:
@@ -146,12 +166,13 @@ def _judge(report: IsolationReport, model: nn.Module, dtype: torch.dtype) -> Non
         )
 
 
-def _contract(model: nn.Module, device: torch.device) -> Callable[[Sequence[Sequence[int]]], dict[str, Any]]:
-    def build(segments: Sequence[Sequence[int]]) -> dict[str, Any]:
-        parts = [Segment.from_lists(ids, ids, [0.0] * len(ids)).to(device) for ids in segments]
-        inputs = mark_packed(forward_inputs(parts), model)
-        names = forward_names(model)
-        return inputs if names is None else {name: value for name, value in inputs.items() if name in names}
+def _as_in_training(model: nn.Module, device: torch.device) -> Callable[[Sequence[Sequence[int]]], Inputs]:
+    """Builds the keyword arguments that a training forward would receive, with the logits of every position."""
+
+    def build(token_lists: Sequence[Sequence[int]]) -> Inputs:
+        pack = pack_of([Segment.from_lists(ids, ids, [0.0] * len(ids)).to(device) for ids in token_lists])
+        every_position = torch.arange(pack.layout.total, device=device)
+        return prepare_forward(model, {**forward_inputs(pack), "logits_to_keep": every_position})
 
     return build
 
@@ -175,15 +196,3 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _weights(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

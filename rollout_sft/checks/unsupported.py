@@ -1,4 +1,4 @@
-"""Models and data that would train wrongly, differently or not at all without a word."""
+"""Refuses models, arguments and data that would train wrongly, differently or not at all without a word."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import has_length
 
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.model.forward import forward_names
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,32 @@ _HOOKS = {
 }
 
 
+def reject_wrong_types(model: object, args: object, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raises `ValueError` for a `model` or `args` of another kind, and for a tokenizer without an end token."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is {_kind(model)}; give a model with its weights, such as "
+            "AutoModelForCausalLM.from_pretrained(name)."
+        )
+    if not isinstance(args, RolloutSFTConfig):
+        raise ValueError(
+            f"args is {_kind(args)}; give a RolloutSFTConfig, which takes all arguments of TrainingArguments and this "
+            "trainer's own."
+        )
+    if tokenizer is None or tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no end token, so no response could end; set tokenizer.eos_token to one of its tokens."
+        )
+
+
+def _kind(given: object) -> str:
+    if given is None:
+        return "None"
+    if isinstance(given, str):
+        return f"the text {given!r}"
+    return f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+
+
 def reject_hooks(arguments: Mapping[str, Any]) -> None:
     """
     Raises `ValueError` for hooks of `Trainer` that this trainer would never call.
@@ -40,8 +68,33 @@ def reject_hooks(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is refused, since it would never be called: {reason}.")
 
 
-def reject_unknown_positions(model: nn.Module, names: set[str] | None) -> None:
-    """Raises `ValueError` when the forward, which takes `names` (None: anything), takes no `position_ids`."""
+def check_model(model: nn.Module, config: RolloutSFTConfig, *, sharded: bool) -> None:
+    """
+    Raises `ValueError` for a model that would be trained wrongly, and warns of dropout where packs are trained.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+        config (`RolloutSFTConfig`):
+            How it will be trained.
+        sharded (`bool`):
+            Whether FSDP or DeepSpeed shards the gradients.
+    """
+    reject_own_loss(model)
+    reject_virtual_tokens(model)
+    if config.packing:
+        reject_unknown_positions(model)
+        warn_about_dropout(model)
+    if sharded and config.validate_schedule != "off":
+        raise ValueError(
+            f"rollout_matching.validate_schedule is {config.validate_schedule}, which compares whole gradients, but "
+            "FSDP and DeepSpeed shard them. Validate the same configuration on one process or with DDP."
+        )
+
+
+def reject_unknown_positions(model: nn.Module) -> None:
+    """Raises `ValueError` when the model's forward takes no `position_ids`."""
+    names = forward_names(model)
     if names is not None and "position_ids" not in names:
         raise ValueError(
             f"{type(model).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they "
@@ -59,7 +112,7 @@ def reject_own_loss(model: nn.Module) -> None:
 
 
 def reject_virtual_tokens(model: nn.Module) -> None:
-    """Raises `ValueError` for PEFT's prompt learning: prompt tuning, P-tuning, prefix tuning and their like."""
+    """Raises `ValueError` for PEFT's prompt learning: prompt tuning, P-tuning and prefix tuning."""
     adapter: Any = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
         kind = getattr(adapter.peft_type, "value", adapter.peft_type)
@@ -128,4 +181,13 @@ def reject_empty_stream(global_step: int) -> None:
         raise ValueError(
             "the training data set gave no sample on any rank before step 1, so there is nothing to train; check "
             "data.train, or whether the stream was already read to its end."
+        )
+
+
+def reject_unsupervised_window(weight_sum: float, ranks: int, global_step: int) -> None:
+    """Raises `ValueError` when no position of the window has a loss weight on any of the `ranks`."""
+    if weight_sum <= 0:
+        raise ValueError(
+            f"step {global_step + 1}: no position of the window is supervised (loss weights sum to {weight_sum} over "
+            f"{ranks} ranks), so there is nothing to train; check the target builder."
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from packsched import Pack, PackLayout
+
 SUPERVISED = "supervised"
 """Name of the index field that every segment has: the positions whose weight is not zero."""
 
@@ -136,3 +138,9 @@ class Segment:
             weight_sum=self.weight_sum,
             sample_id=self.sample_id,
         )
+
+
+def pack_of(segments: Sequence[Segment]) -> Pack[Segment]:
+    """Makes one pack of segments that no schedule had to place; its `packing_length` is what they need."""
+    layout = PackLayout.from_lengths([s.encoded_len for s in segments])
+    return Pack(tuple(segments), tuple(range(len(segments))), layout, max(1, layout.total))

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rollout_sft.model.forward import Batch, base_model
+from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ BLOCK = 256
 """Queries that are run together at least, on the CPU, where a segment is longer than the sliding window."""
 
 
-def mark_packed(inputs: Batch, model: nn.Module) -> Batch:
+def mark_packed(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """
-    Asks for [`varlen_attention`] in the forward of a packed batch, where the model runs it.
+    Asks for [`varlen_attention`] in the forward of a packed row, where the model runs it.
 
     Args:
         inputs (`dict`):
             Keyword arguments of the model's forward.
         model (`nn.Module`):
-            The unwrapped model.
+            The model, wrapped or not.
 
     Returns:
         `dict`: `inputs`, with the mark as `attention_mask` where they are packed.

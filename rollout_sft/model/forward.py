@@ -1,20 +1,37 @@
-"""What a model's forward takes, whatever is wrapped around the model."""
+"""Prepares the keyword arguments of a model's forward: for training, the leak probe and the equivalence check alike."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-Batch = dict[str, Any]
-"""Keyword arguments of the model's forward, plus `targets` and `weights`, which the loss takes out again."""
+from rollout_sft.model.attention import mark_packed
+from rollout_sft.model.wrappers import base_model
+
+Inputs = dict[str, Any]
+"""Keyword arguments of a model's forward, or what the Trainer passes from one of its methods to the next."""
 
 
-def base_model(model: nn.Module) -> nn.Module:
-    """The model itself, where torch.compile or PEFT has wrapped it."""
-    plain: Any = getattr(model, "_orig_mod", model)
-    return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+def prepare_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
+    """
+    Keeps what the model's forward takes, and marks packed inputs where the model runs varlen attention.
+
+    Args:
+        model (`nn.Module`):
+            The model, wrapped or not.
+        inputs (`Mapping[str, Any]`):
+            What [`~rollout_sft.step.collate`] made for the forward.
+
+    Returns:
+        `dict`: the keyword arguments of `model(**...)`.
+    """
+    base = base_model(model)
+    names = forward_names(base)
+    taken = {name: value for name, value in inputs.items() if names is None or name in names}
+    return mark_packed(taken, base)
 
 
 def forward_names(model: nn.Module) -> set[str] | None:
@@ -23,7 +40,7 @@ def forward_names(model: nn.Module) -> set[str] | None:
 
     Args:
         model (`nn.Module`):
-            The unwrapped model; PEFT's wrapper is looked through.
+            The model, wrapped or not.
 
     Returns:
         `set[str]` or `None`: the names to keep of a batch.

@@ -85,15 +85,13 @@ class StepMetrics:
         self._latest: dict[str, float] = {}
         self._training_since: float | None = None
 
-    def add(self, reports: list[WindowReport]) -> None:
-        """Adds one window, as reported by every rank."""
+    def add(self, reports: list[WindowReport], micro_steps: int) -> None:
+        """Adds one window of `micro_steps`, as reported by every rank."""
         for report in reports:
             self._ratios.add(report.counters)
             self._fill = self._fill.merge(report.fill)
         self._latest["packing/post_rollout_buffer"] = float(sum(r.left_over for r in reports))
-
-    def add_forwards(self, most: int, micro_steps: int) -> None:
-        """Counts, over one window, the micro-steps that are idle on every rank and the packs beyond one for each."""
+        most = max(report.packs for report in reports)
         self._ratios.add({"packing/idle_micro_steps": (float(max(0, micro_steps - most)), 1.0)})
         self._ratios.add({"packing/extra_packs": (float(max(0, most - micro_steps)), 1.0)})
 

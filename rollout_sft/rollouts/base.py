@@ -1,10 +1,12 @@
-"""What a rollout backend takes and gives: token ids in, token ids exactly as generated out."""
+"""Says what a rollout backend takes and gives: token ids in, token ids exactly as generated out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from rollout_sft.reporting.metrics import Counters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +42,15 @@ class Rollout:
 
 
 class RolloutBackend(Protocol):
-    """Generates responses from the live model. Rollouts are never packed."""
+    """
+    Generates responses from the live model. Rollouts are never packed.
+
+    Attributes:
+        counters (`Counters`):
+            What the last `generate` of this rank has for the log line; `{}` when there is nothing to say.
+    """
+
+    counters: Counters
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """
@@ -58,3 +68,23 @@ class SyncedBackend(RolloutBackend, Protocol):
     def sync(self) -> None:
         """Renews the copy if the weights have changed; every rank calls it at the same point."""
         ...
+
+
+def check_backend(backend: object) -> None:
+    """Raises `ValueError` for an object that is no [`RolloutBackend`], and names what it lacks."""
+    name = backend.__name__ if isinstance(backend, type) else type(backend).__name__
+    if isinstance(backend, type):
+        raise ValueError(f"rollout_backend is the class {name}; give an instance of it.")
+    lacking = [attribute for attribute in ("generate", "counters") if not hasattr(backend, attribute)]
+    if lacking:
+        raise ValueError(
+            f"rollout_backend is a {name} without {' and '.join(lacking)}. A RolloutBackend has "
+            "generate(requests) -> list[Rollout], and counters: what its last call has for the log line, or {}."
+        )
+
+
+def check_prompts(requests: Sequence[RolloutRequest]) -> None:
+    """Raises `ValueError` for a request with an empty prompt, and names it by its place."""
+    for i, request in enumerate(requests):
+        if not request.prompt_ids:
+            raise ValueError(f"rollout request {i} has an empty prompt; a prompt needs at least one token.")

@@ -24,8 +24,10 @@ from transformers import (
 )
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
-from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.reporting.metrics import Counters
+from rollout_sft.rollouts.base import Rollout, RolloutRequest, check_prompts
 
 
 class HFBackend:
@@ -61,7 +63,7 @@ class HFBackend:
         self._eos = [int(t) for t in eos_token_ids]
         self._pad = int(pad_token_id)
         self._batch_size = batch_size
-        self.counters: dict[str, tuple[float, float]] = {}
+        self.counters: Counters = {}
         """Of the last call: `rollout/padding`, positions computed for padding over all of them."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
@@ -93,9 +95,7 @@ class HFBackend:
 
     def _chunks(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
         """Indices of the requests that are generated together, shortest prompts first."""
-        for i, request in enumerate(requests):
-            if not request.prompt_ids:
-                raise ValueError(f"rollout request {i} has an empty prompt; a prompt needs at least one token.")
+        check_prompts(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
         return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
@@ -195,17 +195,13 @@ def _processors(decoding: Decoding, seeds: list[int], input_ids: Tensor, mask: T
 
 @contextmanager
 def _generating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; training modes, generation defaults and generators come back afterwards."""
-    modes = {module: module.training for module in model.modules()}
+    """Evaluation mode without gradients; modes, generation defaults and generators come back afterwards."""
     devices = [model.device] if model.device.type == "cuda" else []
     defaults = model.generation_config
     try:
-        model.eval()
         # `generate` fills what a config leaves open from the model's own defaults, sampling knobs among them.
         model.generation_config = GenerationConfig()
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with evaluation_mode(model), torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         model.generation_config = defaults

@@ -1,4 +1,4 @@
-"""What a trainer generates with: one backend for training, one for evaluation, and the weights they shall use.
+"""Holds what a trainer generates with: one backend for training, one for evaluation, and the weights they use.
 
 The Hugging Face backend generates with the live model itself. A backend with an engine of its own has to be handed the
 weights: `sync` does so once per change, at points that every rank reaches together.
@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from rollout_sft.config.arguments import RolloutSFTConfig
-from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend
+from rollout_sft.reporting.metrics import Counters
+from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend, check_backend
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import Engine, VLLMBackend
@@ -33,7 +34,7 @@ class Generation(TrainerCallback):
         model (`Callable[[], nn.Module]`):
             Returns the unwrapped live model.
         backend (`RolloutBackend`, *optional*):
-            Used for training and evaluation alike, instead of the one that `args` names.
+            Used for training and for evaluation, instead of the one that `args` names.
 
     Attributes:
         train (`RolloutBackend`):
@@ -58,6 +59,7 @@ class Generation(TrainerCallback):
         ends = [tokenizer.eos_token_id]
         decodings = args.train_decoding(), args.evaluation_decoding()
         if backend is not None:
+            check_backend(backend)
             self.train = self.evaluation = backend
         elif args.rollout_backend == "vllm":
             engine = self._engine = _engine(args, self.weights)
@@ -74,26 +76,27 @@ class Generation(TrainerCallback):
                 for decoding, size in zip(decodings, sizes, strict=True)
             )
 
-    def sync(self) -> float:
+    def sync(self, *, windows: int) -> Counters:
         """
-        Hands the live weights over where a backend needs them; every rank calls it at the same point.
+        Hands the live weights over where a backend generates with a copy; every rank calls it at the same point.
+
+        Args:
+            windows (`int`):
+                How many windows of training this is for: 1, or 0 for an evaluation.
 
         Returns:
-            `float`: the seconds it took.
+            `Counters`: the seconds it took, for the log line; nothing where no backend has a copy.
         """
         start = time.perf_counter()
         for backend in (self.train, self.evaluation):
             if isinstance(backend, SyncedBackend):
                 backend.sync()
-        return time.perf_counter() - start
-
-    @property
-    def is_synced(self) -> bool:
-        """Whether the backends generate with copies of the weights."""
-        return isinstance(self.train, SyncedBackend)
+        if not isinstance(self.train, SyncedBackend):
+            return {}
+        return {"time/weight_sync_s": (time.perf_counter() - start, float(windows))}
 
     def sleep(self) -> None:
-        """Rollouts are done for now: the engine gives its memory to training where it can."""
+        """Lets the engine give its memory to training where it can, until the next rollouts."""
         if self._engine is not None:
             self._engine.sleep()
 
@@ -103,7 +106,7 @@ class Generation(TrainerCallback):
             self._engine.close()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The weights are other ones now."""
+        """Marks the weights as changed."""
         self.weights.changed()
 
 

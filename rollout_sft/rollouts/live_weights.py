@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from rollout_sft.model.forward import base_model
+from rollout_sft.model.wrappers import base_model
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Names that torch.compile and activation checkpointing put between a module and its child."""
@@ -40,7 +40,7 @@ class LiveWeights:
         self.version = 0
 
     def changed(self) -> None:
-        """Says that the weights are other ones now: after an optimizer step, or after loading."""
+        """Marks the weights as changed: after an optimizer step, or after loading."""
         self.version += 1
 
     @property

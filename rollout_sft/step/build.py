@@ -1,4 +1,4 @@
-"""What happens once per optimizer step before the first forward: raw micro-batches become packed batches.
+"""Builds one rank's window before the first forward of an optimizer step.
 
     raw micro-batches -> rollouts (one batched call) -> parse, match, build -> schedule -> collate
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from packsched import Pack
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, Sample, read_prompt
-from rollout_sft.inputs.segment import Segment
-from rollout_sft.model.forward import Batch
+from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.reporting.metrics import Ratios, WindowReport
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
+from rollout_sft.step.collate import PackedBatch
 from rollout_sft.step.reductions import rescale
 from rollout_sft.step.schedule import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
@@ -25,26 +26,31 @@ from rollout_sft.targets.base import Target, TargetBuilder
 @dataclass(frozen=True, kw_only=True)
 class BuiltWindow:
     """
-    One rank's window, ready to be collated.
+    One rank's window, packed and collated.
 
     Args:
         due (`list[Segment]`):
             The segments this window has to train: what waited and what was built, without what waits now.
-        slots (`int`):
-            Micro-steps that the Trainer counts.
-        micro_steps (`list[tuple[Segment, ...]]`):
-            The segments of each forward: one per slot, and more where the window did not fit them.
-        batches (`list[Batch]`):
-            One per forward, where the segments are.
+        micro_steps (`int`):
+            How many micro-steps the Trainer counts.
+        batches (`list[PackedBatch]`):
+            One per micro-step, the dummy where it is idle; more where the window did not fit them.
+        dummy (`PackedBatch`):
+            What a forward without segments runs.
         report (`WindowReport`):
             What the other ranks and the log need to know of it.
     """
 
     due: list[Segment]
-    slots: int
-    micro_steps: list[tuple[Segment, ...]]
-    batches: list[Batch]
+    micro_steps: int
+    batches: list[PackedBatch]
+    dummy: PackedBatch
     report: WindowReport
+
+    @property
+    def pack_lens(self) -> list[list[int]]:
+        """For each pack the lengths of its segments."""
+        return [list(batch.pack.layout.encoded_lens) for batch in self.batches]
 
 
 class WindowBuilder:
@@ -60,8 +66,8 @@ class WindowBuilder:
             Makes segments.
         backend (`RolloutBackend`):
             Generates.
-        collate (`Callable[[tuple[Segment, ...]], Batch]`):
-            Makes a batch of the segments of one micro-step.
+        collate (`Callable[[Pack[Segment]], PackedBatch]`):
+            Makes the tensors of one pack.
         rank (`int`):
             This process's rank; part of every seed.
     """
@@ -73,14 +79,14 @@ class WindowBuilder:
         schedule: Schedule,
         target_builder: TargetBuilder,
         backend: RolloutBackend,
-        collate: Callable[[tuple[Segment, ...]], Batch],
+        collate: Callable[[Pack[Segment]], PackedBatch],
         rank: int,
     ):
+        self.collate = collate
         self._config = config
         self._schedule = schedule
-        self._targets = target_builder
+        self._target_builder = target_builder
         self._backend = backend
-        self._collate = collate
         self._rank = rank
 
     def build(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
@@ -102,7 +108,7 @@ class WindowBuilder:
         micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
         with ratios.timed("time/rollout_s"):
             rollouts = self._roll_out(micro_batches, global_step)
-        ratios.add(getattr(self._backend, "counters", {}))  # what a backend has to say about its last call
+        ratios.add(self._backend.counters)
         with ratios.timed("time/build_s"):
             targets = [
                 [self._build(sample, rollout) for sample, rollout in zip(batch.samples, row, strict=True)]
@@ -115,8 +121,8 @@ class WindowBuilder:
             pool = [*self._schedule.waiting, *(s for row in segments for s in row)]
             scheduled = self._schedule.schedule(segments, micro_steps)
             waiting = {id(s) for s in self._schedule.waiting}
-            dummy = self._collate(()) if () in scheduled.micro_steps else {}
-            batches = [self._collate(segments) if segments else dummy for segments in scheduled.micro_steps]
+            dummy = self.collate(pack_of(()))
+            batches = [self.collate(pack) if pack.segments else dummy for pack in scheduled.packs]
         extra = len(batches) - micro_steps
         whole = self._config.gradient_accumulation_steps
         allowed = self._config.on_infeasible == "extra_steps" or len(batches) <= whole
@@ -124,16 +130,14 @@ class WindowBuilder:
         ratios.add(scheduled.counters)
         report = WindowReport(
             raw_micro_batches=len(micro_batches),
-            packs=sum(1 for segments in scheduled.micro_steps if segments),
+            packs=sum(1 for pack in scheduled.packs if pack.segments),
             weight_sum=scheduled.weight_sum,
             fill=scheduled.fill,
             counters=ratios.pairs(),
             left_over=scheduled.left_over,
         )
         due = [s for s in pool if id(s) not in waiting]
-        return BuiltWindow(
-            due=due, slots=micro_steps, micro_steps=scheduled.micro_steps, batches=batches, report=report
-        )
+        return BuiltWindow(due=due, micro_steps=micro_steps, batches=batches, dummy=dummy, report=report)
 
     def _roll_out(self, micro_batches: list[MicroBatch], global_step: int) -> list[list[Rollout | None]]:
         """One rollout per sample, or None where the sample is trained on its reference answer."""
@@ -154,5 +158,5 @@ class WindowBuilder:
 
     def _build(self, sample: Sample, rollout: Rollout | None) -> Target:
         if rollout is None:
-            return self._targets.build_reference(sample)
-        return self._targets.build(sample, rollout)
+            return self._target_builder.build_reference(sample)
+        return self._target_builder.build(sample, rollout)

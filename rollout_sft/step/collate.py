@@ -1,71 +1,133 @@
-"""From packs to what the model's forward receives.
+"""Turns packs into tensors: what the model's forward receives, and what the loss compares its logits with.
 
 Isolation of the segments in a pack rests on the model seeing positions that restart and *no* attention mask: an
-all-ones mask, `use_cache=True`, or `cu_seq_lens` without `position_ids` leak silently. The whole contract is
+all-ones mask, `use_cache=True`, or `cu_seq_lens` without `position_ids` leak silently. The tensors that ensure it are
 built here and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from packsched import PackLayout
-from rollout_sft.inputs.segment import SUPERVISED, Segment
-from rollout_sft.model.forward import Batch
+from packsched import Pack, PackLayout
+from rollout_sft.inputs.segment import SUPERVISED, Segment, pack_of
+from rollout_sft.model.forward import Inputs
 
 
-def collate_pack(segments: Sequence[Segment], packing_length: int, *, filler_id: int) -> Batch:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
     """
-    Concatenates the segments of one pack into a padding-free batch of one row.
+    One pack as tensors: a row without padding, or, without packing, a padded rectangle.
 
     Args:
-        segments (`Sequence[Segment]`):
-            The pack's segments, on one device. None at all gives the dummy: one token and nothing supervised, so
-            its forward and backward touch every parameter with a zero gradient.
-        packing_length (`int`):
-            The hard cap in tokens, checked once more on what was built.
+        pack (`Pack[Segment]`):
+            What was collated. An empty pack makes the dummy: one token and nothing supervised, so that its forward
+            and backward touch every parameter with a zero gradient.
+        forward (`dict`):
+            What the model's forward receives, before [`~rollout_sft.model.forward.prepare_forward`].
+        supervised (`Tensor` of shape `(supervised,)`, int64):
+            The positions that the loss reads, in the flattened rows of `forward["input_ids"]`.
+        targets (`Tensor` of shape `(supervised,)`, int64):
+            The token that each of them is trained towards.
+        weights (`Tensor` of shape `(supervised,)`):
+            The loss weight of each of them.
+    """
+
+    pack: Pack[Segment]
+    forward: Inputs
+    supervised: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the forward computes, padding included."""
+        ids: Tensor = self.forward["input_ids"]
+        return ids.numel()
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Copies every tensor to `device`, from pinned memory where it is a GPU; nothing waits for the copies."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.device == device:
+                return value
+            if device.type == "cuda" and value.device.type == "cpu":
+                value = value.pin_memory()
+            return value.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            forward={name: move(value) for name, value in self.forward.items()},
+            supervised=move(self.supervised),
+            targets=move(self.targets),
+            weights=move(self.weights),
+        )
+
+    def as_inputs(self) -> Inputs:
+        """Returns the plain dict that `Trainer.training_step` hands to `compute_loss`; see [`split_inputs`]."""
+        return {**self.forward, "supervised": self.supervised, "targets": self.targets, "weights": self.weights}
+
+
+def split_inputs(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor, Tensor]:
+    """Undoes [`PackedBatch.as_inputs`]: returns `forward`, `supervised`, `targets` and `weights`."""
+    forward = dict(inputs)
+    supervised, targets, weights = (forward.pop(name) for name in ("supervised", "targets", "weights"))
+    return forward, supervised, targets, weights
+
+
+def collate_pack(pack: Pack[Segment], *, filler_id: int) -> PackedBatch:
+    """
+    Concatenates the segments of a pack into one row without padding.
+
+    Args:
+        pack (`Pack[Segment]`):
+            Segments on one device; its `packing_length` is checked once more on what was built. An empty one gives
+            the dummy of [`PackedBatch`].
         filler_id (`int`):
             The token of the dummy.
 
     Returns:
-        `dict`: `input_ids`, `position_ids`, `seq_idx` of shape `(1, total)`; `cu_seq_lens_q/k` of shape
-        `(segments + 1,)` int32; `max_length_q/k` as Python integers; `use_cache=False`; `logits_to_keep`,
-        `targets`, `weights` of shape `(supervised,)`. There is no `attention_mask`.
+        [`PackedBatch`]: its `forward` holds what [`forward_inputs`] makes, and `logits_to_keep`.
     """
-    if not segments:
-        segments = [Segment.from_lists([filler_id], [filler_id], [0.0], sample_id="<dummy>")]
-    layout = PackLayout.from_lengths([s.encoded_len for s in segments])
-    kept = remapped(segments, layout, SUPERVISED)
-    batch = forward_inputs(segments)
-    assert batch["input_ids"].shape == (1, layout.total), (batch["input_ids"].shape, layout)
-    assert layout.total <= packing_length, (layout.total, packing_length)
-    return {
-        **batch,
-        "logits_to_keep": kept,
-        "targets": layout.concat([s.targets for s in segments])[kept],
-        "weights": layout.concat([s.weights for s in segments])[kept],
-    }
+    filled = pack
+    if not pack.segments:
+        filled = pack_of([Segment.from_lists([filler_id], [filler_id], [0.0], sample_id="<dummy>")])
+    segments, layout = filled.segments, filled.layout
+    supervised = remapped(segments, layout, SUPERVISED)
+    forward = forward_inputs(filled)
+    assert forward["input_ids"].shape == (1, layout.total), (forward["input_ids"].shape, layout)
+    assert layout.total <= filled.packing_length, (layout.total, filled.packing_length)
+    return PackedBatch(
+        pack=pack,
+        forward={**forward, "logits_to_keep": supervised},
+        supervised=supervised,
+        targets=layout.concat([s.targets for s in segments])[supervised],
+        weights=layout.concat([s.weights for s in segments])[supervised],
+    )
 
 
-def forward_inputs(segments: Sequence[Segment]) -> Batch:
+def forward_inputs(pack: Pack[Segment]) -> Inputs:
     """
-    What tells the model which tokens of a packed row belong together.
+    Tells the model which tokens of a packed row belong together.
 
     Args:
-        segments (`Sequence[Segment]`):
-            The pack's segments, at least one, on one device.
+        pack (`Pack[Segment]`):
+            At least one segment, all on one device.
 
     Returns:
-        `dict`: the part of [`collate_pack`]'s result that the leak probe shares with training.
+        `dict`: `input_ids`, `position_ids`, `seq_idx` of shape `(1, total)`; `cu_seq_lens_q/k` of shape
+        `(segments + 1,)` int32; `max_length_q/k` as Python integers; `use_cache=False`. There is no
+        `attention_mask`.
     """
-    layout = PackLayout.from_lengths([s.encoded_len for s in segments])
-    device = segments[0].input_ids.device
+    layout, device = pack.layout, pack.segments[0].input_ids.device
     cu_seqlens = torch.as_tensor(layout.cu_seqlens, device=device)
     return {
-        "input_ids": layout.concat([s.input_ids for s in segments])[None],
+        "input_ids": layout.concat([s.input_ids for s in pack.segments])[None],
         "position_ids": torch.as_tensor(layout.position_ids, device=device)[None],
         "seq_idx": torch.as_tensor(layout.segment_ids, device=device)[None],
         "cu_seq_lens_q": cu_seqlens,
@@ -78,7 +140,7 @@ def forward_inputs(segments: Sequence[Segment]) -> Batch:
 
 def remapped(segments: Sequence[Segment], layout: PackLayout, name: str) -> Tensor:
     """
-    One named index field of all segments of a pack, at its positions in the pack.
+    Moves one named index field of all segments to its positions in the pack.
 
     Args:
         segments (`Sequence[Segment]`):
@@ -95,22 +157,23 @@ def remapped(segments: Sequence[Segment], layout: PackLayout, name: str) -> Tens
     return torch.cat(fields) if fields else torch.empty(0, dtype=torch.int64, device=segments[0].input_ids.device)
 
 
-def collate_padded(segments: Sequence[Segment], *, filler_id: int) -> Batch:
+def collate_padded(pack: Pack[Segment], *, filler_id: int) -> PackedBatch:
     """
-    Right-pads the segments of one micro-batch into a rectangle: what runs when `training.packing` is false.
+    Pads the segments of one micro-batch on the right into a rectangle: what runs when `training.packing` is false.
 
     Args:
-        segments (`Sequence[Segment]`):
-            The segments on one device; none at all gives the dummy of [`collate_pack`].
+        pack (`Pack[Segment]`):
+            The micro-batch's segments on one device; none at all gives the dummy of [`PackedBatch`].
         filler_id (`int`):
             The padding token; masked out and never supervised.
 
     Returns:
-        `dict`: `input_ids` and `attention_mask` of shape `(segments, longest)`, `use_cache=False`, `targets` and
-        `weights` of shape `(supervised,)`, and `kept`: the supervised positions in the flattened rectangle.
+        [`PackedBatch`]: its `forward` holds `input_ids` and `attention_mask` of shape `(segments, longest)`, and
+        `use_cache=False`.
     """
+    segments = pack.segments
     if not segments:
-        return collate_pack([], 1, filler_id=filler_id)
+        return collate_pack(pack, filler_id=filler_id)
     device = segments[0].input_ids.device
     longest = max(s.encoded_len for s in segments)
     input_ids = torch.full((len(segments), longest), filler_id, dtype=torch.int64, device=device)
@@ -118,11 +181,10 @@ def collate_padded(segments: Sequence[Segment], *, filler_id: int) -> Batch:
     for row, s in enumerate(segments):
         input_ids[row, : s.encoded_len] = s.input_ids
         mask[row, : s.encoded_len] = 1
-    return {
-        "input_ids": input_ids,
-        "attention_mask": mask,
-        "use_cache": False,
-        "kept": torch.cat([s.indices[SUPERVISED] + row * longest for row, s in enumerate(segments)]),
-        "targets": torch.cat([s.targets[s.indices[SUPERVISED]] for s in segments]),
-        "weights": torch.cat([s.weights[s.indices[SUPERVISED]] for s in segments]),
-    }
+    return PackedBatch(
+        pack=pack,
+        forward={"input_ids": input_ids, "attention_mask": mask, "use_cache": False},
+        supervised=torch.cat([s.indices[SUPERVISED] + row * longest for row, s in enumerate(segments)]),
+        targets=torch.cat([s.targets[s.indices[SUPERVISED]] for s in segments]),
+        weights=torch.cat([s.weights[s.indices[SUPERVISED]] for s in segments]),
+    )

@@ -1,7 +1,8 @@
-"""What runs in each micro-step of a window: one pack, nothing, or in the last one several.
+"""Lays a window's packs into the micro-steps that the Trainer counts, and runs one of them.
 
-The Trainer asks for GA batches and counts them to find its synchronising step, so it always gets GA, one *slot* each.
-How many forwards lie in them is the same on every rank, since a forward may be a collective:
+The Trainer asks for GA batches and counts them to find its synchronising step, so it always gets GA: one micro-step
+each, which runs one pack, none, or several. How many forwards there are is the same on every rank, since a forward may
+be a collective:
 
     GA 4, at most 2 packs on a rank     idle_micro_steps: dummy   | pack | pack | dummy | dummy |
                                         idle_micro_steps: skip    |      |      | pack  | pack  |
@@ -17,103 +18,147 @@ forward run their long packs at the same time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 
-from rollout_sft.model.forward import Batch
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.model.forward import Inputs
+from rollout_sft.step.build import BuiltWindow
+from rollout_sft.step.collate import PackedBatch
 
-PACKS = "packs"
-"""Key of a slot that does not hold exactly one pack: its packs, in order."""
+logger = logging.getLogger(__name__)
+
+MICRO_STEP = "micro_step"
+"""Key of the [`MicroStep`] in the plain dict that the Trainer is handed for it."""
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """
+    What runs between two counts of the Trainer.
+
+    Args:
+        batches (`tuple[PackedBatch, ...]`):
+            One per forward, in order; none where the micro-step is skipped on every rank.
+    """
+
+    batches: tuple[PackedBatch, ...]
+
+    def as_inputs(self) -> Inputs:
+        """Returns the plain dict for the Trainer: the micro-step, and what the Trainer counts tokens by."""
+        if len(self.batches) == 1:
+            counted = {n: v for n, v in self.batches[0].forward.items() if n in ("input_ids", "attention_mask")}
+        else:
+            rows = [batch.forward["input_ids"].flatten() for batch in self.batches]
+            counted = {"input_ids": torch.cat(rows)[None] if rows else torch.empty((1, 0), dtype=torch.int64)}
+        return {**counted, MICRO_STEP: self}
+
+
+def arrange_window(
+    window: BuiltWindow, *, most: int, config: RolloutSFTConfig, device: torch.device
+) -> list[MicroStep]:
+    """
+    Copies a rank's packs to the device and lays them into its micro-steps.
+
+    Args:
+        window ([`~rollout_sft.step.build.BuiltWindow`]):
+            The rank's window.
+        most (`int`):
+            The largest number of packs on any rank.
+        config (`RolloutSFTConfig`):
+            Says what idle micro-steps run.
+        device (`torch.device`):
+            Where they are trained.
+
+    Returns:
+        `list[MicroStep]`: as many as the Trainer counts.
+    """
+    micro_steps = window.micro_steps
+    if most > max(micro_steps, config.gradient_accumulation_steps):
+        logger.warning(
+            "this window takes %d packs on the fullest rank, %d more than its micro-steps, so its last micro-step "
+            "runs %d of them. Lower per_device_train_batch_size, or raise gradient_accumulation_steps or "
+            "global_max_length.",
+            most,
+            most - micro_steps,
+            most - micro_steps + 1,
+        )
+    filled = [batch.to(device) for batch in window.batches if batch.pack.segments]
+    skip_idle = config.idle_micro_steps == "skip"
+    return arrange(filled, micro_steps, most=most, skip_idle=skip_idle, dummy=window.dummy.to(device))
 
 
 def arrange(
-    packs: Sequence[Batch], micro_steps: int, *, most: int, skip_idle: bool, make_dummy: Callable[[], Batch]
-) -> list[Batch]:
+    batches: Sequence[PackedBatch], micro_steps: int, *, most: int, skip_idle: bool, dummy: PackedBatch
+) -> list[MicroStep]:
     """
     Lays a rank's packs into its micro-steps.
 
     Args:
-        packs (`Sequence[Batch]`):
+        batches (`Sequence[PackedBatch]`):
             The packs that hold segments.
         micro_steps (`int`):
-            Slots that the Trainer asked for.
+            How many micro-steps the Trainer asked for.
         most (`int`):
             The largest number of packs on any rank, the same on all.
         skip_idle (`bool`):
             Whether micro-steps that are idle on every rank run nothing.
-        make_dummy (`Callable[[], Batch]`):
-            Makes the zero-weight batch of an idle forward.
+        dummy (`PackedBatch`):
+            The zero-weight batch of an idle forward.
 
     Returns:
-        `list[Batch]`: exactly `micro_steps` slots. One with a single pack is that pack itself.
+        `list[MicroStep]`: exactly `micro_steps` of them.
     """
-    assert len(packs) <= most, (len(packs), most)
+    assert len(batches) <= most, (len(batches), most)
     forwards = max(most, 1 if skip_idle else micro_steps)
-    runs = sorted(packs, key=lambda pack: -pack["input_ids"].numel())
-    if forwards > len(packs):
-        runs += [make_dummy()] * (forwards - len(packs))
+    runs = sorted(batches, key=lambda batch: -batch.tokens) + [dummy] * (forwards - len(batches))
     idle = max(0, micro_steps - forwards)
     single = micro_steps - idle - 1
-    return [*(_slot([]) for _ in range(idle)), *runs[:single], _slot(runs[single:])]
+    return [
+        *(MicroStep(()) for _ in range(idle)),
+        *(MicroStep((batch,)) for batch in runs[:single]),
+        MicroStep(tuple(runs[single:])),
+    ]
 
 
-def _slot(packs: list[Batch]) -> Batch:
-    if len(packs) == 1:
-        return packs[0]
-    # The Trainer counts tokens and operations by `input_ids`.
-    tokens = [pack["input_ids"].flatten() for pack in packs]
-    return {"input_ids": torch.cat(tokens)[None] if tokens else torch.empty((1, 0), dtype=torch.int64), PACKS: packs}
-
-
-def run_slot(trainer: Trainer, model: nn.Module, slot: Batch, train_pack: Callable[[Batch], Tensor]) -> Tensor:
+def run_micro_step(
+    trainer: Trainer, model: nn.Module, micro_step: MicroStep, train_batch: Callable[[PackedBatch], Tensor]
+) -> Tensor:
     """
-    One micro-step.
+    Runs the forwards and backwards of one micro-step.
 
     Args:
         trainer (`Trainer`):
             Whose accelerator synchronises.
         model (`nn.Module`):
             The wrapped model.
-        slot (`Batch`):
-            As [`arrange`] made it.
-        train_pack (`Callable[[Batch], Tensor]`):
+        micro_step ([`MicroStep`]):
+            One of those that [`arrange`] made.
+        train_batch (`Callable[[PackedBatch], Tensor]`):
             Forward and backward of one pack; returns its loss without a graph.
 
     Returns:
-        `Tensor`: The slot's loss.
+        `Tensor`: the sum of the losses.
     """
-    packs: list[Batch] = slot.get(PACKS, [slot])
     loss = torch.zeros((), device=trainer.args.device)
-    if not packs:
+    if not micro_step.batches:
         return loss
     accelerator = trainer.accelerator
     synchronises = accelerator.sync_gradients
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    for pack in packs[:-1]:
+    for batch in micro_step.batches[:-1]:
         # The last pack synchronises for all. DeepSpeed steps its optimizer where the flag says so.
         accelerator.gradient_state._set_sync_gradients(False)
         try:
             with nullcontext() if deepspeed else accelerator.no_sync(model):
-                loss = loss + train_pack(pack)
+                loss = loss + train_batch(batch)
         finally:
             accelerator.gradient_state._set_sync_gradients(synchronises)
-    return loss + train_pack(packs[-1])
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """One asynchronous copy per tensor of a pack, from pinned memory where there is a GPU."""
-
-    def move(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.device == device:
-            return value
-        if device.type == "cuda" and value.device.type == "cpu":
-            value = value.pin_memory()
-        return value.to(device, non_blocking=True)
-
-    return {name: move(value) for name, value in batch.items()}
+    return loss + train_batch(micro_step.batches[-1])

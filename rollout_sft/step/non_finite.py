@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from packsched import Pack
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment
-from rollout_sft.model.forward import Batch
 from rollout_sft.ranks.distributed import together
 
 logger = logging.getLogger(__name__)
@@ -84,27 +84,15 @@ class FiniteTrainer(Trainer):
     """Since the last line of the log."""
     _last_was_skipped = False
 
-    def watch(self, packs: Sequence[tuple[Batch, Sequence[Segment]]]) -> None:
-        """
-        Begins a window.
-
-        Args:
-            packs (`Sequence[tuple[Batch, Sequence[Segment]]]`):
-                What this rank will train, and of what it was made.
-        """
+    def begin_window(self) -> None:
+        """Forgets the losses of the window before."""
         self.micro_step = 0
-        self._origin = {id(batch): [segment.sample_id for segment in segments] for batch, segments in packs}
         self._forwards: list[tuple[int, Tensor, list[str]]] = []
         self._loss_before = self._tr_loss.clone()
 
-    def training_step(
-        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | float | None = None
-    ) -> Tensor:
-        """One forward and backward; the loss is kept where it is, for [`_get_grad_norm`]."""
-        ids = self._origin.get(id(inputs), [])
-        loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[arg-type]
-        self._forwards.append((self.micro_step, loss, ids))
-        return loss
+    def note_loss(self, loss: Tensor, pack: Pack[Segment]) -> None:
+        """Keeps the loss of one pack, where it is, for [`_get_grad_norm`]."""
+        self._forwards.append((self.micro_step, loss, [segment.sample_id for segment in pack.segments]))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The last that happens before the optimizer's step, on every rank."""

@@ -1,6 +1,6 @@
-"""Which segments share a forward: one schedule per scope, and one for training without packing.
+"""Decides which segments share a forward: one schedule per scope, and one for training without packing.
 
-Each turns the segments of a window, given micro-batch by micro-batch, into `micro_steps` groups.
+Each turns the segments of a window, given micro-batch by micro-batch, into `micro_steps` packs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, Protocol, cast
 
 from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, UndecidedWindowError, WindowBuffer
 from rollout_sft.config.arguments import RolloutSFTConfig
-from rollout_sft.inputs.segment import Segment
+from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.reporting.metrics import Counters
 from rollout_sft.step.packing_errors import in_yaml_terms
 
@@ -26,9 +26,9 @@ class ScheduledWindow:
     What one rank trains in one optimizer step.
 
     Args:
-        micro_steps (`list[tuple[Segment, ...]]`):
-            The segments of each micro-step's forward, none where it is idle; more than micro-steps under
-            `on_infeasible: extra_steps` and where an epoch's last, shorter window needs them.
+        packs (`list[Pack[Segment]]`):
+            One per micro-step, empty where it is idle; more than micro-steps under `on_infeasible: extra_steps` and
+            where an epoch's last, shorter window needs them.
         fill (`FillStats`):
             How full the packs are; neutral without packing.
         counters (`Counters`):
@@ -37,7 +37,7 @@ class ScheduledWindow:
             Segments that wait in the carry buffer.
     """
 
-    micro_steps: list[tuple[Segment, ...]]
+    packs: list[Pack[Segment]]
     fill: FillStats
     counters: Counters
     left_over: int = 0
@@ -45,11 +45,11 @@ class ScheduledWindow:
     @property
     def weight_sum(self) -> float:
         """Sum of the loss weights trained in this window on this rank: the rank's share of the denominator."""
-        return sum(segment.weight_sum for segments in self.micro_steps for segment in segments)
+        return sum(segment.weight_sum for pack in self.packs for segment in pack.segments)
 
 
 class Schedule(Protocol):
-    """From the segments of a window to its micro-steps."""
+    """Places the segments of a window into packs."""
 
     @property
     def waiting(self) -> list[Segment]:
@@ -57,7 +57,7 @@ class Schedule(Protocol):
         ...
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """Returns `micro_steps` groups, or more ([`ScheduledWindow`]). `micro_batches` may be fewer at the end."""
+        """Returns `micro_steps` packs, or more ([`ScheduledWindow`]). `micro_batches` may be fewer at the end."""
         ...
 
 
@@ -93,28 +93,28 @@ class MicroSchedule:
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""
-        groups: list[tuple[Segment, ...]] = []
+        packs: list[Pack[Segment]] = []
         popped = underfilled = 0
         for step in range(micro_steps):
             for segment in micro_batches[step] if step < len(micro_batches) else ():
                 with in_yaml_terms(segment.sample_id):
                     self.buffer.add(segment, segment.encoded_len)
             if not len(self.buffer):
-                groups.append(())
+                packs.append(pack_of(()))
                 continue
             pack = self.buffer.pop_pack()
-            groups.append(pack.segments)
+            packs.append(pack)
             popped += 1
             if pack.fill < self._config.packing_min_fill_ratio:
                 underfilled += 1
                 self._warn_underfilled(pack)
         fill = FillStats.from_packs(
-            [sum(s.encoded_len for s in group) for group in groups],
+            [pack.layout.tokens for pack in packs],
             self.buffer.packing_length,
-            segments=sum(len(group) for group in groups),
+            segments=sum(len(pack.segments) for pack in packs),
         )
         counters = {"packing/underfilled": (float(underfilled), float(popped))}
-        return ScheduledWindow(micro_steps=groups, fill=fill, counters=counters, left_over=len(self.buffer))
+        return ScheduledWindow(packs=packs, fill=fill, counters=counters, left_over=len(self.buffer))
 
     def _warn_underfilled(self, pack: Pack[Segment]) -> None:
         """Warns at the 1st, 10th, 100th, ... underfilled pack; the log line counts all of them."""
@@ -166,7 +166,7 @@ class WindowSchedule:
             segments=sum(len(pack.segments) for pack in packs),
             lower_bound=window.plan.lower_bound,
         )
-        return ScheduledWindow(micro_steps=[pack.segments for pack in packs], fill=fill, counters={})
+        return ScheduledWindow(packs=packs, fill=fill, counters={})
 
     def _take(self, window: WindowBuffer[Segment]) -> list[Pack[Segment]]:
         """
@@ -194,12 +194,12 @@ class PaddedSchedule:
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """The micro-batches as they are."""
-        groups = [tuple(segments) for segments in micro_batches]
-        groups += [()] * (micro_steps - len(groups))
-        tokens = sum(s.encoded_len for group in groups for s in group)
-        rectangle = sum(len(group) * max(s.encoded_len for s in group) for group in groups if group)
-        counters = {"padding/fill": (float(tokens), float(rectangle))}
-        return ScheduledWindow(micro_steps=groups, fill=FillStats(), counters=counters)
+        packs = [pack_of(segments) for segments in micro_batches]
+        packs += [pack_of(())] * (micro_steps - len(packs))
+        tokens = sum(pack.layout.tokens for pack in packs)
+        rectangles = sum(pack.layout.num_segments * pack.layout.max_seqlen for pack in packs)
+        counters = {"padding/fill": (float(tokens), float(rectangles))}
+        return ScheduledWindow(packs=packs, fill=FillStats(), counters=counters)
 
 
 def make_schedule(config: RolloutSFTConfig) -> MicroSchedule | WindowSchedule | PaddedSchedule:

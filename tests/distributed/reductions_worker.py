@@ -52,21 +52,20 @@ def difference(folder, schedule, reduction, samples, *, sharded):
     trainer = build(folder, sharded=sharded, loss_reduction=reduction, **SCHEDULES[schedule])
     catch = Catch()
     trainer.add_callback(catch)
-    builder, original = trainer._window_builder, trainer._window_builder.build
+    get_batch_samples, build_target = trainer.get_batch_samples, trainer.target_builder.build
     if trainer.args.process_index == 1:
-        builder.build = lambda raw, micro_steps, step: original(thin(raw, samples), micro_steps, step)
-    micro_batches, targets = [], builder._targets
+        trainer.get_batch_samples = lambda raw, *rest: get_batch_samples(thin(raw, samples), *rest)
+    segments = []
 
-    class Record:
-        def build(self, sample, rollout):
-            target = targets.build(sample, rollout)
-            micro_batches.append(target.segment)
-            return target
+    def record(sample, rollout):
+        target = build_target(sample, rollout)
+        segments.append(target.segment)
+        return target
 
-    builder._targets = Record()
+    trainer.target_builder.build = record
     trainer.train()
     size = trainer.args.per_device_train_batch_size
-    mine = [micro_batches[i : i + size] for i in range(0, len(micro_batches), size)]
+    mine = [segments[i : i + size] for i in range(0, len(segments), size)]
     everyone = [None, None]
     dist.all_gather_object(everyone, mine)
     expected = textbook(trainer.whole_model, everyone[0] + everyone[1], reduction)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 import rollout_sft.trainer
+from rollout_sft.checks import leak_probe
 from rollout_sft.checks.leak_probe import LeakError
 from rollout_sft.ranks.distributed import leave_together
 from tests.distributed.worker import build
@@ -71,7 +72,7 @@ def evaluate_a_broken_file(folder):
 def leak_on_one_rank(folder):
     """Only rank 1 finds a leak; no rank may begin to train."""
     trainer = build(folder)
-    original, rank = rollout_sft.trainer.check_isolation, trainer.args.process_index
+    original, rank = leak_probe.check_isolation, trainer.args.process_index
 
     def check(model):
         report = original(model)
@@ -79,11 +80,11 @@ def leak_on_one_rank(folder):
             raise LeakError("packed segments see each other here")
         return report
 
-    rollout_sft.trainer.check_isolation = check
+    leak_probe.check_isolation = check
     try:
         return {"error": error_of(trainer.train)}
     finally:
-        rollout_sft.trainer.check_isolation = original
+        leak_probe.check_isolation = original
 
 
 def infinite_loss(folder, *, skip=False, sharded=False):

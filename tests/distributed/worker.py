@@ -50,19 +50,16 @@ def gradient(folder, overrides):
     catch = Catch()
     trainer.add_callback(catch)
     segments = []
-    inner = trainer._window_builder._schedule
+    schedule = trainer.schedule.schedule
 
-    class Spy:
-        waiting = property(lambda self: inner.waiting)
+    def spy(micro_batches, micro_steps):
+        if trainer.args.process_index == 1 and overrides.get("post_rollout_pack_scope") == "window":
+            micro_batches = [micro_batches[0][:1]]  # this rank has one segment, so two of its packs are empty
+        window = schedule(micro_batches, micro_steps)
+        segments.extend(s for pack in window.packs for s in pack.segments)
+        return window
 
-        def schedule(self, micro_batches, micro_steps):
-            if trainer.args.process_index == 1 and overrides.get("post_rollout_pack_scope") == "window":
-                micro_batches = [micro_batches[0][:1]]  # this rank has one segment, so two of its packs are empty
-            window = inner.schedule(micro_batches, micro_steps)
-            segments.extend(s for step in window.micro_steps for s in step)
-            return window
-
-    trainer._window_builder._schedule = Spy()
+    trainer.schedule.schedule = spy
     trainer.train()
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, segments)
@@ -99,15 +96,14 @@ def evaluation(folder, overrides):
 def failure(folder, overrides):
     """Rank 1 alone fails in a rollout; both must raise, with its message."""
     trainer = build(folder, **overrides)
-    inner = trainer._window_builder._backend
+    generate = trainer.generation.train.generate
 
-    class Broken:
-        def generate(self, requests):
-            if trainer.args.process_index == 1:
-                raise OSError("the engine on this rank went away")
-            return inner.generate(requests)
+    def broken(requests):
+        if trainer.args.process_index == 1:
+            raise OSError("the engine on this rank went away")
+        return generate(requests)
 
-    trainer._window_builder._backend = Broken()
+    trainer.generation.train.generate = broken
     try:
         trainer.train()
     except Exception as error:

@@ -83,20 +83,19 @@ def die(fault, folder):
 
 
 def break_rollout(trainer, fault, folder):
-    inner = trainer._window_builder._backend
+    generate = trainer.generation.train.generate
 
-    class Broken:
-        def generate(self, requests):
-            if trainer.state.global_step == fault.step and fault.how == "before it generates":
-                note(fault, folder)
-                raise OSError("the engine on this rank went away")
-            rollouts = inner.generate(requests)
-            if trainer.state.global_step == fault.step:
-                note(fault, folder)
-                raise OSError("the engine on this rank went away")
-            return rollouts
+    def broken(requests):
+        if trainer.state.global_step == fault.step and fault.how == "before it generates":
+            note(fault, folder)
+            raise OSError("the engine on this rank went away")
+        rollouts = generate(requests)
+        if trainer.state.global_step == fault.step:
+            note(fault, folder)
+            raise OSError("the engine on this rank went away")
+        return rollouts
 
-    trainer._window_builder._backend = Broken()
+    trainer.generation.train.generate = broken
 
 
 class BrokenDataset(Dataset):
@@ -128,20 +127,19 @@ class BrokenDataset(Dataset):
 
 
 def break_window(trainer, fault, folder):
-    inner = trainer._window_builder._targets
+    build = trainer.target_builder.build
     length = trainer.args.packing_length
     length = length // 2 + 1 if fault.how == "too many long segments" else length + 1
 
-    class Broken:
-        def build(self, sample, rollout):
-            target = inner.build(sample, rollout)
-            if trainer.state.global_step != fault.step:
-                return target
-            note(fault, folder)
-            segment = Segment.from_lists([5] * length, [5] * length, [1.0] * (length - 1) + [0.0])
-            return Target(segment=segment, counters=target.counters)
+    def broken(sample, rollout):
+        target = build(sample, rollout)
+        if trainer.state.global_step != fault.step:
+            return target
+        note(fault, folder)
+        segment = Segment.from_lists([5] * length, [5] * length, [1.0] * (length - 1) + [0.0])
+        return Target(segment=segment, counters=target.counters)
 
-    trainer._window_builder._targets = Broken()
+    trainer.target_builder.build = broken
 
 
 def kill_in_window(trainer, fault, folder):

@@ -42,18 +42,17 @@ class HashParameters(TrainerCallback):
             file.write(f"{state.global_step} {digest.hexdigest()}\n")
 
 
-class RecordAnswers:
-    """A backend that notes what the inner one generated in which step."""
+def record_answers(trainer, path):
+    """Notes what the backend generates in which step."""
+    generate = trainer.generation.train.generate
 
-    def __init__(self, inner, trainer, folder):
-        self.inner, self.trainer = inner, trainer
-        self.path = folder / f"answers_rank{trainer.args.process_index}.jsonl"
-
-    def generate(self, requests):
-        rollouts = self.inner.generate(requests)
-        with self.path.open("a") as file:
-            file.write(json.dumps([self.trainer.state.global_step, [r.response_ids for r in rollouts]]) + "\n")
+    def recording(requests):
+        rollouts = generate(requests)
+        with path.open("a") as file:
+            file.write(json.dumps([trainer.state.global_step, [r.response_ids for r in rollouts]]) + "\n")
         return rollouts
+
+    trainer.generation.train.generate = recording
 
 
 def build(folder, scope):
@@ -82,7 +81,7 @@ def build(folder, scope):
         train_dataset=DigitsDataset("train", 34, seed=5, max_digits=5),
         callbacks=[HashParameters(folder)],
     )
-    trainer._window_builder._backend = RecordAnswers(trainer._window_builder._backend, trainer, folder)
+    record_answers(trainer, folder / f"answers_rank{args.process_index}.jsonl")
     return trainer
 
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTTrainer
+from rollout_sft.targets.loading import make_target_builder
 from tests.tiny import tiny_arguments, tiny_config
 
 
@@ -67,7 +68,7 @@ def make_trainer(tmp_path, tokenizer, make_model):
 
     def make(*, model=None, train=None, evaluation=None, dtype=torch.float64, backend=None, builder=None, **overrides):
         config = tiny_arguments(tmp_path / "run", **overrides)
-        catcher = GradientCatcher()
+        catcher, recorder = GradientCatcher(), Recorder(builder or make_target_builder(tokenizer, config))
         trainer = RolloutSFTTrainer(
             model=model or make_model(dtype),
             args=config,
@@ -76,11 +77,8 @@ def make_trainer(tmp_path, tokenizer, make_model):
             eval_dataset=evaluation,
             callbacks=[catcher],
             rollout_backend=backend,
-            target_builder=builder,
+            target_builder=recorder,
         )
-        recorder = Recorder(trainer.target_builder)
-        trainer.target_builder = recorder
-        trainer._window_builder._targets = recorder
         trainer.recorder, trainer.catcher = recorder, catcher
         return trainer
 

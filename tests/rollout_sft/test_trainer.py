@@ -31,14 +31,14 @@ class Digits(IterableDataset):
 def record_windows(trainer):
     """What each optimizer step trains."""
     windows = []
-    original = trainer._window_builder.build
+    original = trainer.schedule.schedule
 
-    def build(*args):
+    def schedule(*args):
         window = original(*args)
-        windows.append([s for step in window.micro_steps for s in step])
+        windows.append([s for pack in window.packs for s in pack.segments])
         return window
 
-    trainer._window_builder.build = build
+    trainer.schedule.schedule = schedule
     return windows
 
 

@@ -69,17 +69,16 @@ def main(folder, scope, kill_step, kill_save):
         callbacks=[DieAfterStep(kill_step)],
     )
     answers = Path(folder) / "answers.jsonl"
-    inner = trainer._window_builder._backend
+    generate = trainer.generation.train.generate
 
-    class Record:
-        def generate(self, requests):
-            rollouts = inner.generate(requests)
-            answers.parent.mkdir(parents=True, exist_ok=True)
-            with answers.open("a") as file:
-                file.write(json.dumps([trainer.state.global_step, [r.response_ids for r in rollouts]]) + "\n")
-            return rollouts
+    def record(requests):
+        rollouts = generate(requests)
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        with answers.open("a") as file:
+            file.write(json.dumps([trainer.state.global_step, [r.response_ids for r in rollouts]]) + "\n")
+        return rollouts
 
-    trainer._window_builder._backend = Record()
+    trainer.generation.train.generate = record
     if kill_save:
         die_in_save(kill_save)
     from rollout_sft.checkpoint.finished import last_finished_checkpoint

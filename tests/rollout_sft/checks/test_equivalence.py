@@ -1,10 +1,12 @@
 """The math-equivalence mode passes what is right and names what is wrong: segment, field and position."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rollout_sft.checks.equivalence import ScheduleMismatchError, check_bookkeeping
-from rollout_sft.inputs.segment import Segment
+from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.step.collate import collate_pack
 from tests.rollout_sft.checks.test_leak_probe import model_of
 
@@ -80,8 +82,7 @@ def segments():
 
 def window():
     due = segments()
-    micro_steps = [tuple(due[:2]), (due[2],), ()]
-    return due, micro_steps, [collate_pack(s, 100, filler_id=0) for s in micro_steps]
+    return due, [collate_pack(pack_of(packed), filler_id=0) for packed in (due[:2], due[2:], [])]
 
 
 def test_a_right_window_passes():
@@ -99,25 +100,25 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_first_difference_is_named(name):
     field, message = PLANTED[name]
-    due, micro_steps, batches = window()
+    due, batches = window()
     batch = batches[0]
     if field == "targets":
-        batch["targets"] = batch["targets"].roll(3)
+        batches[0] = replace(batch, targets=batch.targets.roll(3))
     elif field == "weights":
-        batch["weights"] = batch["weights"] * 2
+        batches[0] = replace(batch, weights=batch.weights * 2)
     elif field == "position_ids":
-        batch["position_ids"] = torch.arange(12)[None]
+        batch.forward["position_ids"] = torch.arange(12)[None]
     else:
-        batch["input_ids"] = batch["input_ids"][:, [0, 1, 2, 4, 3, 5, 6, 7, 8, 9, 10, 11]]
+        batch.forward["input_ids"] = batch.forward["input_ids"][:, [0, 1, 2, 4, 3, 5, 6, 7, 8, 9, 10, 11]]
     with pytest.raises(ScheduleMismatchError, match=f"micro-step 0, segment of sample {message}"):
-        check_bookkeeping(due, micro_steps, batches)
+        check_bookkeeping(due, batches)
 
 
 def test_a_logits_index_off_by_one_is_named():
-    due, micro_steps, batches = window()
-    batches[0]["logits_to_keep"] = batches[0]["logits_to_keep"] + 1
+    due, batches = window()
+    batches[0].forward["logits_to_keep"] = batches[0].forward["logits_to_keep"] + 1
     with pytest.raises(ScheduleMismatchError, match="'s0', field targets, position 1"):
-        check_bookkeeping(due, micro_steps, batches)
+        check_bookkeeping(due, batches)
 
 
 def test_an_index_field_remapped_wrongly_is_named(monkeypatch):
@@ -125,23 +126,23 @@ def test_an_index_field_remapped_wrongly_is_named(monkeypatch):
 
     right = PackLayout.remap
     monkeypatch.setattr(PackLayout, "remap", lambda self, i, p: right(self, 0, p) if i == 1 else right(self, i, p))
-    due, micro_steps, batches = window()
+    due, batches = window()
     with pytest.raises(ScheduleMismatchError, match="'s1', field coord, position 1"):
-        check_bookkeeping(due, micro_steps, batches)
+        check_bookkeeping(due, batches)
 
 
 def test_lost_doubled_and_foreign_segments_are_named():
-    due, micro_steps, batches = window()
+    due, batches = window()
     with pytest.raises(ScheduleMismatchError, match="'s2' is in no micro-step"):
-        check_bookkeeping(due, [micro_steps[0], (), ()], batches)
+        check_bookkeeping(due, [batches[0], batches[2], batches[2]])
     with pytest.raises(ScheduleMismatchError, match="'s0' is scheduled twice"):
-        check_bookkeeping(due, [micro_steps[0], (due[0],), ()], batches)
+        check_bookkeeping(due, [batches[0], batches[0], batches[2]])
     with pytest.raises(ScheduleMismatchError, match="'s2' is scheduled but was never built"):
-        check_bookkeeping(due[:2], micro_steps, batches)
+        check_bookkeeping(due[:2], batches)
 
 
 def test_a_dummy_with_a_weight_is_refused():
-    due, micro_steps, batches = window()
-    batches[2]["weights"] = torch.ones(1)
+    due, batches = window()
+    batches[2] = replace(batches[2], weights=torch.ones(1))
     with pytest.raises(ScheduleMismatchError, match="micro-step 2 has no segment"):
-        check_bookkeeping(due, micro_steps, batches)
+        check_bookkeeping(due, batches)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rollout_sft.checks.leak_probe import LEAK, LeakError, check_isolation
-from rollout_sft.inputs.segment import Segment
+from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.step.collate import forward_inputs
 from rollout_sft.step.non_finite import NonFiniteError
 
@@ -28,7 +28,7 @@ def model_of(model_type, dtype=torch.float32, attention=None, **overrides):
 
 def contract(segments):
     """The batch contract as the trainer builds it."""
-    return forward_inputs([Segment.from_lists(ids, ids, [0.0] * len(ids)) for ids in segments])
+    return forward_inputs(pack_of([Segment.from_lists(ids, ids, [0.0] * len(ids)) for ids in segments]))
 
 
 def planted(change):

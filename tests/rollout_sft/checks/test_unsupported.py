@@ -3,9 +3,10 @@
 import pytest
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import IterableDataset
+from transformers import Qwen3ForCausalLM, TrainingArguments
 
 from examples.digits.data import DigitsDataset
-from rollout_sft import RolloutSFTTrainer
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from tests.rollout_sft.test_trainer import WINDOW, lora
 from tests.tiny import tiny_arguments
 
@@ -101,3 +102,21 @@ def test_an_adapter_in_the_weights_is_not(make_trainer, make_model):
     trainer = make_trainer(model=lora(make_model()), **WINDOW)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": None}, r"model is None; give a model"),
+        ({"model": "Qwen/Qwen3-0.6B"}, r"model is the text 'Qwen/Qwen3-0\.6B'; give a model with its weights"),
+        ({"model": Qwen3ForCausalLM}, r"model is the class Qwen3ForCausalLM; give a model with its weights"),
+        ({"args": None}, r"args is None; give a RolloutSFTConfig"),
+        ({"args": "run.yaml"}, r"args is the text 'run\.yaml'; give a RolloutSFTConfig"),
+        ({"args": RolloutSFTConfig}, r"args is the class RolloutSFTConfig; give a RolloutSFTConfig"),
+        ({"args": TrainingArguments(use_cpu=True)}, r"args is a TrainingArguments; give a RolloutSFTConfig"),
+    ],
+)
+def test_a_wrong_model_or_args_is_refused_by_name(tmp_path, tokenizer, make_model, wrong, message):
+    right = {"model": make_model(), "args": tiny_arguments(tmp_path), "processing_class": tokenizer}
+    with pytest.raises(ValueError, match=message):
+        RolloutSFTTrainer(**{**right, **wrong})

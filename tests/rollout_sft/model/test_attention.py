@@ -8,7 +8,7 @@ import torch
 
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.inputs.segment import Segment
+from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.model.attention import VARLEN, _fused, choose_attention, mark_packed, varlen_attention
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.hf import HFBackend
@@ -50,7 +50,7 @@ def test_packed_logits_are_those_of_each_segment_alone(name):
     reference = copy.deepcopy(model)
     assert choose_attention(model, "varlen", device=CPU) == VARLEN
     parts = segments()
-    packed = model(**mark_packed(forward_inputs(parts), model)).logits[0].split(LENGTHS)
+    packed = model(**mark_packed(forward_inputs(pack_of(parts)), model)).logits[0].split(LENGTHS)
     for segment, logits in zip(parts, packed, strict=True):
         alone = reference(input_ids=segment.input_ids[None]).logits[0]
         assert (logits - alone).abs().max().item() < 1e-12
@@ -83,7 +83,7 @@ def test_no_mask_of_the_pack_is_built():
 
     def forward():
         with torch.no_grad():
-            model(**mark_packed(forward_inputs(parts), model), logits_to_keep=head)
+            model(**mark_packed(forward_inputs(pack_of(parts)), model), logits_to_keep=head)
 
     dense = peak_bytes(forward)
     choose_attention(model, "varlen", device=CPU)
@@ -99,7 +99,7 @@ def test_without_the_mark_everything_is_as_with_sdpa():
     mask[1, :4] = 0
     padded = {"input_ids": ids, "attention_mask": mask}
     assert torch.equal(model(**padded).logits, other(**padded).logits)
-    packed = forward_inputs(segments())
+    packed = forward_inputs(pack_of(segments()))
     assert torch.equal(model(**packed).logits, other(**packed).logits), "packed, by the dense mask of sdpa"
 
 
@@ -136,7 +136,7 @@ def test_the_leak_probe_sees_wrong_borders(leak):
     assert check_isolation(model).leak == 0
 
     def build(token_lists):
-        batch = forward_inputs([Segment.from_lists(ids, ids, [0.0] * len(ids)) for ids in token_lists])
+        batch = forward_inputs(pack_of([Segment.from_lists(ids, ids, [0.0] * len(ids)) for ids in token_lists]))
         leak(batch)
         return mark_packed(batch, model)
 
@@ -147,7 +147,7 @@ def test_the_leak_probe_sees_wrong_borders(leak):
 def test_a_marked_forward_without_borders_is_refused_not_leaked():
     model = model_of("qwen3", head_dim=16)
     choose_attention(model, "varlen", device=CPU)
-    batch = mark_packed(forward_inputs(segments()), model)
+    batch = mark_packed(forward_inputs(pack_of(segments())), model)
     del batch["cu_seq_lens_q"]
     with pytest.raises(ValueError, match="was not handed cu_seq_lens"):
         model(**batch)

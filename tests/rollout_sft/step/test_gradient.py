@@ -74,6 +74,7 @@ def test_a_window_with_matched_coordinates_keeps_targets_that_differ_from_the_in
         """Answers with the truth of the data set, every box moved by one patch."""
 
         def __init__(self, dataset, tokenizer):
+            self.counters = {}
             self.answers = {tuple(s["prompt_ids"]): s["objects"] for s in (dataset[i] for i in range(len(dataset)))}
             self.tokenizer = tokenizer
 

@@ -7,20 +7,22 @@ import pytest
 import torch
 
 from packsched import InfeasibleWindowError
-from rollout_sft.step.micro_steps import PACKS, arrange
+from rollout_sft.inputs.segment import Segment, pack_of
+from rollout_sft.step.collate import collate_pack
+from rollout_sft.step.micro_steps import arrange
 from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
 
 WINDOW = {"post_rollout_pack_scope": "window"}
 OVERFULL = {**WINDOW, "per_device_train_batch_size": 9, "gradient_accumulation_steps": 2}
 
 
-def pack(tokens):
-    return {"input_ids": torch.zeros((1, tokens), dtype=torch.int64)}
+def batch(tokens):
+    return collate_pack(pack_of([Segment.from_lists([0] * tokens, [0] * tokens, [0.0] * tokens)]), filler_id=0)
 
 
-def sizes(slots):
-    """Tokens of each pack of each slot."""
-    return [[p["input_ids"].numel() for p in slot.get(PACKS, [slot])] for slot in slots]
+def sizes(micro_steps):
+    """Tokens of each pack of each micro-step."""
+    return [[batch.tokens for batch in micro_step.batches] for micro_step in micro_steps]
 
 
 @pytest.mark.parametrize(
@@ -38,10 +40,11 @@ def sizes(slots):
         ([5, 6], 1, 2, False, [[6, 5]]),
     ],
 )
-def test_packs_lie_in_their_slots(packs, micro_steps, most, skip_idle, expected):
-    slots = arrange([pack(n) for n in packs], micro_steps, most=most, skip_idle=skip_idle, make_dummy=lambda: pack(1))
-    assert sizes(slots) == expected
-    assert [slot["input_ids"].numel() for slot in slots] == [sum(slot) for slot in expected], "what the Trainer counts"
+def test_packs_lie_in_their_micro_steps(packs, micro_steps, most, skip_idle, expected):
+    arranged = arrange([batch(n) for n in packs], micro_steps, most=most, skip_idle=skip_idle, dummy=batch(1))
+    assert sizes(arranged) == expected
+    counted = [micro_step.as_inputs()["input_ids"].numel() for micro_step in arranged]
+    assert counted == [sum(tokens) for tokens in expected], "what the Trainer counts"
 
 
 def count_forwards(trainer):
@@ -107,7 +110,7 @@ def test_an_overfull_window_is_trained_whole_in_the_same_number_of_steps(make_tr
         synchronised.append(trainer.accelerator.sync_gradients),
         backward(loss, **kw),
     )
-    with caplog.at_level(logging.WARNING, logger="rollout_sft.trainer"):
+    with caplog.at_level(logging.WARNING, logger="rollout_sft.step.micro_steps"):
         trainer.train()
     assert "so its last micro-step runs" in caplog.text
     segments = trained(trainer)

@@ -7,6 +7,8 @@ from torch.utils.data import IterableDataset
 from examples.digits.data import DigitsDataset
 from packsched import BufferOverflowError, InfeasibleWindowError, OversizedSegmentError
 from rollout_sft import Rollout
+from rollout_sft.data.samples import MicroBatch
+from rollout_sft.step.build import WindowBuilder
 
 WINDOW = {"post_rollout_pack_scope": "window"}
 MICRO = {"post_rollout_pack_scope": "micro"}
@@ -22,7 +24,7 @@ def record_micro_steps(trainer):
         seen.append(
             {
                 "tokens": inputs["input_ids"].numel(),
-                "supervised": inputs["targets"].numel(),
+                "supervised": sum(batch.targets.numel() for batch in inputs["micro_step"].batches),
                 "sync": trainer.accelerator.sync_gradients,
                 "step": trainer.state.global_step,
                 "backward": all(p.grad is not None for p in model.parameters()),
@@ -51,14 +53,13 @@ def record_batches(trainer):
 def test_1_generates_rollouts_per_microbatch_as_before(make_trainer):
     trainer = make_trainer(**WINDOW)
     requests = []
-    inner = trainer._window_builder._backend
+    generate = trainer.generation.train.generate
 
-    class Spy:
-        def generate(self, asked):
-            requests.extend(asked)
-            return inner.generate(asked)
+    def spy(asked):
+        requests.extend(asked)
+        return generate(asked)
 
-    trainer._window_builder._backend = Spy()
+    trainer.generation.train.generate = spy
     trainer.train()
     dataset = trainer.train_dataset
     assert [r.prompt_ids for r in requests] == [dataset[i]["prompt_ids"] for i in range(9)]
@@ -80,9 +81,10 @@ def test_3_accumulates_segments_in_a_window_local_buffer_that_carries_nothing(ma
     trainer = make_trainer(max_steps=2, **WINDOW)
     windows = record_batches(trainer)
     trainer.train()
-    for number, (_, batches, _) in enumerate(windows):
+    for number, (_, micro_steps, _) in enumerate(windows):
         mine = trainer.recorder.segments[9 * number : 9 * number + 9]
-        assert sum(b["input_ids"].numel() for b in batches if b["targets"].numel()) == sum(s.encoded_len for s in mine)
+        batches = [batch for inputs in micro_steps for batch in inputs["micro_step"].batches]
+        assert sum(b.tokens for b in batches if b.targets.numel()) == sum(s.encoded_len for s in mine)
     assert [e["packing/post_rollout_buffer"] for e in trainer.state.log_history if "loss" in e] == [0, 0]
 
 
@@ -274,8 +276,7 @@ def test_a_window_without_anything_to_train_is_refused(make_trainer):
             ids = list(sample["prompt_ids"])
             return Target(segment=Segment.from_lists(ids, ids, [0.0] * len(ids)), counters={})
 
-    trainer = make_trainer(**WINDOW)
-    trainer._window_builder._targets = Unsupervised()
+    trainer = make_trainer(builder=Unsupervised(), **WINDOW)
     with pytest.raises(ValueError, match="nothing to train"):
         trainer.train()
 
@@ -286,15 +287,14 @@ def test_runs_are_repeatable_with_sampled_rollouts(make_trainer):
             max_steps=2, seed=seed, decoding={"max_new_tokens": 16, "temperature": 1.0}, learning_rate=1e-2, **WINDOW
         )
         answers = []
-        inner = trainer._window_builder._backend
+        generate = trainer.generation.train.generate
 
-        class Spy:
-            def generate(self, requests):
-                rollouts = inner.generate(requests)
-                answers.extend(r.response_ids for r in rollouts)
-                return rollouts
+        def spy(requests):
+            rollouts = generate(requests)
+            answers.extend(r.response_ids for r in rollouts)
+            return rollouts
 
-        trainer._window_builder._backend = Spy()
+        trainer.generation.train.generate = spy
         trainer.train()
         return answers
 
@@ -306,19 +306,29 @@ def test_runs_are_repeatable_with_sampled_rollouts(make_trainer):
 
 
 def test_no_two_rollouts_share_a_seed_in_any_step_micro_step_or_rank(make_trainer):
+    class Silent:
+        def __init__(self):
+            self.counters, self.seeds = {}, []
+
+        def generate(self, requests):
+            self.seeds.extend(request.seed for request in requests)
+            return [Rollout(response_ids=[], truncated=False) for _ in requests]
+
     def seeds_of(rank):
-        trainer = make_trainer(max_steps=2, **WINDOW)
-        builder, seeds = trainer._window_builder, []
-        builder._rank, inner = rank, builder._backend
-
-        class Record:
-            def generate(self, requests):
-                seeds.extend(request.seed for request in requests)
-                return inner.generate(requests)
-
-        builder._backend = Record()
-        trainer.train()
-        return seeds
+        backend, trainer = Silent(), make_trainer(**WINDOW)
+        builder = WindowBuilder(
+            trainer.args,
+            schedule=trainer.schedule,
+            target_builder=trainer.target_builder,
+            backend=backend,
+            collate=trainer.window_builder.collate,
+            rank=rank,
+        )
+        samples = [trainer.train_dataset[i] for i in range(18)]
+        micro_batches = iter([MicroBatch(tuple(samples[i : i + 3])) for i in range(0, 18, 3)])
+        for step in range(2):
+            builder.build(micro_batches, 3, step)
+        return backend.seeds
 
     first = seeds_of(0)
     assert first == seeds_of(0)
@@ -342,6 +352,9 @@ def test_backend_sees_the_response_exactly_as_generated(make_trainer, tokenizer)
     odd = [tokenizer.convert_tokens_to_ids(t) for t in ("<row>", "<row>")]
 
     class Odd:
+        def __init__(self):
+            self.counters = {}
+
         def generate(self, requests):
             return [Rollout(response_ids=odd, truncated=True) for _ in requests]
 
