@@ -1,11 +1,24 @@
-"""What every process that trains imports; see `processes.py`."""
+"""What every process that trains imports and computes once, before it is forked; see `processes.py`."""
 
+import gc
+import tempfile
+
+import binpacking
+import torch
 import torch.distributed
 from transformers import Qwen3ForCausalLM
 
-import examples.digits.data
 import rollout_sft.checkpoint.finished
 import rollout_sft.trainer
-import tests.tiny
+from examples.digits.data import DigitsDataset
+from examples.digits.tokenizer import build_digits_tokenizer
+from tests.tiny import tiny_config
 
-__all__ = ["Qwen3ForCausalLM", "examples", "rollout_sft", "tests", "torch"]
+__all__ = ["binpacking", "rollout_sft", "torch"]
+
+with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+    DigitsDataset("train", 1)[0]  # makes the codebook of patches
+    Qwen3ForCausalLM(tiny_config(build_digits_tokenizer())).save_pretrained(folder)  # makes transformers' weight names
+# Every trainer collects garbage as it starts to train. What is here now stays anyway and need not be looked through.
+gc.collect()
+gc.freeze()

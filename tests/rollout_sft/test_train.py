@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run
+
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """
@@ -39,12 +41,17 @@ stages:
 """
 
 
-def launch(folder, *, resume="null"):
+def write(folder, *, resume="null"):
     config = folder / "config.yaml"
     config.write_text(CONFIG.replace("OUT", str(folder / "out")).replace("RESUME", resume))
+    return str(config)
+
+
+def launch(folder):
+    """The command as a user types it."""
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rollout_sft.train", "--config", str(config)),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rollout_sft.train", "--config", write(folder)),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -93,9 +100,9 @@ def test_the_second_stage_starts_from_the_weights_of_the_first(finished):
 def test_a_finished_run_resumes_without_training_again(finished):
     folder, _ = finished
     before = (folder / "out" / "rollouts" / "log.jsonl").read_bytes()
-    done = launch(folder, resume="true")
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "eval F1 after" in done.stdout
+    done = run("rollout_sft.train", "--config", write(folder, resume="true"), output=folder / "resumed.txt")
+    assert done.returncode == 0, done.text()[-4000:]
+    assert "eval F1 after" in done.text()
     assert (folder / "out" / "rollouts" / "log.jsonl").read_bytes() == before
 
 
@@ -103,14 +110,7 @@ def test_a_bad_configuration_is_one_clear_message(finished):
     folder, _ = finished
     bad = folder / "bad.yaml"
     bad.write_text("extends: config.yaml\ntraining: {learning_rat: 1}\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "rollout_sft.train", "--config", str(bad)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run("rollout_sft.train", "--config", str(bad), output=folder / "bad.txt")
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "unknown key training.learning_rat: the nearest valid key is learning_rate" in done.stderr
+    assert "Traceback" not in done.text()
+    assert "unknown key training.learning_rat: the nearest valid key is learning_rate" in done.text()
