@@ -27,11 +27,20 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
     [5, 3]
     """
     check_ordered("the lengths are", encoded_lens, "integers")
-    lengths = [checked_encoded_len(length, index) for index, length in enumerate(encoded_lens)]
-    if packing_length is not None:
-        for index, length in enumerate(lengths):
-            if length > packing_length:
-                raise OversizedSegmentError(index=index, encoded_len=length, packing_length=packing_length)
+    if (
+        isinstance(encoded_lens, np.ndarray)
+        and encoded_lens.ndim == 1
+        and np.issubdtype(encoded_lens.dtype, np.integer)
+    ):
+        given = encoded_lens.tolist()
+    else:
+        given = list(encoded_lens)
+    # Plain integers, the usual case, are checked all at once: one by one would take longer than to select a pack.
+    plain = {*map(type, given)} <= {int} and min(given, default=1) >= 1
+    lengths: list[int] = given if plain else [checked_encoded_len(length, index) for index, length in enumerate(given)]
+    if packing_length is not None and max(lengths, default=0) > packing_length:
+        index = next(index for index, length in enumerate(lengths) if length > packing_length)
+        raise OversizedSegmentError(index=index, encoded_len=lengths[index], packing_length=packing_length)
     return lengths
 
 

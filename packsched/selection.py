@@ -8,7 +8,10 @@ splits a segment or exceeds the cap.
   the FIFO answer only if it is strictly longer. O(n * bins). The heuristic of the installed `binpacking`
   decides, so its version is bounded: 1.5.2 puts an item into the fullest bin that has room, 2.0.x into the
   emptiest, and the two select different segments in most states of a buffer.
-- `optimal`: the fullest pack there is, see `packsched.subset_sum`.
+- `optimal`: the fullest pack there is. FIFO's pick wins if it is as full; otherwise the newest segment in the pack
+  is as old as possible, then the next newest, and so on, so that no segment waits longer than it must.
+  O(n * packing_length / 64), less where segments fit exactly; the bitsets take at most 16 MiB, or
+  `sqrt(n) * packing_length / 4` bytes where that is more, and above 2 GiB the call is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import functools
 import importlib.metadata
 import re
 from collections.abc import Iterable
+from math import gcd
 from types import ModuleType
 from typing import Literal, SupportsIndex, get_args
 
 from packsched.arguments import checked_count, checked_lengths
 from packsched.errors import MissingBinpackingError, PackingError
+from packsched.subset_sum import fill_room, history_bytes
 
 Policy = Literal["fifo", "binpacking", "optimal"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -63,9 +68,7 @@ def select(
         return _fifo(lengths, cap)
     if policy == "binpacking":
         return _binpacking_or_fifo(lengths, cap)
-    from packsched.subset_sum import select_optimal
-
-    return select_optimal(lengths, cap)
+    return _optimal(lengths, cap)
 
 
 def check_policy(policy: str) -> None:
@@ -98,6 +101,7 @@ def require_binpacking() -> ModuleType:
     return binpacking  # type: ignore[no-any-return,unused-ignore]
 
 
+_MOST_BYTES = 1 << 31
 _SUPPORTED = ((2, 0, 1), (3,))
 _REQUIREMENT = ">=2.0.1,<3"
 _WAYS_OUT = f"Install it (pip install 'binpacking{_REQUIREMENT}') or ask for policy 'fifo' or 'optimal'."
@@ -110,6 +114,25 @@ def _fifo(lengths: list[int], cap: int) -> list[int]:
             selected.append(index)
             used += length
     return selected
+
+
+def _optimal(lengths: list[int], cap: int) -> list[int]:
+    fifo = _fifo(lengths, cap)
+    free = cap - _total(lengths, fifo)
+    if free == 0 or len(fifo) == len(lengths):
+        return fifo
+    others, room = lengths[1:], cap - lengths[0]
+    # Sums of multiples of a unit are multiples of it, and the bitsets are as much shorter.
+    unit = gcd(*others)
+    others = others if unit == 1 else [length // unit for length in others]
+    needed = history_bytes(len(others), room // unit)
+    if needed > _MOST_BYTES:
+        raise PackingError(
+            f"policy 'optimal' would need {needed} bytes for {len(lengths)} segments and packing_length {cap}, more "
+            f"than {_MOST_BYTES}. Use policy 'binpacking', or lengths in larger units."
+        )
+    candidate = [0, *(at + 1 for at in fill_room(others, room // unit))]
+    return candidate if _total(lengths, candidate) > cap - free else fifo
 
 
 def _binpacking_or_fifo(lengths: list[int], cap: int) -> list[int]:

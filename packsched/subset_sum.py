@@ -1,128 +1,89 @@
-"""Exact subset sums with Python integers as bitsets, and the exact selection built on them.
+"""Fills a room with segments exactly, by subset sums with Python integers as bitsets.
 
-Bit `room - s` of a bitset says that some subset has sum `s`: adding a segment is one shift and one or, sums
-over the room fall off the end, and bit 0 is an exact fit. A room of 16384 tokens is a 2 KiB integer, so a
-segment costs a fraction of a microsecond, and realistic lengths give an exact fit after some twenty of them.
+- Bit `s` of a bitset says that some subset has sum `s`. Adding a segment is one shift, one or and one mask that cuts
+  sums over the room off. The highest bit is the largest sum; the search ends where it is the room itself.
+- The bitsets of the prefixes are kept. The last segment that is needed is the one before whose bitset the sum was out
+  of reach, found by bisection; then the rest of the sum is looked up among the segments before it.
+
+A room of 16384 tokens is a 2 KiB integer, so a segment costs a fraction of a microsecond, and realistic lengths give
+an exact fit after some twenty of them. Source: Bellman 1957; Pisinger, "Dynamic programming on the word RAM" (2003).
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from math import gcd, isqrt
+from math import isqrt
 
-from packsched.errors import PackingError
-from packsched.fewest import at_most_three, fewest_segments
-
-# Below this many segments pairs and triples seldom fit exactly, so looking for them first is wasted.
-_MANY = 64
+# Bitsets of up to 16 MiB are all kept.
 _MOST_HISTORY_BITS = 1 << 27
-_MOST_BYTES = 1 << 31
-
-
-def select_optimal(encoded_lens: Sequence[int], packing_length: int) -> list[int]:
-    """The fullest pack that contains the oldest segment: ascending indices, `[]` for an empty buffer.
-
-    The total is the largest there is. FIFO-greedy's pick wins when it reaches that total; otherwise the
-    fewest segments win, then the lexicographically smallest index set.
-
-    Args:
-        encoded_lens: Positive lengths in tokens in insertion order, the first not above `packing_length`.
-        packing_length: The cap of the pack in tokens.
-
-    Cost: `O(n * packing_length / 64)` for the total. The tie-break is `O(n)` when two or three segments do,
-    the common case of a large buffer, and `O(n * packing_length)` byte operations at worst. Memory: at most
-    16 MiB, or `2 * sqrt(n) * packing_length` bytes where that is more (twice that from 254 segments a pack); in
-    units of the segments' common divisor, and nothing where all segments fit together.
-
-    Raises:
-        PackingError: That would be more than 2 GiB.
-
-    >>> select_optimal([4, 5, 3, 3, 6], 10)
-    [0, 4]
-    """
-    if not encoded_lens:
-        return []
-    room = packing_length - encoded_lens[0]
-    fifo, free = [0], room
-    shortest = min(encoded_lens)
-    for index, length in enumerate(encoded_lens):
-        if length <= free and index:
-            fifo.append(index)
-            free -= length
-            if free < shortest:
-                break
-    if free == 0 or len(fifo) == len(encoded_lens):
-        return fifo
-    others = encoded_lens[1:]
-    used = room - free
-    if gcd(*others[:4]) > 1:
-        unit = gcd(*others)
-        others = [length // unit for length in others]
-        room, used = room // unit, used // unit
-        if used == room:
-            return fifo
-    if 2 * isqrt(len(others)) * room > _MOST_BYTES:
-        raise PackingError(
-            f"policy 'optimal' would need {2 * isqrt(len(others)) * room} bytes for {len(encoded_lens)} segments and "
-            f"packing_length {packing_length}, more than {_MOST_BYTES}. Use policy 'binpacking', or lengths in larger "
-            "units."
-        )
-    if len(others) >= _MANY and 3 * max(others) >= room:
-        chosen = at_most_three(others, room)
-        if chosen is not None:
-            return [0] + [at + 1 for at in chosen]
-    best = largest_sum(others, room)
-    if best == used:
-        return fifo
-    return [0] + [at + 1 for at in fewest_segments(others, best)]
-
-
-def largest_sum(lengths: Sequence[int], room: int) -> int:
-    """The largest sum of a subset that is at most `room`. `O(n * room / 64)`, less when one fits exactly."""
-    reach = 1 << room
-    for length in lengths:
-        reach |= reach >> length
-        if reach & 1:
-            return room
-    return room + 1 - (reach & -reach).bit_length()
 
 
 def fill_room(lengths: Sequence[int], room: int, enough: int = 0) -> list[int]:
-    """Positions (ascending) of a subset with the largest sum that is at most `room`.
+    """Returns the positions (ascending) of a subset with the largest sum that is at most `room`.
 
     Segments are tried in the given order and the search ends at the first subset that leaves at most `enough` of
-    the room, so segments early in the order are preferred. `O(n * room / 64)` time. Memory: a bitset of room / 8
-    bytes for every segment tried, up to 16 MiB; beyond that only every `sqrt(n)`-th is kept, and those in between
-    are computed again when the subset is read back.
+    the room. Among the subsets with that sum it is the colexicographically smallest: its last segment is as early in
+    the order as possible, then the one before it, and so on.
+
+    Cost: `O(n * room / 64)` time. Memory: see `history_bytes`.
+
+    >>> fill_room([4, 2, 5, 3, 6], 9)
+    [0, 2]
     """
     if room <= enough:
         return []
     n = len(lengths)
-    step = max(1, n if n * room <= _MOST_HISTORY_BITS else isqrt(n) + 1)
-    near = (1 << enough + 1) - 1
+    step = _kept_every(n, room)
+    full = (2 << room) - 1
     starts: list[int] = []
     history: list[int] = []
-    reach = 1 << room
+    reach = 1
     for start in range(0, n, step):
         starts.append(reach)
         history = []
         for length in lengths[start : start + step]:
             history.append(reach)
-            reach |= reach >> length
-            if reach & near:
-                break
+            if length <= room:
+                reach = (reach | reach << length) & full
+                if reach.bit_length() > room - enough:
+                    break
         else:
             continue
         break
-    at_bit = (reach & -reach).bit_length() - 1
+    total = reach.bit_length() - 1
     chosen: list[int] = []
     for block in range(len(starts) - 1, -1, -1):
+        if starts[block] >> total & 1:
+            continue
         if block < len(starts) - 1:
-            history = [starts[block]]
-            for length in lengths[block * step : (block + 1) * step - 1]:
-                history.append(history[-1] | history[-1] >> length)
-        for inside in range(len(history) - 1, -1, -1):
-            # The segment is needed when the sum was out of reach before it.
-            if not history[inside] >> at_bit & 1:
-                position = block * step + inside
-                chosen.append(position)
-                at_bit += lengths[position]
+            history = _history(starts[block], lengths[block * step : (block + 1) * step], room)
+        end = len(history)
+        while not starts[block] >> total & 1:
+            end = bisect_left(history, 1, hi=end, key=lambda reach: reach >> total & 1) - 1
+            chosen.append(block * step + end)
+            total -= lengths[block * step + end]
     return chosen[::-1]
+
+
+def history_bytes(n: int, room: int) -> int:
+    """Returns the memory that `fill_room` needs for n segments at most. O(1).
+
+    A bitset of `room / 8` bytes for each segment, up to 16 MiB; where that is more, one for every `sqrt(n)`-th
+    segment, and those in between are computed again when the subset is read back.
+    """
+    step = _kept_every(n, room)
+    return (-(-n // step) + min(step, n)) * (room // 8 + 1)
+
+
+def _kept_every(n: int, room: int) -> int:
+    return max(1, n if n * room <= _MOST_HISTORY_BITS else isqrt(n) + 1)
+
+
+def _history(reach: int, lengths: Sequence[int], room: int) -> list[int]:
+    """The bitset before each of the segments."""
+    full = (2 << room) - 1
+    history = [reach]
+    for length in lengths[:-1]:
+        if length <= room:
+            reach = (reach | reach << length) & full
+        history.append(reach)
+    return history

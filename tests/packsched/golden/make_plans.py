@@ -9,10 +9,9 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window
+from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window, select
 from packsched.planner.random_integers import Integers
 from packsched.ranks import plan_ranks
-from packsched.subset_sum import select_optimal
 
 
 def lengths(draw: Integers, kind: int, n: int, mean: int, cap: int) -> list[int]:
@@ -63,7 +62,7 @@ def cases() -> list[dict[str, object]]:
         case_["dense"] = decision(lens, cap, steps, "dense")
         if steps is not None:
             case_["balanced"] = decision(lens, cap, steps, "balanced")
-        case_["optimal"] = select_optimal(lens, cap)
+        case_["optimal"] = select(lens, cap, policy="optimal")
         found.append(case_)
     for ranks in (2, 5, 16):
         by_rank = [lengths(draw, rank % 3, 12, 1500, 8192) for rank in range(ranks)]
