@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rollout_sft.data.truth import TrueObject
 from rollout_sft.targets.objects.completion import Draft
@@ -51,38 +51,29 @@ class PrefixDecisions:
     asked: int = 0
     unaligned: int = 0
 
-    def add(self, kind: str, first: int, decisions: Decisions) -> None:
-        """Takes the decisions of one place, which begins in token `first`; an earlier place's token stays its own."""
+    def add(self, kind: str, decisions: Decisions) -> None:
+        """Takes the decisions of one place, unless an earlier place has decided the token in which they begin."""
         self.asked += 1
-        if not decisions or first in self.targets:
+        if not decisions or min(decisions) in self.targets:
             self.unaligned += 1
             return
         self.targets.update(decisions)
         self.kinds[kind] += decisions
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """A part of an object: what the model wrote from `span` on and what its truth says; `known_to`: where it ends."""
-
-    kind: str
-    span: Span
-    wanted: str
-    known_to: int
-
-
 def coordinate_decisions(speller: Speller, draft: Draft, truths: Sequence[TrueObject]) -> PrefixDecisions:
     """The coordinates of matched objects. Four short encodings for each."""
-    made = PrefixDecisions({COORD: []})
+    made, tokens = PrefixDecisions({COORD: []}), draft.tokens
     for m, j in draft.pairs.items():
-        found, tokens = draft.answer.objects[m], draft.tokens
+        found = draft.answer.objects[m]
         # Text handed to the tokenizer ends where one of the answer's tokens does: `}` cut out of `},` encodes
         # otherwise.
-        stop = tokens.ends[bisect_left(tokens.ends, found.span[1])]
-        slots = list(_number_slots(found, truths[j]))
+        behind = tokens.text[found.span[1] : tokens.ends[bisect_left(tokens.ends, found.span[1])]]
         desc_end = found.desc_span[1]
-        known_from = desc_end if desc_end <= slots[0].span[0] else found.span[0]
-        _ask(speller, tokens, slots, tokens.text[found.span[1] : stop], known_from, found, made)
+        known_from = desc_end if desc_end <= found.number_spans[0][0] else found.span[0]
+        slots = _slots(found, truths[j], {COORD})
+        for kind, decisions in _decide_slots(speller, tokens, found, slots, behind, known_from):
+            made.add(kind, decisions)
     return made
 
 
@@ -113,16 +104,17 @@ def expert_decisions(
     boundary, known_from = draft.answer.body_start or 0, 0
     for m, (found, truth) in enumerate(zip(own, wanted, strict=True)):
         # The first character decides.
-        decisions = token_decisions(
-            speller, tokens, (boundary, boundary + 1), going_on[m][:1], then=going_on[m][1:], known_from=known_from
-        )
-        made.add(BOUNDARY, tokens.token_at(boundary)[0], decisions)
-        if truth is not None:
-            slots = sorted([_desc_slot(found, truth), *_number_slots(found, truth)], key=lambda slot: slot.span)
-            kinds = {COORD, DESC} if m in draft.pairs else {DESC} if slots[0].kind == DESC else set()
-            kinds -= set() if supervise_desc else {DESC}
-            _ask(speller, tokens, slots, going_on[m + 1], found.span[0], found, made, kinds)
+        asked, first, then = (boundary, boundary + 1), going_on[m][:1], going_on[m][1:]
+        made.add(BOUNDARY, token_decisions(speller, tokens, asked, first, then=then, known_from=known_from))
         boundary, known_from = found.span[1], found.content_end
+        if truth is None:
+            continue
+        slots = _slots(found, truth, {COORD, DESC})
+        if m not in draft.pairs:
+            slots = [replace(slot, known=slot is slots[0] and slot.kind == DESC) for slot in slots]
+        for kind, decisions in _decide_slots(speller, tokens, found, slots, going_on[m + 1], found.span[0]):
+            if supervise_desc or kind != DESC:
+                made.add(kind, decisions)
     return made
 
 
@@ -135,37 +127,48 @@ def _wanted_truths(draft: Draft, truths: Sequence[TrueObject]) -> Iterator[TrueO
         still_open.pop(draft.pairs.get(m, -1), None)
 
 
-def _desc_slot(found: ParsedObject, truth: TrueObject) -> _Slot:
-    """The description with its closing quote: whether it ends there is part of it."""
-    begin, end = found.desc_span
-    return _Slot(DESC, (begin, end + 1), json.dumps(truth.desc)[1:], end)
-
-
-def _number_slots(found: ParsedObject, truth: TrueObject) -> Iterator[_Slot]:
-    for span, number in zip(found.number_spans, truth.box, strict=True):
-        yield _Slot(COORD, span, json.dumps(number), span[1])
-
-
-def _ask(
-    speller: Speller,
-    tokens: SpelledText,
-    slots: Sequence[_Slot],
-    behind: str,
-    known_from: int,
-    found: ParsedObject,
-    made: PrefixDecisions,
-    kinds: Sequence[str] | set[str] = (COORD,),
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Slot:
     """
-    Asks for the slots of one object that are of `kinds`, in the order of the text. The slots behind one are written
-    with the truth too, since a token may reach into them, and `behind` is what follows the object.
+    A part of an object that a truth fills.
+
+    Args:
+        kind (`str`): `COORD` or `DESC`.
+        span (`Span`): What the model wrote.
+        wanted (`str`): What the truth says.
+        end (`int`): Where the content ends: before the closing quote of a description.
+        known (`bool`): Whether the expert would write the truth there.
+    """
+
+    kind: str
+    span: Span
+    wanted: str
+    end: int
+    known: bool = True
+
+
+def _slots(found: ParsedObject, truth: TrueObject, kinds: set[str]) -> list[_Slot]:
+    """The parts of an object, in the order of its text."""
+    begin, end = found.desc_span
+    # Whether a description ends there is part of it: its closing quote is asked for as well.
+    slots = [_Slot(DESC, (begin, end + 1), json.dumps(truth.desc)[1:], end)]
+    for span, number in zip(found.number_spans, truth.box, strict=True):
+        slots.append(_Slot(COORD, span, json.dumps(number), span[1]))
+    return sorted((slot for slot in slots if slot.kind in kinds), key=lambda slot: slot.span)
+
+
+def _decide_slots(
+    speller: Speller, tokens: SpelledText, found: ParsedObject, slots: Sequence[_Slot], behind: str, known_from: int
+) -> Iterator[tuple[str, Decisions]]:
+    """
+    Kind and decisions of each known slot of one object. The slots behind it are written with the truth too, since a
+    token may reach into them, and `behind` is what follows the object.
     """
     starts = [*(slot.span[0] for slot in slots[1:]), found.span[1]]
     gaps = [tokens.text[slot.span[1] : start] for slot, start in zip(slots, starts, strict=True)]
     for k, slot in enumerate(slots):
-        if slot.kind in kinds:
-            rest = "".join(gap + later.wanted for gap, later in zip(gaps[k:], slots[k + 1 :], strict=False))
-            then = rest + gaps[-1] + behind
-            decisions = token_decisions(speller, tokens, slot.span, slot.wanted, then=then, known_from=known_from)
-            made.add(slot.kind, tokens.token_at(slot.span[0])[0], decisions)
-        known_from = slot.known_to
+        if slot.known:
+            later = [*(after.wanted for after in slots[k + 1 :]), behind]
+            then = "".join(gap + wanted for gap, wanted in zip(gaps[k:], later, strict=True))
+            yield slot.kind, token_decisions(speller, tokens, slot.span, slot.wanted, then=then, known_from=known_from)
+        known_from = slot.end
