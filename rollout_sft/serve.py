@@ -85,15 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, further = parser.parse_known_args(arguments)
     stage = load_run(known.config)[0]
     args = stage.training
-    response = max(args.train_decoding().max_new_tokens, args.evaluation_decoding().max_new_tokens)
     folder = tempfile.mkdtemp(prefix="rollout_sft-serve-")
     tokenizer = load_tokenizer(stage.model)
     model = load_model(stage.model, tokenizer, seed=args.seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = args.global_max_length + response
-    command = server_command(folder, port=known.port, max_model_len=min(limit or length, length))
+    command = server_command(
+        folder, port=known.port, max_model_len=min(limit or args.longest_rollout, args.longest_rollout)
+    )
     command += ["--dtype", str(model.dtype).removeprefix("torch."), *further]
     command += [] if _has_gpu() else _without_gpu(further)
     os.execve(command[0], command, {**os.environ, **server_environment()})

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from rollout_sft.checkpoint.finished import last_finished_checkpoint
-from rollout_sft.config.run import StageConfig, load_run
+from rollout_sft.config.run import load_run
+from rollout_sft.config.sections import StageConfig
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.ranks.distributed import leave_together

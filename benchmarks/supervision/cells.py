@@ -13,7 +13,8 @@ import transformers
 import yaml
 from transformers import TrainerCallback
 
-from rollout_sft.config.run import StageConfig, load_run
+from rollout_sft.config.run import load_run
+from rollout_sft.config.sections import StageConfig
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.train import run_stage

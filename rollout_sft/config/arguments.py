@@ -5,22 +5,29 @@ Field names are the keys of the YAML file; `rollout_sft.config.run` reads the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited
+from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited, init_inherited
+from rollout_sft.config.typed import Range, Section, build, section_of
 from rollout_sft.config.vllm import VLLMConfig
 
-TRAINING = {"section": "training"}
-ROLLOUT_MATCHING = {"section": "rollout_matching"}
+_TOP = {"section": "top"}
+_MATCHING = {"section": "rollout_matching"}
+_DATACLASSES = ("vllm", "decoding", "eval_decoding")
 
-
-def _choice(*values: str) -> dict[str, Any]:
-    return {**ROLLOUT_MATCHING, "choices": values}
+_LENGTH = Range(
+    takes="the tokens of the longest packed forward, 1 or more (in YAML: global_max_length or template.max_length)",
+    at_least=1,
+)
+Overlap = Annotated[float, Range(takes="more than 0 and at most 1", more_than=0, at_most=1)]
+Prompts = Annotated[int | None, Range(takes="1 prompt or more, or nothing", at_least=1)]
+Share = Annotated[float, Range(takes="a share between 0 and 1", at_least=0, at_most=1)]
 
 
 @dataclass(kw_only=True)
@@ -65,15 +72,16 @@ class RolloutSFTConfig(TrainingArguments):
             Without effect in scope `micro` and where `packing` is false: nothing can be infeasible there.
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
             What generates: `hf` uses the live model's `generate`, `vllm` an engine that gets the live weights.
-        vllm (`dict`, *optional*):
-            Fields of [`~rollout_sft.rollouts.vllm.backend.VLLMConfig`].
+        vllm ([`~rollout_sft.config.vllm.VLLMConfig`], *optional*):
+            How vLLM is used; a mapping of its fields is taken as well.
         rollout_batch_size (`int`, *optional*):
             `hf`: prompts generated together at most. A whole window (`per_device_train_batch_size` x GA), or an
             evaluation batch, when not given; lower it if `generate` runs out of memory.
-        decoding (`dict`, *optional*):
-            Fields of [`~rollout_sft.config.decoding.Decoding`] for training rollouts.
-        eval_decoding (`dict`, *optional*):
-            Overrides of `decoding` for evaluation; greedy when not given.
+        decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
+            How training rollouts are sampled; a mapping of its fields is taken as well.
+        eval_decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
+            How evaluation rollouts are sampled. A mapping overrides fields of `decoding`; `decoding` with temperature 0
+            when not given.
         target_builder (`str`, *optional*, defaults to `"objects"`):
             `objects`, or `module:name` of a callable that takes `(tokenizer, config)` and returns a
             [`~rollout_sft.targets.base.TargetBuilder`].
@@ -103,32 +111,32 @@ class RolloutSFTConfig(TrainingArguments):
             gradient, and stop at the first difference ([`~rollout_sft.checks.equivalence`]).
     """
 
-    global_max_length: int = field(default=0, metadata={"section": "top"})
-    packing: bool = field(default=True, metadata=TRAINING)
-    packing_buffer: int = field(default=512, metadata=TRAINING)
-    packing_min_fill_ratio: float = field(default=0.65, metadata=TRAINING)
-    packing_drop_last: bool = field(default=True, metadata=TRAINING)
-    callbacks: list[str] = field(default_factory=list, metadata=TRAINING)
-    post_rollout_pack_scope: str = field(default="micro", metadata=_choice("micro", "window"))
-    pack_policy: str = field(default="binpacking", metadata=_choice("binpacking", "fifo", "optimal"))
-    pack_objective: str = field(default="dense", metadata=_choice("dense", "balanced"))
-    idle_micro_steps: str = field(default="dummy", metadata=_choice("dummy", "skip"))
-    on_infeasible: str = field(default="raise", metadata=_choice("raise", "extra_steps"))
-    rollout_backend: str = field(default="hf", metadata=_choice("hf", "vllm"))
-    vllm: dict[str, Any] = field(default_factory=dict, metadata=ROLLOUT_MATCHING)
-    rollout_batch_size: int | None = field(default=None, metadata=ROLLOUT_MATCHING)
-    decoding: dict[str, Any] = field(default_factory=dict, metadata=ROLLOUT_MATCHING)
-    eval_decoding: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0}, metadata=ROLLOUT_MATCHING)
-    target_builder: str = field(default="objects", metadata=ROLLOUT_MATCHING)
-    match_iou_threshold: float = field(default=0.5, metadata=ROLLOUT_MATCHING)
-    supervise_desc: bool = field(default=True, metadata=ROLLOUT_MATCHING)
-    prefix_supervision: str = field(default="coordinates", metadata=_choice("coordinates", "expert"))
-    reference_fraction: float = field(default=0.0, metadata=ROLLOUT_MATCHING)
-    loss_reduction: str = field(default="token", metadata=_choice("token", "segment", "micro"))
-    attention: str = field(default="auto", metadata=_choice("auto", "varlen", "model"))
-    check_isolation: bool = field(default=True, metadata=ROLLOUT_MATCHING)
-    on_non_finite: str = field(default="raise", metadata=_choice("raise", "skip"))
-    validate_schedule: str = field(default="off", metadata=_choice("off", "first_window", "every_window"))
+    global_max_length: Annotated[int, _LENGTH] = field(default=0, metadata=_TOP)
+    packing: bool = True
+    packing_buffer: Annotated[int, Range(takes="1 segment or more", at_least=1)] = 512
+    packing_min_fill_ratio: Share = 0.65
+    packing_drop_last: bool = True
+    callbacks: list[str] = field(default_factory=list)
+    post_rollout_pack_scope: Literal["micro", "window"] = field(default="micro", metadata=_MATCHING)
+    pack_policy: Literal["binpacking", "fifo", "optimal"] = field(default="binpacking", metadata=_MATCHING)
+    pack_objective: Literal["dense", "balanced"] = field(default="dense", metadata=_MATCHING)
+    idle_micro_steps: Literal["dummy", "skip"] = field(default="dummy", metadata=_MATCHING)
+    on_infeasible: Literal["raise", "extra_steps"] = field(default="raise", metadata=_MATCHING)
+    rollout_backend: Literal["hf", "vllm"] = field(default="hf", metadata=_MATCHING)
+    vllm: VLLMConfig = field(default_factory=VLLMConfig, metadata=_MATCHING)
+    rollout_batch_size: Prompts = field(default=None, metadata=_MATCHING)
+    decoding: Decoding = field(default_factory=Decoding, metadata=_MATCHING)
+    eval_decoding: Decoding = field(default=None, metadata=_MATCHING)  # type: ignore[assignment]  # made in `_convert`
+    target_builder: str = field(default="objects", metadata=_MATCHING)
+    match_iou_threshold: Overlap = field(default=0.5, metadata=_MATCHING)
+    supervise_desc: bool = field(default=True, metadata=_MATCHING)
+    prefix_supervision: Literal["coordinates", "expert"] = field(default="coordinates", metadata=_MATCHING)
+    reference_fraction: Share = field(default=0.0, metadata=_MATCHING)
+    loss_reduction: Literal["token", "segment", "micro"] = field(default="token", metadata=_MATCHING)
+    attention: Literal["auto", "varlen", "model"] = field(default="auto", metadata=_MATCHING)
+    check_isolation: bool = field(default=True, metadata=_MATCHING)
+    on_non_finite: Literal["raise", "skip"] = field(default="raise", metadata=_MATCHING)
+    validate_schedule: Literal["off", "first_window", "every_window"] = field(default="off", metadata=_MATCHING)
 
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.
     remove_unused_columns: bool = False
@@ -143,84 +151,58 @@ class RolloutSFTConfig(TrainingArguments):
         """Tokens a packed forward may hold at most."""
         return self.global_max_length
 
-    def train_decoding(self) -> Decoding:
-        """How training rollouts are sampled."""
-        return Decoding(**self.decoding)
+    @property
+    def longest_response(self) -> int:
+        """The most tokens that a response may hold, in training or evaluation."""
+        return max(self.decoding.max_new_tokens, self.eval_decoding.max_new_tokens)
 
-    def evaluation_decoding(self) -> Decoding:
-        """How evaluation rollouts are sampled."""
-        return Decoding(**{**self.decoding, **self.eval_decoding})
+    @property
+    def longest_rollout(self) -> int:
+        """The most tokens that an engine has to have room for: a prompt that could be packed, and its response."""
+        return self.global_max_length + self.longest_response
 
-    def vllm_config(self) -> VLLMConfig:
-        """How vLLM is used, where it is the backend."""
-        return VLLMConfig(**self.vllm)
+    def to_dict(self) -> dict[str, Any]:
+        """As `TrainingArguments.to_dict`; `decoding`, `eval_decoding` and `vllm` are mappings in it."""
+        return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _DATACLASSES}}
 
     def __post_init__(self) -> None:
+        self._convert()
         check_inherited(self)
-        super().__post_init__()
+        init_inherited(super().__post_init__)
         # Dispatching an iterable data set from rank 0 would try to slice raw samples as if they were tensors.
         assert isinstance(self.accelerator_config, AcceleratorConfig)
         check_dispatch(self.accelerator_config.dispatch_batches)
         self.accelerator_config.dispatch_batches = False
-        self._check_values()
+        self._check_together()
         self._reject_data_parallel()
 
-    def _check_values(self) -> None:
-        if self.global_max_length < 1:
-            raise ValueError(
-                f"global_max_length is {self.global_max_length}; it takes the tokens of the longest packed forward "
-                "(1 or more). In YAML set global_max_length or template.max_length."
-            )
+    def _convert(self) -> None:
+        """Checks what this class adds against its type hints, and makes dataclasses of mappings."""
+        for section in (TOP, TRAINING, ROLLOUT_MATCHING):
+            ours = [name for name in section.hints if name in _OURS and name not in _DATACLASSES]
+            for name, value in section.read({name: getattr(self, name) for name in ours}).items():
+                setattr(self, name, value)
+        self.vllm = build(VLLMConfig, "rollout_matching.vllm", self.vllm)
+        self.decoding = build(Decoding, "rollout_matching.decoding", self.decoding)
+        evaluation: Any = {"temperature": 0.0} if self.eval_decoding is None else self.eval_decoding
+        if isinstance(evaluation, Mapping):
+            evaluation = {**asdict(self.decoding), **evaluation}
+        self.eval_decoding = build(Decoding, "rollout_matching.eval_decoding", evaluation)
+
+    def _check_together(self) -> None:
         if not self.packing_drop_last:
             raise ValueError(
                 "training.packing_drop_last is false, but scheduling is carry-only: segments left in the carry "
                 "buffer when training ends get no extra step. Set packing_drop_last: true, or "
                 "rollout_matching.post_rollout_pack_scope: window, which carries nothing."
             )
-        for spec in self.__dataclass_fields__.values():
-            choices = spec.metadata.get("choices")
-            value = getattr(self, spec.name)
-            if choices and spec.metadata.get("section") == "rollout_matching" and value not in choices:
-                raise ValueError(f"rollout_matching.{spec.name} is {value!r}; it takes one of {', '.join(choices)}.")
-        ranges = {
-            "training.packing_buffer": (self.packing_buffer, self.packing_buffer >= 1, "1 segment or more"),
-            "training.packing_min_fill_ratio": (
-                self.packing_min_fill_ratio,
-                0 <= self.packing_min_fill_ratio <= 1,
-                "a share between 0 and 1",
-            ),
-            "rollout_matching.reference_fraction": (
-                self.reference_fraction,
-                0 <= self.reference_fraction <= 1,
-                "a share between 0 and 1",
-            ),
-            "rollout_matching.match_iou_threshold": (
-                self.match_iou_threshold,
-                0 < self.match_iou_threshold <= 1,
-                "more than 0 and at most 1",
-            ),
-            "rollout_matching.rollout_batch_size": (
-                self.rollout_batch_size,
-                self.rollout_batch_size is None or self.rollout_batch_size >= 1,
-                "1 prompt or more, or nothing",
-            ),
-        }
-        for key, (number, holds, takes) in ranges.items():
-            if not holds:
-                raise ValueError(f"{key} is {number}; it takes {takes}.")
         if self.validate_schedule != "off" and not self.packing:
             raise ValueError(
                 f"rollout_matching.validate_schedule is {self.validate_schedule}, but training.packing is false: there "
                 "are no packs to compare. Set it to off."
             )
-        self.train_decoding()
-        try:
-            self.evaluation_decoding()
-        except ValueError as error:  # not a value of `decoding`: those were good
-            message = str(error).replace("rollout_matching.decoding.", "rollout_matching.eval_decoding.")
-            raise ValueError(message) from None
         if self.rollout_backend == "vllm":
-            self.vllm_config()
+            self.vllm.check_usable()
 
     def _reject_data_parallel(self) -> None:
         if self.n_gpu > 1:
@@ -228,3 +210,32 @@ class RolloutSFTConfig(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process would run torch's DataParallel, which splits a packed row. "
                 "Start one process per GPU: accelerate launch --multi_gpu -m rollout_sft.train --config ..."
             )
+
+
+_MOVED = {
+    "packing_length": "packing_length is derived: set global_max_length or template.max_length instead",
+    "global_max_length": "global_max_length stands at the top of the file, outside every section",
+    "max_length": "set global_max_length or template.max_length instead",
+}
+
+
+def _is_training(spec: Field[Any]) -> bool:
+    return spec.init and "section" not in spec.metadata
+
+
+def _section(name: str, keep: Callable[[Field[Any]], bool], **further: Any) -> Section:
+    return section_of(name, RolloutSFTConfig, keep=keep, **further)
+
+
+_OURS = {spec.name for spec in fields(RolloutSFTConfig)} - {spec.name for spec in fields(TrainingArguments)}
+TOP = _section("", lambda spec: spec.metadata.get("section") == "top")
+"""What stands at the top of the file."""
+ROLLOUT_MATCHING = _section(
+    "rollout_matching",
+    lambda spec: spec.metadata.get("section") == "rollout_matching",
+    elsewhere=(_section("training", _is_training),),
+    moved={"boundary_supervision": "set prefix_supervision: expert, or coordinates for what false stood for"},
+)
+"""The section `rollout_matching`."""
+TRAINING = _section("training", _is_training, elsewhere=(ROLLOUT_MATCHING,), moved=_MOVED)
+"""The section `training`: the fields of `TrainingArguments` and those of packing."""

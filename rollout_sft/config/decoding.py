@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from rollout_sft.config.typed import Range, check_fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,22 +28,12 @@ class Decoding:
             Divides the scores of tokens already seen; 1 changes nothing.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    max_new_tokens: Annotated[int, Range(takes="an integer of 1 or more", at_least=1)] = 256
+    temperature: Annotated[float, Range(takes="0 (greedy) or more", at_least=0)] = 0.0
+    top_p: Annotated[float, Range(takes="more than 0 and at most 1", more_than=0, at_most=1)] = 1.0
+    top_k: Annotated[int, Range(takes="0 (all tokens) or more", at_least=0)] = 0
+    min_p: Annotated[float, Range(takes="between 0 and 1", at_least=0, at_most=1)] = 0.0
+    repetition_penalty: Annotated[float, Range(takes="more than 0", more_than=0)] = 1.0
 
     def __post_init__(self) -> None:
-        rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "an integer of 1 or more"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
-            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
-        }
-        for name, (holds, takes) in rules.items():
-            if not holds:
-                raise ValueError(f"rollout_matching.decoding.{name} is {getattr(self, name)}; it takes {takes}.")
+        check_fields(self, "rollout_matching.decoding")

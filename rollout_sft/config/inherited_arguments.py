@@ -6,17 +6,29 @@ that were not given.
 
 from __future__ import annotations
 
+import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields
-from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from rollout_sft.config.shorten import cut, shorten
+from rollout_sft.config.typed import Range, enum_values
+
 _CHECKED_CHOICES = ("train_sampling_strategy", "log_level", "log_level_replica", "dataloader_multiprocessing_context")
 """Fields of text whose listed choices are all there is; transformers takes any text and falls back silently."""
+
+_RANGES = {
+    "gradient_accumulation_steps": Range(takes="1 micro-batch or more", at_least=1),
+    "per_device_train_batch_size": Range(takes="1 sample or more", at_least=1),
+    "per_device_eval_batch_size": Range(takes="1 sample or more", at_least=1),
+    "seed": Range(takes="0 to 4294967295", at_least=0, at_most=2**32 - 1),
+    "data_seed": Range(takes="0 to 4294967295, or nothing", at_least=0, at_most=2**32 - 1),
+}
 
 _REFUSED = {
     "auto_find_batch_size": "it retries a window with other micro-batches; set per_device_train_batch_size",
@@ -54,13 +66,45 @@ def check_inherited(arguments: TrainingArguments) -> None:
         value = getattr(arguments, name)
         for part in value.split() if name == "debug" and isinstance(value, str) else [value]:
             if isinstance(part, str) and part not in choices:
-                raise ValueError(f"training.{name} is {part!r}; it takes one of {', '.join(choices)}.")
+                raise ValueError(f"training.{name} is {shorten(part)}; it takes {' | '.join(choices)}.")
+    _check_numbers(arguments)
+    _check_files(arguments)
     for name, reason in _REFUSED.items():
         value = getattr(arguments, name)
         if value:
-            raise ValueError(f"training.{name} is {value}, which is refused: {reason}.")
+            raise ValueError(f"training.{name} is {shorten(value)}, which is refused: {reason}.")
     _check_accelerator(arguments.accelerator_config)
     _check_best_metric(arguments)
+
+
+def _check_numbers(arguments: TrainingArguments) -> None:
+    """`TrainingArguments` takes infinite rates, and divides by counts of 0 much later."""
+    for spec in fields(TrainingArguments):
+        value = getattr(arguments, spec.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"training.{spec.name} is {value}; it takes a finite number.")
+    for name, bounds in _RANGES.items():
+        value = getattr(arguments, name)
+        if not isinstance(value, int | None) or not bounds.holds(value):
+            raise ValueError(f"training.{name} is {shorten(value)}; it takes {bounds.takes}.")
+
+
+def _check_files(arguments: TrainingArguments) -> None:
+    """Texts that `TrainingArguments` opens as files."""
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        value = getattr(arguments, name)
+        if isinstance(value, str) and not value.startswith("{") and not _is_file(value):
+            raise ValueError(
+                f"training.{name} is {shorten(value)}, but there is no such file; it takes a mapping or the path of a "
+                "JSON file."
+            )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
 
 
 def _check_accelerator(given: Any) -> None:
@@ -68,7 +112,27 @@ def _check_accelerator(given: Any) -> None:
         known = [spec.name for spec in fields(AcceleratorConfig)]
         for key in given:
             if key not in known:
-                raise ValueError(f"unknown key training.accelerator_config.{key}: it takes {', '.join(known)}.")
+                raise ValueError(
+                    f"unknown key training.accelerator_config.{cut(str(key))}: it takes {', '.join(known)}."
+                )
+
+
+def init_inherited(init: Callable[[], None]) -> None:
+    """
+    Runs `TrainingArguments.__post_init__`.
+
+    Raises:
+        `ValueError`: transformers refuses the arguments; says so, and why.
+        `ImportError`: a setting needs a package that is not installed.
+    """
+    try:
+        init()
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"training: transformers refuses these arguments: {type(error).__name__}: {cut(str(error), 600)}"
+        ) from error
 
 
 def check_dispatch(value: bool | None) -> None:
@@ -108,11 +172,3 @@ def _choices() -> dict[str, tuple[str, ...]]:
         if "choices" in metadata.get(name, {}):
             found[name] = tuple(metadata[name]["choices"])
     return found
-
-
-def enum_values(annotation: Any) -> Iterator[str]:
-    """The values of the enumerations in a type annotation, such as `IntervalStrategy | str`."""
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        yield from (str(member.value) for member in annotation)
-    for inner in typing.get_args(annotation):
-        yield from enum_values(inner)

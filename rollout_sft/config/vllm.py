@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+
+from rollout_sft.config.shorten import shorten
+from rollout_sft.config.typed import Range, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +50,16 @@ class VLLMConfig:
     """
 
     mode: Literal["colocate", "server"] = "colocate"
-    gpu_memory_utilization: float = 0.3
-    max_model_len: int | None = None
+    gpu_memory_utilization: Annotated[float, Range(takes="more than 0 and at most 1", more_than=0, at_most=1)] = 0.3
+    max_model_len: Annotated[int | None, Range(takes="1 token or more, or nothing", at_least=1)] = None
     enforce_eager: bool = False
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Annotated[int, Range(takes="1 rank or more", at_least=1)] = 1
     sleep: bool | None = None
     engine_args: dict[str, Any] = field(default_factory=dict)
     base_url: str | list[str] = field(default_factory=list)
-    timeout: float = 600.0
-    retries: int = 3
-    concurrency: int = 64
+    timeout: Annotated[float, Range(takes="more than 0 seconds", more_than=0)] = 600.0
+    retries: Annotated[int, Range(takes="0 or more", at_least=0)] = 3
+    concurrency: Annotated[int, Range(takes="1 request or more", at_least=1)] = 64
     weight_transfer: Literal["folder", "nccl", "gloo"] = "folder"
     weights_dir: str | None = None
 
@@ -67,23 +70,14 @@ class VLLMConfig:
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 
     def __post_init__(self) -> None:
-        rules = {
-            "mode": (self.mode in ("colocate", "server"), "colocate or server"),
-            "gpu_memory_utilization": (0 < self.gpu_memory_utilization <= 1, "more than 0 and at most 1"),
-            "max_model_len": (self.max_model_len is None or self.max_model_len >= 1, "1 token or more, or nothing"),
-            "tensor_parallel_size": (self.tensor_parallel_size >= 1, "1 rank or more"),
-            "timeout": (self.timeout > 0, "more than 0 seconds"),
-            "retries": (self.retries >= 0, "0 or more"),
-            "concurrency": (self.concurrency >= 1, "1 request or more"),
-            "weight_transfer": (self.weight_transfer in ("folder", "nccl", "gloo"), "folder, nccl or gloo"),
-        }
-        for name, (holds, takes) in rules.items():
-            if not holds:
-                raise ValueError(f"rollout_matching.vllm.{name} is {getattr(self, name)!r}; it takes {takes}.")
+        check_fields(self, "rollout_matching.vllm")
+
+    def check_usable(self) -> None:
+        """Raises `ValueError` when the values do not fit together or cannot be used on this machine."""
         wrong = [url for url in self.urls if not url.startswith(("http://", "https://"))]
         if wrong or len(set(self.urls)) < len(self.urls):
             raise ValueError(
-                f"rollout_matching.vllm.base_url is {self.base_url!r}; it takes one or several different "
+                f"rollout_matching.vllm.base_url is {shorten(self.base_url)}; it takes one or several different "
                 "addresses that begin with http:// or https://."
             )
         if self.mode == "server" and not self.urls:
@@ -93,7 +87,7 @@ class VLLMConfig:
             )
         if self.weights_dir is not None and self.weight_transfer != "folder":
             raise ValueError(
-                f"rollout_matching.vllm.weights_dir is {self.weights_dir!r}, but weight_transfer: "
+                f"rollout_matching.vllm.weights_dir is {shorten(self.weights_dir)}, but weight_transfer: "
                 f"{self.weight_transfer} writes nothing. Remove weights_dir, or set weight_transfer: folder."
             )
         if self.weight_transfer == "nccl" and self.mode == "server" and not torch.cuda.is_available():
@@ -103,6 +97,6 @@ class VLLMConfig:
             )
         if self.mode == "colocate" and self.urls:
             raise ValueError(
-                f"rollout_matching.vllm.base_url is {self.base_url!r}, but mode: colocate asks no server. "
+                f"rollout_matching.vllm.base_url is {shorten(self.base_url)}, but mode: colocate asks no server. "
                 "Set mode: server, or remove base_url."
             )

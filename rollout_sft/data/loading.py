@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rollout_sft.config.import_path import call_import_path, is_import_path
-from rollout_sft.config.run import DataSpec
+from rollout_sft.config.sections import DataSpec
 from rollout_sft.data.records import load_records
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rollout_sft.config.import_path import call_import_path, is_import_path
-from rollout_sft.config.run import ModelSpec
+from rollout_sft.config.sections import ModelSpec
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:

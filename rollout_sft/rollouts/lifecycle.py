@@ -57,7 +57,7 @@ class Generation(TrainerCallback):
         self.train: RolloutBackend
         self.evaluation: RolloutBackend
         ends = [tokenizer.eos_token_id]
-        decodings = args.train_decoding(), args.evaluation_decoding()
+        decodings = args.decoding, args.eval_decoding
         if backend is not None:
             check_backend(backend)
             self.train = self.evaluation = backend
@@ -111,7 +111,7 @@ class Generation(TrainerCallback):
 
 
 def _engine(args: RolloutSFTConfig, weights: LiveWeights) -> Engine:
-    config = args.vllm_config()
+    config = args.vllm
     if config.mode == "server":
         from rollout_sft.rollouts.vllm.server import ServerEngine
         from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
@@ -121,5 +121,4 @@ def _engine(args: RolloutSFTConfig, weights: LiveWeights) -> Engine:
     from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(weights.model.dtype).removeprefix("torch.")
-    response = max(args.train_decoding().max_new_tokens, args.evaluation_decoding().max_new_tokens)
-    return ColocatedEngine(config, longest=args.global_max_length + response, dtype=dtype)
+    return ColocatedEngine(config, longest=args.longest_rollout, dtype=dtype)

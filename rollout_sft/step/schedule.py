@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol
 
 from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, UndecidedWindowError, WindowBuffer
 from rollout_sft.config.arguments import RolloutSFTConfig
@@ -145,7 +145,7 @@ class WindowSchedule:
 
     def __init__(self, config: RolloutSFTConfig):
         self._packing_length = config.packing_length
-        self._objective = cast(Literal["dense", "balanced"], config.pack_objective)
+        self._objective = config.pack_objective
         self._extra_steps = config.on_infeasible == "extra_steps"
         self._whole = config.gradient_accumulation_steps
         self.waiting: list[Segment] = []

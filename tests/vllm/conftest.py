@@ -116,7 +116,7 @@ def compare_every_window(trainer):
 
     def generate(asked):
         answers = inner(asked)
-        expected = by_hf(trainer.model, asked, max_new_tokens=trainer.args.train_decoding().max_new_tokens)
+        expected = by_hf(trainer.model, asked, max_new_tokens=trainer.args.decoding.max_new_tokens)
         compared.append(answers == expected)
         return answers
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rollout_sft.config.import_path import call_import_path
-from rollout_sft.config.run import DataSpec, ModelSpec
+from rollout_sft.config.sections import DataSpec, ModelSpec
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_tokenizer
 from rollout_sft.reporting.callbacks import make_callbacks

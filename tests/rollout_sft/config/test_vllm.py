@@ -41,16 +41,16 @@ def test_values_arrive_with_their_types(load):
     config = load(
         "{mode: colocate, gpu_memory_utilization: 0.25, max_model_len: 900, enforce_eager: true, "
         "tensor_parallel_size: 2, engine_args: {kv_cache_memory_bytes: 67108864, block_size: 16}}"
-    ).vllm_config()
+    ).vllm
     assert (config.mode, config.gpu_memory_utilization, config.max_model_len) == ("colocate", 0.25, 900)
     assert (config.enforce_eager, config.tensor_parallel_size) == (True, 2)
     assert config.engine_args == {"kv_cache_memory_bytes": 67108864, "block_size": 16}
 
 
 def test_one_server_or_several(load):
-    one = load("{mode: server, base_url: 'http://127.0.0.1:8000/v1/', timeout: 30, retries: 0}").vllm_config()
+    one = load("{mode: server, base_url: 'http://127.0.0.1:8000/v1/', timeout: 30, retries: 0}").vllm
     assert (one.urls, one.timeout, one.retries) == (["http://127.0.0.1:8000"], 30.0, 0)
-    several = load("{mode: server, base_url: ['http://a:1', 'https://b:2/']}").vllm_config()
+    several = load("{mode: server, base_url: ['http://a:1', 'https://b:2/']}").vllm
     assert several.urls == ["http://a:1", "https://b:2"]
 
 

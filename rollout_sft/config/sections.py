@@ -1,0 +1,101 @@
+"""The sections `model` and `data`, and a stage: everything that it takes to train once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.config.typed import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """
+    The section `model`.
+
+    Args:
+        model_name_or_path (`str`, *optional*):
+            A directory or hub name that `AutoModelForCausalLM.from_pretrained` loads.
+        config (`dict`, *optional*):
+            Instead of a path: `model_type` and the fields of its configuration; random weights from `training.seed`.
+        tokenizer_name_or_path (`str`, *optional*):
+            A directory, a hub name, or `module:function` of a function without arguments that returns a tokenizer;
+            `model_name_or_path` when not given.
+        attn_implementation (`str`, *optional*):
+            As in transformers, for instance `sdpa` or `flash_attention_2`.
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Type of the weights: float32, bfloat16, float16, float64 or auto.
+    """
+
+    model_name_or_path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer_name_or_path: str | None = None
+    attn_implementation: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.config is None):
+            raise ValueError(
+                "model takes either model_name_or_path or config (model_type and its fields), exactly one."
+            )
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("model.config has no model_type; it takes one of transformers' names, for instance qwen3.")
+        if self.model_name_or_path is None and self.tokenizer_name_or_path is None:
+            raise ValueError(
+                "model.tokenizer_name_or_path is missing; a model built from a config brings no tokenizer."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """
+    One of `data.train`, `data.eval`.
+
+    Args:
+        source (`str`):
+            A path that ends in .jsonl; the name of a `datasets` data set; or `module:function` of a function that
+            takes the keywords `tokenizer`, `split`, `size`, `seed` and those of `arguments`, and returns a data set.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a `datasets` data set or of an import path; a file has none.
+        name (`str`, *optional*):
+            Configuration name of a `datasets` data set.
+        size (`int`, *optional*):
+            Files and `datasets`: uses the first samples, this many; all when not given. Import paths get it as it is.
+        seed (`int`, *optional*):
+            For import paths; `training.seed` when not given.
+        arguments (`dict`, *optional*):
+            Further keywords for an import path.
+    """
+
+    source: str
+    split: str = "train"
+    name: str | None = None
+    size: Annotated[int | None, Range(takes="1 sample or more, or nothing", at_least=1)] = None
+    seed: int | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """
+    One stage of a run: everything that is needed to train once.
+
+    Args:
+        name (`str`):
+            Names its folder below `output_dir` when there are several.
+        training (`RolloutSFTConfig`):
+            Arguments of the trainer.
+        model (`ModelSpec`):
+            What is trained; a later stage starts from the earlier one's weights.
+        train (`DataSpec`):
+            Training samples.
+        eval (`DataSpec`, *optional*):
+            Evaluation samples.
+    """
+
+    name: str
+    training: RolloutSFTConfig
+    model: ModelSpec
+    train: DataSpec
+    eval: DataSpec | None

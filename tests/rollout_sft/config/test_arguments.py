@@ -1,0 +1,92 @@
+"""`RolloutSFTConfig` made in Python: the same checks as in a file, dataclasses of mappings, and back to JSON."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from rollout_sft import RolloutSFTConfig
+from rollout_sft.config.decoding import Decoding
+from rollout_sft.config.vllm import VLLMConfig
+from tests.tiny import tiny_arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"post_rollout_pack_scope": "batch"},
+            "rollout_matching.post_rollout_pack_scope is 'batch'; it takes micro | ",
+        ),
+        ({"packing_buffer": 0}, "training.packing_buffer is 0; it takes 1 segment or more."),
+        ({"packing_buffer": "many"}, "training.packing_buffer is 'many'; it takes an integer."),
+        ({"global_max_length": 0}, "global_max_length is 0; it takes the tokens of the longest packed forward"),
+        ({"reference_fraction": float("nan")}, "rollout_matching.reference_fraction is nan; it takes a finite number."),
+        ({"decoding": {"max_tokens": 3}}, "unknown key rollout_matching.decoding.max_tokens: the nearest valid key is"),
+        ({"decoding": {"top_p": 2}}, "rollout_matching.decoding.top_p is 2.0; it takes more than 0 and at most 1."),
+        ({"decoding": 5}, "rollout_matching.decoding is 5; it takes a mapping of keys to values."),
+        ({"eval_decoding": {"top_k": "x"}}, "rollout_matching.eval_decoding.top_k is 'x'; it takes an integer."),
+        ({"vllm": {"mode": "remote"}}, "rollout_matching.vllm.mode is 'remote'; it takes colocate | server."),
+        ({"callbacks": "a:b"}, "training.callbacks is 'a:b'; it takes a list."),
+    ],
+)
+def test_bad_values_are_refused_in_python_as_in_a_file(tmp_path, given, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        tiny_arguments(tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "evaluation", "expected"),
+    [
+        ({"temperature": 0.7, "top_k": 5}, None, Decoding(temperature=0.0, top_k=5)),
+        ({"temperature": 0.7, "top_k": 5}, {"top_k": 9}, Decoding(temperature=0.7, top_k=9)),
+        (Decoding(temperature=0.7), {"max_new_tokens": 3}, Decoding(temperature=0.7, max_new_tokens=3)),
+        ({"temperature": 0.7}, Decoding(top_p=0.5), Decoding(top_p=0.5)),
+    ],
+)
+def test_evaluation_decodes_as_training_but_for_what_is_given(tmp_path, decoding, evaluation, expected):
+    config = tiny_arguments(tmp_path, decoding=decoding, eval_decoding=evaluation)
+    assert config.eval_decoding == expected
+    assert config.decoding == (decoding if isinstance(decoding, Decoding) else Decoding(**decoding))
+
+
+def test_the_longest_rollout_has_room_for_both_kinds_of_response(tmp_path):
+    def longest(training, evaluation):
+        overrides = {"decoding": {"max_new_tokens": training}, "eval_decoding": {"max_new_tokens": evaluation}}
+        config = tiny_arguments(tmp_path, global_max_length=100, **overrides)
+        return config.longest_response, config.longest_rollout
+
+    assert longest(7, 5) == (7, 107)
+    assert longest(5, 9) == (9, 109)
+
+
+def test_arguments_survive_json_and_make_the_same_arguments(tmp_path):
+    config = tiny_arguments(
+        tmp_path,
+        decoding={"temperature": 0.7},
+        eval_decoding={"max_new_tokens": 5},
+        vllm={"mode": "server", "base_url": ["http://a:1"], "engine_args": {"block_size": 16}},
+    )
+    written = json.loads(config.to_json_string())
+    assert written["decoding"]["temperature"] == 0.7
+    assert written["vllm"]["engine_args"] == {"block_size": 16}
+    again = RolloutSFTConfig(**written)
+    for name in ("decoding", "eval_decoding", "vllm", "callbacks", "post_rollout_pack_scope"):
+        assert getattr(again, name) == getattr(config, name), name
+    assert replace(config, max_steps=3).eval_decoding == config.eval_decoding
+    assert "'max_new_tokens': 5" in str(config)
+
+
+def test_the_section_of_a_backend_that_is_not_used_is_not_judged(tmp_path):
+    unusable = {"mode": "server"}
+    assert tiny_arguments(tmp_path, vllm=unusable).vllm == VLLMConfig(mode="server")
+    with pytest.raises(ValueError, match=r"vllm\.base_url is missing"):
+        tiny_arguments(tmp_path, vllm=unusable, rollout_backend="vllm")
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "1"])
+def test_numbers_are_converted_to_the_type_of_their_field(tmp_path, value):
+    config = tiny_arguments(tmp_path, reference_fraction=value, packing_buffer=value)
+    assert (config.reference_fraction, config.packing_buffer) == (1.0, 1)
+    assert (type(config.reference_fraction), type(config.packing_buffer)) == (float, int)
