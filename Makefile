@@ -31,7 +31,7 @@ quickstart-micro: install  ## The same in scope micro
 		-m rollout_sft.train --config configs/quickstart-micro.yaml
 
 test: install  ## Run the whole test suite
-	$(BIN)/python -m pytest -n auto --cov=packsched --cov-report= --cov-fail-under=99 \
+	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
 		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py
 
 test-faults: install  ## Break thirty runs on two ranks and resume them; writes docs/faults.md (a quarter of an hour)

@@ -82,7 +82,7 @@ def test_a_window_that_stays_undecided_stays_in_the_buffer(monkeypatch):
     buffer = window([11, 9], 2)
 
     def give_up(*_, **__):
-        raise UndecidedWindowError("gave up")
+        raise UndecidedWindowError(segments=2, tokens=20, packing_length=CAP, micro_steps=2, bound=1, searched=True)
 
     monkeypatch.setattr(buffer_module, "plan_window", give_up)
     with pytest.raises(UndecidedWindowError):
