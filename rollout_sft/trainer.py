@@ -3,7 +3,7 @@
     get_batch_samples    once per optimizer step: GA raw micro-batches -> rollouts -> targets -> segments -> packs
     training_step        one micro-step: its pack, or none, or several
     compute_loss         one pack: sum of weight * cross-entropy, divided by the whole window's weight
-    evaluation_loop      rollouts are scored; nothing is packed and no training state is touched
+    evaluation_loop      rollouts are scored, in evaluation.py; nothing is packed and no training state is touched
     log                  adds the window's metrics to the line of the optimizer step
 
 No loop is forked: exactly as many batches are returned as the Trainer asked for, since it finds its
@@ -12,23 +12,21 @@ synchronising step by counting them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
 
 from rollout_sft.checkpoint.resume import ResumableTrainer
 from rollout_sft.checks import unsupported
 from rollout_sft.checks.equivalence import validate_window
 from rollout_sft.checks.leak_probe import probe_before_training
 from rollout_sft.config.arguments import RolloutSFTConfig
-from rollout_sft.data.samples import MicroBatch, Sample, collate_raw
-from rollout_sft.evaluation import answer_samples, evaluate_rollouts
+from rollout_sft.data.samples import MicroBatch, collate_raw
+from rollout_sft.evaluation import EvaluatingTrainer
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.ranks.distributed import together
@@ -36,7 +34,7 @@ from rollout_sft.reporting.callbacks import make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import StepMetrics
 from rollout_sft.reporting.window_fill import FillEstimate
-from rollout_sft.rollouts.base import Rollout, RolloutBackend
+from rollout_sft.rollouts.base import RolloutBackend
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import PackedBatch, collate_pack, collate_padded, split_inputs
@@ -48,7 +46,7 @@ from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
 
 
-class RolloutSFTTrainer(FiniteTrainer, ResumableTrainer):
+class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     """
     Trains a causal language model on its own rollouts, packed per micro-batch or per accumulation window.
 
@@ -117,7 +115,7 @@ class RolloutSFTTrainer(FiniteTrainer, ResumableTrainer):
             collate=partial(collate_pack if args.packing else collate_padded, filler_id=self._filler_id),
             rank=args.process_index,
         )
-        self._metrics = StepMetrics()
+        self.metrics = StepMetrics()
         self.last_window: list[list[int]] = []
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
@@ -139,12 +137,12 @@ class RolloutSFTTrainer(FiniteTrainer, ResumableTrainer):
 
         Once no rank has data left there are no micro-steps at all.
         """
-        self._metrics.training_ends()
+        self.metrics.training_ends()
         if self._to_probe:
             probe_before_training(self)
             self._to_probe = False
         if self.args.reference_fraction < 1:
-            self._metrics.add_pairs(self.generation.sync(windows=1))
+            self.metrics.add_pairs(self.generation.sync(windows=1))
         done = self.state.global_step
         window, reports = together(
             lambda: self.window_builder.build(epoch_iterator, num_batches, done), share=lambda window: window.report
@@ -156,13 +154,13 @@ class RolloutSFTTrainer(FiniteTrainer, ResumableTrainer):
         unsupported.reject_unsupervised_window(weight_sum, len(reports), done)
         self.last_window = window.pack_lens
         self.fill_estimate.add([length for lens in self.last_window for length in lens])
-        self._metrics.add(reports, num_batches)
+        self.metrics.add(reports, num_batches)
         if self._to_validate:
             differences = validate_window(self, window, weight_sum=weight_sum, device=device, filler_id=self._filler_id)
-            self._metrics.add_values(differences)
+            self.metrics.add_values(differences)
             self._to_validate = self.args.validate_schedule == "every_window"
         self.generation.sleep()
-        self._metrics.training_begins()
+        self.metrics.training_begins()
         self.begin_window()
         most = max(report.packs for report in reports)
         micro_steps = arrange_window(window, most=most, config=self.args, device=device)
@@ -205,31 +203,12 @@ class RolloutSFTTrainer(FiniteTrainer, ResumableTrainer):
         loss = carried_by_gradient(loss, self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Generates, scores and reports; see `Trainer.evaluate`. Metrics are `{prefix}_rollout/f1` and so on."""
-        self._metrics.training_ends()
-        self._metrics.add_pairs(self.generation.sync(windows=0))
-        output = evaluate_rollouts(self, dataloader, metric_key_prefix)
-        self.generation.sleep()
-        return output
-
-    def roll_out(self, samples: Sequence[Sample]) -> list[Rollout]:
-        """Answers samples as evaluation does, one rollout each; every rank calls it at the same point."""
-        return answer_samples(self, samples)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics of the windows since the last line to a training line; see `Trainer.log`."""
-        super().log({**logs, **self._metrics.take()} if "loss" in logs else logs, start_time)
+        super().log({**logs, **self.metrics.take()} if "loss" in logs else logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._metrics.training_ends()
+        self.metrics.training_ends()
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
