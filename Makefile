@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-faults masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-faults test-fuzz masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,6 +36,9 @@ test: install  ## Run the whole test suite
 
 test-faults: install  ## Break thirty runs on two ranks and resume them; writes docs/faults.md (a quarter of an hour)
 	$(BIN)/python -m pytest -s -m faults tests/faults
+
+test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (minutes)
+	FUZZ=whole $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 masks: install  ## Probe every model family for leaks between packed segments; writes docs/masks.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mask_table

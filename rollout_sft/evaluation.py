@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from rollout_sft.data.samples import Sample, read_id, read_prompt
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics
+from rollout_sft.rollouts.answers import checked
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.seeds import derive_seed
@@ -80,7 +81,8 @@ class EvaluatingTrainer(Trainer):
             for i, s in enumerate(samples)
         ]
         self.generation.sync(windows=0)
-        return self.generation.evaluation.generate(requests)
+        answers = self.generation.evaluation.generate(requests)
+        return checked(answers, requests, self.generation.evaluation_limits)
 
     def _scores_of_batches(self, dataloader: DataLoader[Any]) -> Iterator[list[Counters]]:
         """Yields, for each batch, the scores of its samples on all ranks; all ranks raise when one fails."""

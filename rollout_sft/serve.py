@@ -1,14 +1,15 @@
 """`python -m rollout_sft.serve --config x.yaml`: a vLLM server for the rollouts of a configuration.
 
-Writes the model and tokenizer that the configuration's first stage starts from, and runs vLLM's own server on them with
-what training needs: the routes for weight updates, and the worker extension. The weights that the server starts with
-are never used for a rollout; the trainer hands over its own first.
+Writes the model and tokenizer that the configuration's first stage starts from to a temporary folder, and runs vLLM's
+own server on them with what training needs: the routes for weight updates, and the worker extension. The weights that
+the server starts with are never used for a rollout; the trainer sends its own first.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +19,7 @@ import torch
 
 from rollout_sft.config.run import load_run
 from rollout_sft.model.loading import load_model, load_tokenizer
-
-WORKER_EXTENSION = "rollout_sft.rollouts.vllm.worker.RolloutWorker"
+from rollout_sft.rollouts.vllm import WORKER_EXTENSION
 
 _CPU_CACHE_BYTES = 1 << 30
 """Keys and values of a server without a GPU, unless the command line says otherwise."""
@@ -27,7 +27,7 @@ _CPU_CACHE_BYTES = 1 << 30
 
 def server_command(model_dir: str | Path, *, port: int, max_model_len: int, python: str = sys.executable) -> list[str]:
     """
-    The command of a server for training.
+    Returns the command of a server for training.
 
     Args:
         model_dir (`str` or `Path`):
@@ -50,7 +50,7 @@ def server_command(model_dir: str | Path, *, port: int, max_model_len: int, pyth
 
 
 def server_environment() -> dict[str, str]:
-    """The variables that the server needs: routes for weight updates, and quiet on machines without a GPU."""
+    """Returns the variables that the server needs: routes for weight updates, and defaults without a GPU."""
     needed = {"VLLM_SERVER_DEV_MODE": "1"}
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -64,8 +64,24 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def _remove_at_the_end(folder: str) -> None:
+    """
+    Starts a process that removes a folder when this process ends, however it ends.
+
+    This process becomes the server and so cannot remove anything itself. Its end closes the pipe that the other one
+    reads from.
+    """
+    remove = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
+    command = [sys.executable, "-I", "-c", remove, folder]
+    reader, writer = os.pipe()
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=reader, stdout=quiet, stderr=quiet, start_new_session=True)
+    os.close(reader)
+    os.set_inheritable(writer, True)
+
+
 def _without_gpu(further: Sequence[str]) -> list[str]:
-    """What vLLM needs where it would compile for a GPU, and take nearly all of the machine's memory."""
+    """Returns the arguments without which vLLM compiles for a GPU and takes nearly all of the machine's memory."""
     memory = ("--kv-cache-memory-bytes", "--gpu-memory-utilization")
     given = any(argument.startswith(memory) for argument in further)
     return ["--enforce-eager"] + ([] if given else [memory[0], str(_CPU_CACHE_BYTES)])
@@ -86,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stage = load_run(known.config)[0]
     args = stage.training
     folder = tempfile.mkdtemp(prefix="rollout_sft-serve-")
+    _remove_at_the_end(folder)
     tokenizer = load_tokenizer(stage.model)
     model = load_model(stage.model, tokenizer, seed=args.seed)
     model.save_pretrained(folder)

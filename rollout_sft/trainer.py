@@ -112,6 +112,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             schedule=self.schedule,
             target_builder=self.target_builder,
             backend=self.generation.train,
+            limits=self.generation.train_limits,
             collate=partial(collate_pack if args.packing else collate_padded, filler_id=self._filler_id),
             rank=args.process_index,
         )

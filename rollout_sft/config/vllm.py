@@ -71,6 +71,12 @@ class VLLMConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "rollout_matching.vllm")
+        if any("@" in url for url in self.urls):
+            raise ValueError(
+                "rollout_matching.vllm.base_url holds a user name or a password. Addresses are written to logs and "
+                "checkpoints: put what the server takes as the header Authorization into the environment variable "
+                "ROLLOUT_SERVER_AUTHORIZATION instead, for instance 'Bearer ...'."
+            )
 
     def check_usable(self) -> None:
         """Raises `ValueError` when the values do not fit together or cannot be used on this machine."""

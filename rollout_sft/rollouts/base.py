@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from rollout_sft.reporting.metrics import Counters
@@ -35,10 +35,16 @@ class Rollout:
             Token ids exactly as generated, without the end token and without padding; never re-encoded text.
         truncated (`bool`):
             True when `max_new_tokens` was reached before an end token.
+        prompt_ids (`list[int]`, *optional*):
+            The prompt as the backend read it, where it knows; another one than was asked is refused.
+        origin (`str`, *optional*, defaults to `""`):
+            Where the response was generated, for messages: the address of a server.
     """
 
     response_ids: list[int]
     truncated: bool
+    prompt_ids: list[int] | None = field(default=None, compare=False, repr=False)
+    origin: str = field(default="", compare=False, repr=False)
 
 
 class RolloutBackend(Protocol):

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.reporting.metrics import Counters
+from rollout_sft.rollouts.answers import AnswerLimits
 from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend, check_backend
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
@@ -41,6 +42,8 @@ class Generation(TrainerCallback):
             Answers training samples.
         evaluation (`RolloutBackend`):
             Answers evaluation samples.
+        train_limits, evaluation_limits (`AnswerLimits`):
+            What the answers of the two can be.
         weights (`LiveWeights`):
             What a backend with an engine of its own is handed.
     """
@@ -58,6 +61,12 @@ class Generation(TrainerCallback):
         self.evaluation: RolloutBackend
         ends = [tokenizer.eos_token_id]
         decodings = args.decoding, args.eval_decoding
+        live: Any = model
+        vocab_size = live().config.get_text_config().vocab_size
+        self.train_limits, self.evaluation_limits = (
+            AnswerLimits(vocab_size=vocab_size, max_new_tokens=decoding.max_new_tokens, end_ids=frozenset(ends))
+            for decoding in decodings
+        )
         if backend is not None:
             check_backend(backend)
             self.train = self.evaluation = backend
@@ -70,7 +79,6 @@ class Generation(TrainerCallback):
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             window = args.per_device_train_batch_size * args.gradient_accumulation_steps
             sizes = (args.rollout_batch_size or size for size in (window, args.per_device_eval_batch_size))
-            live: Any = model
             self.train, self.evaluation = (
                 HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=size)
                 for decoding, size in zip(decodings, sizes, strict=True)

@@ -15,6 +15,7 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, Sample, read_prompt
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.reporting.metrics import Ratios, WindowReport
+from rollout_sft.rollouts.answers import AnswerLimits, checked
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.step.collate import PackedBatch
 from rollout_sft.step.reductions import rescale
@@ -66,6 +67,8 @@ class WindowBuilder:
             Makes segments.
         backend (`RolloutBackend`):
             Generates.
+        limits (`AnswerLimits`):
+            What its answers can be; any other answer is refused.
         collate (`Callable[[Pack[Segment]], PackedBatch]`):
             Makes the tensors of one pack.
         rank (`int`):
@@ -79,6 +82,7 @@ class WindowBuilder:
         schedule: Schedule,
         target_builder: TargetBuilder,
         backend: RolloutBackend,
+        limits: AnswerLimits,
         collate: Callable[[Pack[Segment]], PackedBatch],
         rank: int,
     ):
@@ -87,6 +91,7 @@ class WindowBuilder:
         self._schedule = schedule
         self._target_builder = target_builder
         self._backend = backend
+        self._limits = limits
         self._rank = rank
 
     def build(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
@@ -152,7 +157,8 @@ class WindowBuilder:
                     continue
                 places.append((micro_step, i))
                 requests.append(RolloutRequest(prompt_ids=read_prompt(sample), seed=derive_seed("rollout", *where)))
-        for (micro_step, i), rollout in zip(places, self._backend.generate(requests), strict=True):
+        answers = checked(self._backend.generate(requests), requests, self._limits)
+        for (micro_step, i), rollout in zip(places, answers, strict=True):
             rollouts[micro_step][i] = rollout
         return rollouts
 

@@ -11,6 +11,9 @@ from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
+from rollout_sft.rollouts.vllm.backend import VLLMBackend
+from rollout_sft.rollouts.vllm.server import ServerEngine
+from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
 
 TOKENIZER = build_digits_tokenizer()
 EOS, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
@@ -124,10 +127,47 @@ def compare_every_window(trainer):
     return compared
 
 
+class Trained:
+    """A live model, and backends that reach it through servers."""
+
+    def __init__(self, live, folder):
+        self.live, self.folder = live, folder
+        self.engines = []
+
+    @property
+    def model(self):
+        return self.live.model
+
+    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", **decoding):
+        urls = [server.url for server in servers]
+        config = VLLMConfig(mode="server", base_url=urls, timeout=timeout, retries=retries, weight_transfer=transfer)
+        engine = ServerEngine(config, make_transfer(config, default_folder=self.folder), show_progress=False)
+        self.engines.append(engine)
+        decoding = Decoding(**{"max_new_tokens": 24, **decoding})
+        return VLLMBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    made = []
+
+    def make(*, tied=True, **overrides):
+        made.append(Trained(Live(make_model(tied=tied, **overrides)), tmp_path / "weights"))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for engine in each.engines:
+            engine.close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def servers(tmp_path_factory, request):
     """Three servers, which start while other tests run; `.wait()` before use."""
-    if not any(item.path.name in ("test_server.py", "test_two_ranks.py") for item in request.session.items):
+    if not any(
+        item.path.name in ("test_server.py", "test_hostile_proxy.py", "test_two_ranks.py")
+        for item in request.session.items
+    ):
         yield {}
         return
     from tests.vllm.servers import RealServer

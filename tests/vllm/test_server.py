@@ -1,5 +1,6 @@
 """Real servers, real failures: the right tokens, a clear error or a recovery, and never a stale rollout."""
 
+import os
 import re
 import signal
 import subprocess
@@ -11,62 +12,24 @@ import pytest
 import requests as http
 
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
-from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
-from rollout_sft.rollouts.vllm.server import ServerEngine, split_in_proportion
-from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
+from rollout_sft.rollouts.vllm.http import Deadline, ServerError
+from rollout_sft.rollouts.vllm.routes import Server
+from rollout_sft.rollouts.vllm.server import split_in_proportion
 from tests.vllm.conftest import (
     EOS,
     LONG,
     LONGEST,
-    Live,
     by_hf,
     colocate_config,
     compare_every_window,
-    make_model,
     make_trainer,
     requests,
 )
 from tests.vllm.servers import ROOT, free_port
 
-
-class Trained:
-    """A live model, and backends that reach it through servers."""
-
-    def __init__(self, live, folder):
-        self.live, self.folder = live, folder
-        self.engines = []
-
-    @property
-    def model(self):
-        return self.live.model
-
-    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", **decoding):
-        urls = [server.url for server in servers]
-        config = VLLMConfig(mode="server", base_url=urls, timeout=timeout, retries=retries, weight_transfer=transfer)
-        engine = ServerEngine(config, make_transfer(config, default_folder=self.folder), show_progress=False)
-        self.engines.append(engine)
-        decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-        return VLLMBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
-
-
 TRANSFERS = pytest.mark.parametrize("transfer", ["folder", "gloo"])
-
-
-@pytest.fixture
-def trained(tmp_path):
-    made = []
-
-    def make(*, tied=True, **overrides):
-        made.append(Trained(Live(make_model(tied=tied, **overrides)), tmp_path / "weights"))
-        return made[-1]
-
-    yield make
-    for each in made:
-        for engine in each.engines:
-            engine.close()
 
 
 @pytest.fixture(params=["tied", "untied"])
@@ -100,11 +63,10 @@ def test_a_sync_that_leaves_something_out_would_be_stale(servers, trained, monke
     backend = run.backend(servers["tied"].wait())
     backend.sync()
     backend.generate(requests())
-    post, call = Server.post, Server.call_workers
-    monkeypatch.setattr(
-        Server, "post", lambda s, path, *a: {"success": True} if path == left_out else post(s, path, *a)
-    )
-    monkeypatch.setattr(Server, "call_workers", lambda s, method, *a: [] if method == left_out else call(s, method, *a))
+    call = Server.call_workers
+    if left_out == "/reset_prefix_cache":
+        monkeypatch.setattr(Server, "reset_prefix_cache", lambda *_: True)
+    monkeypatch.setattr(Server, "call_workers", lambda s, method, *a: method == left_out or call(s, method, *a))
     run.live.change()
     backend.sync()
     answers, expected = backend.generate(requests()), by_hf(run.model)
@@ -215,13 +177,8 @@ def test_a_stream_that_loses_a_tensor_is_refused(servers, trained, monkeypatch):
     """The receiver reports one less than was sent, as it would if anything on the way dropped one."""
     run = trained()
     backend = run.backend(servers["tied"].wait(), transfer="gloo", retries=1)
-    call = Server.call_workers
-
-    def lose_one(self, method, *args):
-        result = call(self, method, *args)
-        return [int(count) - 1 for count in result] if method == "rollout_receive" else result
-
-    monkeypatch.setattr(Server, "call_workers", lose_one)
+    receive = Server.receive
+    monkeypatch.setattr(Server, "receive", lambda *a: [count - 1 for count in receive(*a)])
     with pytest.raises(ServerError, match=r"received \[23\] tensors of 24\. Asked 2 times"):
         backend.sync()
 
@@ -247,7 +204,7 @@ def test_answers_from_weights_that_changed_meanwhile_are_refused(servers, traine
 
     def intrude(self, *args):
         answers = complete(self, *args)
-        self.post("/update_weight_version", {"new_version": "intruder"}, Deadline(10))
+        self.set_weight_version("intruder", Deadline(10))
         return answers
 
     monkeypatch.setattr(Server, "complete", intrude)
@@ -261,22 +218,6 @@ def test_another_model_is_refused_before_it_gets_weights(servers, trained):
         trained(intermediate_size=64).backend(server).sync()
     with pytest.raises(ServerError, match=r"serves another model .*: tie_word_embeddings is True there and False here"):
         trained(tied=False).backend(server).sync()
-
-
-def test_a_prompt_that_was_changed_on_the_way_is_refused(servers, trained, monkeypatch):
-    run = trained()
-    backend = run.backend(servers["tied"].wait())
-    backend.sync()
-    post = Server.post
-
-    def change(self, path, body, deadline):
-        if path == "/v1/completions":
-            body = {**body, "prompt": [*body["prompt"][:1], 8, *body["prompt"][2:]]}
-        return post(self, path, body, deadline)
-
-    monkeypatch.setattr(Server, "post", change)
-    with pytest.raises(RuntimeError, match=r"request 0: vLLM read another prompt .* at position 1: given \[6, 7\]"):
-        backend.generate(requests())
 
 
 def test_a_closed_port_is_an_error_within_the_retries(trained):
@@ -331,13 +272,16 @@ def test_requests_are_split_in_proportion_and_in_order(count, sizes, first, expe
     assert [i for start, end in bounds for i in range(start, end)] == list(range(count))
 
 
-def test_the_quickstart_s_server_starts_with_the_make_target_s_command(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
+def test_serve_starts_the_quickstart_s_server_and_removes_its_folder(tmp_path, how):
     """`python -m rollout_sft.serve`, as a user runs it: no option but the configuration and a port."""
     port = free_port()
     command = [sys.executable, "-m", "rollout_sft.serve", "--config", "configs/quickstart-vllm-server.yaml"]
-    log = tmp_path / "log"
+    log, place = tmp_path / "log", tmp_path / "temporary"
+    place.mkdir()
+    environment = {**os.environ, "TMPDIR": str(place)}
     with log.open("w") as out:
-        process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=out, stderr=out)
+        process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=out, stderr=out, env=environment)
     try:
         server = Server(f"http://127.0.0.1:{port}", concurrency=1)
         deadline = Deadline(120)
@@ -350,6 +294,9 @@ def test_the_quickstart_s_server_starts_with_the_make_target_s_command(tmp_path)
                 deadline.sleep(0.5, log.read_text()[-3000:])
         assert server.devices == 1
         assert server.weight_version(deadline) == "default"
+        assert [path.name.startswith("rollout_sft-serve-") for path in place.glob("rollout_sft*")] == [True]
     finally:
-        process.terminate()
+        process.send_signal(how)
         process.wait(timeout=30)
+    while list(place.glob("rollout_sft*")):
+        deadline.sleep(0.1, "the folder of the model is still there.")

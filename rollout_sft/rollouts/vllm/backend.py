@@ -1,10 +1,10 @@
-"""The backend in front of a vLLM engine.
+"""Generates rollouts with a vLLM engine.
 
     colocate   an engine in every rank's process (`colocated`)
     server     vLLM servers that were started beforehand (`server`)
 
 Both get the live model's weights once per optimizer step, before the window's one `generate`, and refuse to generate
-from any other. vLLM itself is imported inside functions only.
+with any others. vLLM itself is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -15,16 +15,28 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.rollouts.answers import AnswerError
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine gave for one request: the prompt it read, and what it generated, an end token included."""
+    """
+    What an engine gave for one request.
+
+    Args:
+        prompt_ids (`list[int]`):
+            The prompt that it read.
+        token_ids (`list[int]`):
+            What it generated, with the end token.
+        origin (`str`, *optional*, defaults to `""`):
+            The server that generated it.
+    """
 
     prompt_ids: list[int]
     token_ids: list[int]
+    origin: str = ""
 
 
 class Engine(Protocol):
@@ -45,43 +57,43 @@ class Engine(Protocol):
     retries: int
 
     def load(self, weights: LiveWeights) -> None:
-        """Takes over the live weights. Every rank calls it at the same point, and all fail together."""
+        """Copies the live weights into the engine. Every rank calls it at the same point, and all fail together."""
         ...
 
     def generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
-        """One answer per request; `knobs` are fields of vLLM's `SamplingParams`, all but the seed."""
+        """Returns one answer per request; `knobs` are all fields of vLLM's `SamplingParams` but the seed."""
         ...
 
     def sleep(self) -> None:
-        """Gives back the memory it can spare until it is used again."""
+        """Frees the memory that it does not need until it is used again."""
         ...
 
     def close(self) -> None:
-        """Gives everything back; the engine is not used again."""
+        """Frees everything; the engine is not used again."""
         ...
 
 
 class StaleRolloutError(RuntimeError):
-    """An engine would have generated with other weights than the live ones."""
+    """An engine was asked to generate with weights that are not the live ones."""
 
 
 class VLLMBackend:
     """
-    Generates by vLLM with the weights that are being trained.
+    Generates with vLLM from the weights that are being trained.
 
     Args:
         engine (`Engine`):
-            Colocated or served; the backends of training and evaluation share one.
+            Colocated or served; the training and evaluation backends share one.
         weights (`LiveWeights`):
             The weights to generate with.
         decoding (`Decoding`):
             How to sample.
         eos_token_ids (`Sequence[int]`):
-            Tokens that end a response; at least one. The end tokens of the model's configuration take no part.
+            Tokens that end a response; at least one. Those of the model's configuration are not used.
 
     Attributes:
         counters (`dict[str, tuple[float, float]]`):
-            What the last `generate` of this rank has for the log line.
+            What the last `generate` of this rank adds to the log line.
     """
 
     def __init__(self, engine: Engine, weights: LiveWeights, decoding: Decoding, *, eos_token_ids: Sequence[int]):
@@ -104,7 +116,7 @@ class VLLMBackend:
         self.counters: dict[str, tuple[float, float]] = {}
 
     def sync(self) -> None:
-        """Hands the live weights to the engine, if they are others than it has; every rank calls it together."""
+        """Copies the live weights into the engine if they have changed; every rank calls it together."""
         if self._engine.version != self._weights.version:
             self._engine.load(self._weights)
 
@@ -123,14 +135,12 @@ class VLLMBackend:
         retries, start = self._engine.retries, time.perf_counter()
         answers = self._engine.generate(requests, self._knobs)
         seconds = time.perf_counter() - start
-        for i, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-            _check_prompt(i, request.prompt_ids, answer.prompt_ids)
         self.counters = {
             "rollout/prefill_tokens": (float(sum(len(a.prompt_ids) for a in answers)), 1.0),
             "rollout/new_tokens_per_s": (float(sum(len(a.token_ids) for a in answers)), seconds),
             "rollout/engine_retries": (float(self._engine.retries - retries), 1.0),
         }
-        return [self._cut(answer.token_ids) for answer in answers]
+        return [self._cut(i, answer) for i, answer in enumerate(answers)]
 
     def _check_length(self, i: int, prompt: int) -> None:
         if not prompt:
@@ -143,20 +153,16 @@ class VLLMBackend:
                 "decoding.max_new_tokens."
             )
 
-    def _cut(self, token_ids: list[int]) -> Rollout:
-        """The response without its end token."""
-        if token_ids and token_ids[-1] in self._ends:
-            return Rollout(response_ids=token_ids[:-1], truncated=False)
-        assert len(token_ids) == self._max_new_tokens, (len(token_ids), self._max_new_tokens)
-        return Rollout(response_ids=token_ids, truncated=True)
-
-
-def _check_prompt(i: int, ours: list[int], theirs: list[int]) -> None:
-    if ours == theirs:
-        return
-    first = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    raise RuntimeError(
-        f"rollout request {i}: vLLM read another prompt than it was given. They differ first at position {first}: "
-        f"given {ours[first : first + 3]}, read {theirs[first : first + 3]} ({len(ours)} against {len(theirs)} "
-        "tokens). Something between trainer and engine changes prompts; the response would belong to another sample."
-    )
+    def _cut(self, i: int, answer: Answer) -> Rollout:
+        """Takes the end token off the response; without one it must be as long as it can be."""
+        ids, truncated = answer.token_ids, True
+        if ids and ids[-1] in self._ends:
+            ids, truncated = ids[:-1], False
+        elif len(ids) < self._max_new_tokens:
+            raise AnswerError(
+                i,
+                answer.origin,
+                f"the response stops after {len(ids)} of {self._max_new_tokens} tokens without an end token. The "
+                "engine gave up or was interrupted; look into its log.",
+            )
+        return Rollout(response_ids=ids, truncated=truncated, prompt_ids=answer.prompt_ids, origin=answer.origin)

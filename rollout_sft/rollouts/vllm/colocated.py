@@ -1,8 +1,9 @@
-"""Colocated vLLM: an engine in every rank's process.
+"""Runs a vLLM engine in every rank's process.
 
-The engine starts from the model's configuration alone (dummy weights, no tokenizer): its weights always are the live
-ones, and ids go in and out as they are. With `tensor_parallel_size: N` each N neighbouring ranks share one engine: they
-generate their requests together, and every rank keeps its own answers.
+The engine starts from the model's configuration alone, with dummy weights and without a tokenizer: the live weights
+replace the dummy ones before the first rollout, and token ids go in and come out unchanged. With
+`tensor_parallel_size: N` every N neighbouring ranks share one engine: they generate their requests together, and every
+rank keeps its own answers.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
+from rollout_sft.rollouts.vllm import WORKER_EXTENSION
 from rollout_sft.rollouts.vllm.backend import Answer
 
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    # On a CPU the engine would otherwise bind the trainer's threads to cores of its own choice.
+    # Without this the engine binds the trainer's threads to cores of its own choice on a CPU.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
@@ -67,7 +69,7 @@ class ColocatedEngine:
         self.retries = 0
 
     def load(self, weights: LiveWeights) -> None:
-        """Takes over the live weights, and starts the engine when there is none yet; every rank calls it together."""
+        """Copies the live weights into the engine, and starts it first if needed; every rank calls it together."""
         if self._llm is None:
             together(lambda: self._start(weights), share=lambda _: None)
         version = weights.version
@@ -78,35 +80,26 @@ class ColocatedEngine:
         self._wake()
         tensors = weights.tensors()
         try:
-            # Loading through the worker is the one call that works on CPU and GPU alike and copies every tensor.
+            # Loading through the worker is the only call that works on both CPU and GPU and copies every tensor.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         finally:
             for _ in tensors:  # with sharded weights the other ranks still wait in their gathers
                 pass
-        self._repack_head(weights)
+        self._llm.collective_rpc("rollout_repack_head")
         self._forget_prefixes()
 
-    def _repack_head(self, weights: LiveWeights) -> None:
-        """On a CPU a head tied to the embedding keeps a packed copy, which reloading does not renew."""
-        from vllm.platforms import current_platform
-
-        if current_platform.is_cpu() and weights.model.config.get_text_config().tie_word_embeddings:
-            from rollout_sft.rollouts.vllm.worker import repack_head
-
-            self._llm.apply_model(repack_head)
-
     def _forget_prefixes(self) -> None:
-        """Cached keys and values of earlier prompts were computed with the old weights."""
+        """Resets the prefix cache: its keys and values were computed with the old weights."""
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM could not reset its prefix cache after the weight update: requests are still running."
             )
 
     def generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
-        """One answer per request. With tensor parallelism the ranks of one engine call it together."""
+        """Returns one answer per request. With tensor parallelism the ranks of one engine call it together."""
         if self._config.tensor_parallel_size == 1:
             return self._generate(requests, knobs)
-        # A rank that failed on its way here says so now, and not while its neighbours wait for its requests.
+        # A rank that failed before this point reports it here, not while its neighbours wait for its requests.
         together(lambda: None, share=lambda _: None)
         shares: list[list[RolloutRequest]] = [[] for _ in range(self._config.tensor_parallel_size)]
         with entangled():
@@ -131,7 +124,7 @@ class ColocatedEngine:
         return [Answer(list(out.prompt_token_ids), list(out.outputs[0].token_ids)) for out in outputs]
 
     def sleep(self) -> None:
-        """Gives weights and key-value cache back until the next use, where the platform can and it is wanted."""
+        """Frees the memory of weights and key-value cache until the next use, where the platform supports it."""
         if self._llm is not None and self._sleeps and not self._asleep:
             self._llm.sleep(level=1)
             self._asleep = True
@@ -178,6 +171,7 @@ class ColocatedEngine:
                 "tensor_parallel_size": self._config.tensor_parallel_size,
                 "enable_sleep_mode": self._sleeps,
                 "seed": 0,
+                "worker_extension_cls": WORKER_EXTENSION,
             }
             if ranks > 1:
                 arguments["distributed_executor_backend"] = "external_launcher"
@@ -187,7 +181,7 @@ class ColocatedEngine:
 
 
 def _class_name(model: Any) -> str:
-    """The name under which vLLM knows the model; `fully_shard` puts a class of its own in front."""
+    """Returns the name under which vLLM knows the model; `fully_shard` puts a class of its own in front."""
     return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
@@ -209,7 +203,7 @@ def _import_vllm() -> tuple[Any, Any]:
 
 
 def _neighbours(size: int) -> Any:
-    """vLLM's own group of the ranks that share this rank's engine."""
+    """Returns vLLM's group of the ranks that share this rank's engine."""
     from vllm.distributed.parallel_state import get_tp_group
 
     group = get_tp_group()
@@ -219,7 +213,7 @@ def _neighbours(size: int) -> Any:
 
 @contextmanager
 def _generators_untouched() -> Iterator[None]:
-    """vLLM seeds the global generators and replaces `torch.set_num_threads`; training must not notice."""
+    """Restores the global generators, which vLLM seeds, and `torch.set_num_threads`, which it replaces."""
     python, numpy, set_threads, threads = (
         random.getstate(),
         np.random.get_state(),  # noqa: NPY002

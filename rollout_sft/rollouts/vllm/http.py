@@ -1,19 +1,41 @@
-"""One vLLM server over HTTP: its routes, a deadline for all of them, and errors that say what to do."""
+"""One exchange with a server over HTTP, bounded in time and size, and checked before anything uses the reply.
+
+time       one deadline covers everything from the name lookup to the last byte, however slowly bytes arrive
+size       the limit follows from what was asked for; a body is never decompressed
+place      redirects are not followed, cookies are not kept, and no proxy of the environment is used
+content    a reply has the shape that was asked for; otherwise the error names address, status and an excerpt
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar, TypeVar
 
-from rollout_sft.rollouts.base import RolloutRequest
-from rollout_sft.rollouts.vllm.backend import Answer
+import httpx2
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-_START = (
-    "Start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls rollout_sft.rollouts.vllm.worker.RolloutWorker, "
-    "see docs/vllm.md."
-)
+from rollout_sft.rollouts.vllm import WORKER_EXTENSION
+
+R = TypeVar("R", bound="Reply")
+
+AUTHORIZATION = "ROLLOUT_SERVER_AUTHORIZATION"
+"""The environment variable whose value is sent as the header `Authorization`."""
+
+_CONNECT_SECONDS = 10.0
+"""The longest that one attempt to connect takes."""
+
+_REUSE_SECONDS = 2.0
+"""How long an idle connection is kept; vLLM's server closes its end after 5 s."""
+
+_ERROR_BYTES = 4096
+"""What is read of a reply that is an error."""
+
+_START = f"Start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {WORKER_EXTENSION}, see docs/vllm.md."
 
 
 class ServerError(RuntimeError):
@@ -46,11 +68,15 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def left(self, waiting_for: str) -> float:
-        """Seconds that are left; raises [`ServerError`] when there are none."""
+        """Returns the seconds that are left; raises [`ServerError`] when there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise ServerError(f"{waiting_for} Gave up after {self.seconds:g} s (rollout_matching.vllm.timeout).")
+            raise self.passed(waiting_for)
         return left
+
+    def passed(self, waiting_for: str) -> ServerError:
+        """Makes the error that says what was waited for and how long."""
+        return ServerError(f"{waiting_for} Gave up after {self.seconds:g} s (rollout_matching.vllm.timeout).")
 
     def sleep(self, seconds: float, waiting_for: str) -> None:
         """Waits, but not past the end."""
@@ -58,108 +84,155 @@ class Deadline:
         self.left(waiting_for)
 
 
-class Server:
+class Reply(BaseModel):
+    """The shape of a reply; types are taken literally: neither `"7"` nor `7.0` nor `true` is an integer."""
+
+    hint: ClassVar[str] = ""
+    """What to do about a reply of another shape."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Client:
     """
-    The routes of one server.
+    Sends JSON to one server and returns what it replies.
 
     Args:
         url (`str`):
             Its address, without a path.
-        concurrency (`int`):
-            Completions under way at a time.
-
-    Attributes:
-        max_model_len (`int`):
-            Most tokens of a prompt and its response.
-        devices (`int`):
-            Workers of the server; its share of the requests.
+        connections (`int`):
+            Idle connections to keep.
     """
 
-    def __init__(self, url: str, *, concurrency: int):
-        import requests
+    def __init__(self, url: str, *, connections: int):
+        self._url = url
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=connections, keepalive_expiry=_REUSE_SECONDS
+        )
+        # The transport alone: what a client adds to it is redirects, cookies, decompression and proxies.
+        self._transport = httpx2.AsyncHTTPTransport(limits=limits, trust_env=False)
+        self._headers = {"accept-encoding": "identity"}
+        if AUTHORIZATION in os.environ:
+            self._headers["authorization"] = _header_value(os.environ[AUTHORIZATION])
 
-        self.url = url
-        self.max_model_len = 0
-        self.devices = 1
-        self._model = ""
-        self._concurrency = concurrency
-        self._session = requests.Session()
-        adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=concurrency, max_retries=0)
-        self._session.mount(url, adapter)
-        self._session.trust_env = False  # a proxy for the outside world does not know the servers
+    def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None, reply: type[R], deadline: Deadline, *, limit: int
+    ) -> R:
+        """
+        Sends a request and waits for its reply.
 
-    def read_limits(self, deadline: Deadline) -> None:
-        """Asks for the served model's name and length and the number of workers."""
-        model = self._ask("GET", "/v1/models", None, deadline)["data"][0]
-        self._model, self.max_model_len = str(model["id"]), int(model["max_model_len"])
-        self.devices = int(self._ask("GET", "/get_world_size", None, deadline)["world_size"])
+        Args:
+            method (`str`):
+                `GET` or `POST`.
+            path (`str`):
+                Where, on the server.
+            body (`Mapping`, *optional*):
+                Sent as JSON.
+            reply (`type[Reply]`):
+                The shape of the reply.
+            deadline (`Deadline`):
+                When to give up.
+            limit (`int`):
+                Bytes that the reply may have.
 
-    def weight_version(self, deadline: Deadline) -> str:
-        """The marker that was set last; `default` after a start."""
-        return str(self._ask("GET", "/weight_info", None, deadline)["weight_version"])
-
-    def call_workers(self, method: str, kwargs: Mapping[str, Any], deadline: Deadline) -> list[Any]:
-        """Runs a method of all workers."""
-        results = self.post("/collective_rpc", {"method": method, "kwargs": dict(kwargs)}, deadline)["results"]
-        return list(results)
-
-    def post(self, path: str, body: Mapping[str, Any], deadline: Deadline) -> Any:
-        """Sends JSON, returns JSON."""
-        return self._ask("POST", path, body, deadline)
-
-    def complete(
-        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], deadline: Deadline, bar: Any
-    ) -> list[Answer]:
-        """One answer per request; each is a call of its own, because a call has one seed for all its prompts."""
-        done = 0
-
-        def ask(request: RolloutRequest) -> Answer:
-            nonlocal done
-            body = {
-                "model": self._model,
-                "prompt": request.prompt_ids,
-                "seed": request.seed,
-                "return_token_ids": True,
-                **knobs,
-            }
-            choice = self.post("/v1/completions", body, deadline)["choices"][0]
-            if choice.get("token_ids") is None or choice.get("prompt_token_ids") is None:
-                raise ServerError(f"{self.url} returned no token ids; it takes vLLM 0.30 or newer to serve rollouts.")
-            bar.update(1)
-            done += 1
-            return Answer(prompt_ids=list(choice["prompt_token_ids"]), token_ids=list(choice["token_ids"]))
-
-        pool = ThreadPoolExecutor(min(self._concurrency, len(requests)))
+        Raises:
+            [`ServerError`]: nothing else, whatever the server does.
+        """
+        what = f"{self._url}{path}"
+        late = f"{what} did not answer in time."
+        exchange = self._exchange(method, what, body, deadline.left(late), limit)
         try:
-            return list(pool.map(ask, requests))
-        except ServerError:
-            bar.update(-done)
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: Deadline) -> Any:
-        import requests
-
-        what = f"{self.url}{path}"
-        left = deadline.left(f"{what} did not answer in time.")
-        try:
-            reply = self._session.request(method, what, json=body, timeout=(min(left, 10.0), left))
-        except requests.Timeout:
-            # What timed out after all the time there was is raised by `left`; a connection may still come about.
-            deadline.left(f"{what} did not answer in time.")
-            raise ServerError(f"{what} did not answer in time.", again=True) from None
-        except requests.RequestException as error:
-            reason = type(error).__name__
+            status, encoding, content = asyncio.run_coroutine_threadsafe(exchange, _loop()).result()
+        except TimeoutError:
+            raise deadline.passed(late) from None
+        except httpx2.TimeoutException:
+            raise ServerError(late, again=True) from None  # one attempt to connect, of several
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise ServerError(
-                f"{what} cannot be reached ({reason}): the server is down, or has another address.", again=True
-            ) from error
-        if reply.status_code == 404:
-            raise ServerError(f"{what} does not exist: the server was not started for training. {_START}")
-        if reply.status_code >= 400:
-            text = " ".join(reply.text.split())[:600]
-            hint = f" {_START}" if "has no attribute 'rollout_" in text else ""
-            # A dying server answers its last requests with errors of its own; only what we sent wrong is final.
-            passing = reply.status_code >= 500 and path != "/collective_rpc"
-            raise ServerError(f"{what} answered {reply.status_code}: {text}{hint}", again=passing)
-        return reply.json()
+                f"{what} cannot be reached ({type(error).__name__}: {excerpt(str(error), 100)}): the server is down, "
+                "broke off, or has another address.",
+                again=True,
+            ) from None
+        if status != 200:
+            raise _refusal(what, status, content)
+        if len(content) > limit:
+            raise ServerError(
+                f"{what} answered 200 with more than the {limit:,} bytes that an answer can have. It begins: "
+                f"{excerpt(content)}"
+            )
+        if encoding != "identity":
+            raise ServerError(
+                f"{what} answered 200 with a body in the encoding {excerpt(encoding, 40)!r}, which was not asked for. "
+                "Turn off the compression of whatever is between trainer and server."
+            )
+        try:
+            return reply.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = "".join(f"{key}: " for key in first["loc"])
+            raise ServerError(
+                f"{what} answered 200 with something else than what was asked for: {excerpt(place + first['msg'])}. "
+                f"It begins: {excerpt(content)} {reply.hint}"
+            ) from None
+
+    async def _exchange(
+        self, method: str, what: str, body: Mapping[str, Any] | None, seconds: float, limit: int
+    ) -> tuple[int, str, bytes]:
+        """Returns status, encoding and body; reading stops where it is clear that the body is too large."""
+        async with asyncio.timeout(seconds):
+            request = httpx2.Request(
+                method, what, headers=self._headers, json=body, extensions={"timeout": {"connect": _CONNECT_SECONDS}}
+            )
+            response = await self._transport.handle_async_request(request)
+            try:
+                content = bytearray()
+                enough = limit if response.status_code == 200 else _ERROR_BYTES
+                async for chunk in response.aiter_raw():
+                    content += chunk
+                    if len(content) > enough:
+                        break
+            finally:
+                await response.aclose()
+            return response.status_code, response.headers.get("content-encoding", "identity"), bytes(content)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        asyncio.run_coroutine_threadsafe(self._transport.aclose(), _loop()).result()
+
+
+def excerpt(text: str | bytes, length: int = 300) -> str:
+    """Shortens what a server sent for a message: one line, without control characters and terminal escapes."""
+    if isinstance(text, bytes):
+        text = text[: 4 * length].decode("utf-8", errors="replace")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[:length]}..."
+
+
+def _refusal(what: str, status: int, content: bytes) -> ServerError:
+    """Makes the error for a status other than 200."""
+    text = excerpt(content, 600)
+    if 300 <= status < 400:
+        return ServerError(
+            f"{what} answered {status}, a redirect, and redirects are not followed: {text} Set rollout_matching.vllm."
+            "base_url to the address of the server itself."
+        )
+    if status == 404:
+        return ServerError(f"{what} answered 404: {text} The server was not started for training. {_START}")
+    hint = f" {_START}" if "has no attribute 'rollout_" in text else ""
+    # A dying server answers its last requests with errors of its own; only what we sent wrong is final.
+    passing = status >= 500 and not what.endswith("/collective_rpc")
+    return ServerError(f"{what} answered {status}: {text}{hint}", again=passing)
+
+
+def _header_value(value: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"the environment variable {AUTHORIZATION} holds a character that a header cannot have.")
+    return value
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all exchanges, in a thread of its own: it can end any of them at their deadline."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rollout-http", daemon=True).start()
+    return loop

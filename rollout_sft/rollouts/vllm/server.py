@@ -1,15 +1,14 @@
-"""Served vLLM: prompts and responses go as token ids over HTTP, weights as `vllm_transfer` brings them.
+"""Generates with vLLM servers: token ids travel over HTTP, weights as `weight_transfer` brings them.
 
-A server keeps the version of its weights beside them, so a restart forgets it. Before and after every share of requests
-the version is asked for: a server that came back is given the weights again, and an answer from any other weights is
-thrown away. Rollouts are therefore never stale, whatever happens to a server in between.
+A server keeps the version of its weights in memory with them, so a restart forgets it. The engine asks for the version
+before and after every share of requests: it gives the weights again to a server that came back, and throws away answers
+from any other weights. Rollouts are therefore never stale, whatever happens to a server in between.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,8 +19,9 @@ from rollout_sft.ranks.distributed import together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import Answer
-from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
-from rollout_sft.rollouts.vllm.weight_transfer import WeightTransfer
+from rollout_sft.rollouts.vllm.http import Deadline, ServerError, excerpt
+from rollout_sft.rollouts.vllm.routes import Server
+from rollout_sft.rollouts.vllm.weight_transfer import WeightTransfer, side_by_side
 
 T = TypeVar("T")
 
@@ -62,9 +62,9 @@ class ServerEngine:
     # --- weights -----------------------------------------------------------------------------------------------
 
     def load(self, weights: LiveWeights) -> None:
-        """Has every server load the live weights; every rank calls it together."""
+        """Makes every server load the live weights; every rank calls it together."""
         if not self._run:
-            # Tells apart the runs that use a server one after the other; decides nothing.
+            # Distinguishes the runs that use a server one after another; decides nothing.
             _, tokens = together(lambda: secrets.token_hex(4), share=lambda token: token)
             self._run = tokens[0]
         marker, deadline = f"{self._run}-{weights.version}", Deadline(self._config.timeout)
@@ -84,7 +84,7 @@ class ServerEngine:
         attempts: int,
         deadline: Deadline,
     ) -> dict[Server, ServerError]:
-        """To the servers that failed, which the main rank knows; on the others there are none."""
+        """Sends to the servers that failed; only the main rank knows them, the other ranks have none."""
         for error in failures.values():
             self._count(attempts, error)
         for error in list(failures.values())[:1]:
@@ -92,15 +92,16 @@ class ServerEngine:
         return send(list(failures))
 
     def _read_limits(self) -> None:
-        """Every rank asks every server itself, so every rank knows what it needs to ask for rollouts."""
+        """Asks every server on every rank, because every rank needs the limits for its own requests."""
         deadline = Deadline(self._config.timeout)
-        self._for_each(lambda server, _: self._persist(server, deadline, server.read_limits, deadline))
+        for done in side_by_side(lambda server: self._persist(deadline, server.read_limits, deadline), self._servers):
+            done.result()
         self.max_model_len = min(server.max_model_len for server in self._servers)
 
     # --- rollouts ----------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
-        """One answer per request; the seed of each makes the split over the servers invisible."""
+        """Returns one answer per request; because each has its own seed, the split over servers changes nothing."""
         if not requests:
             return []
         from tqdm import tqdm
@@ -108,13 +109,13 @@ class ServerEngine:
         deadline = Deadline(self._config.timeout)
         sizes = [server.devices for server in self._servers]
         bounds = split_in_proportion(len(requests), sizes, first=PartialState().process_index % len(sizes))
+        shares = [requests[start:end] for start, end in bounds]
         with tqdm(total=len(requests), desc="rollouts", disable=not self._show_progress, leave=False) as bar:
 
-            def answer(server: Server, i: int) -> list[Answer]:
-                share = requests[bounds[i][0] : bounds[i][1]]
-                return self._persist(server, deadline, self._answer_share, server, share, knobs, deadline, bar)
+            def answer(server: Server, share: Sequence[RolloutRequest]) -> list[Answer]:
+                return self._persist(deadline, self._answer_share, server, share, knobs, deadline, bar)
 
-            return [answer for share in self._for_each(answer) for answer in share]
+            return [answer for done in side_by_side(answer, self._servers, shares) for answer in done.result()]
 
     def _answer_share(
         self,
@@ -133,30 +134,26 @@ class ServerEngine:
         if found != self._marker:
             bar.update(-len(answers))
             raise ServerError(
-                f"{server.url} changed its weights while it generated: they are {found!r} now and were "
-                f"{self._marker!r}. Does another run use the same server?",
+                f"{server.url} changed its weights while it generated: they are {excerpt(found, 80)!r} now and "
+                f"were {self._marker!r}. Does another run use the same server?",
                 again=True,
             )
         return answers
 
     def sleep(self) -> None:
-        """Servers keep their memory: they have devices of their own."""
+        """Does nothing: servers have devices of their own."""
 
     def close(self) -> None:
-        """Gives back what the transfer of weights keeps."""
+        """Gives back what the transfer of weights keeps, and closes the connections."""
         self._transfer.close()
+        for server in self._servers:
+            server.close()
         self.version = None
 
     # --- asking again ------------------------------------------------------------------------------------------
 
-    def _for_each(self, work: Callable[[Server, int], T]) -> list[T]:
-        """Runs `work` for all servers at the same time; the first failure, in their order, is raised."""
-        with ThreadPoolExecutor(len(self._servers)) as pool:
-            futures = [pool.submit(work, server, i) for i, server in enumerate(self._servers)]
-        return [future.result() for future in futures]
-
-    def _persist(self, server: Server, deadline: Deadline, work: Callable[..., T], *args: Any) -> T:
-        """Asks again when a server fails in a way that may pass, `retries` times and not past the deadline."""
+    def _persist(self, deadline: Deadline, work: Callable[..., T], *args: Any) -> T:
+        """Repeats `work` while it fails in a way that may pass, at most `retries` times and not past the deadline."""
         attempts = 0
         while True:
             try:
@@ -178,13 +175,13 @@ class ServerEngine:
 
 
 def _pause(attempts: int) -> float:
-    """Seconds before the next attempt."""
+    """Returns the seconds to wait before the next attempt."""
     return min(2.0 ** (attempts - 1), 30.0)
 
 
 def split_in_proportion(count: int, sizes: Sequence[int], *, first: int = 0) -> list[tuple[int, int]]:
     """
-    Cuts `count` requests into one run per server, in proportion to their sizes.
+    Splits `count` requests into consecutive shares, one per server, in proportion to the servers' sizes.
 
     Args:
         count (`int`):
@@ -192,10 +189,10 @@ def split_in_proportion(count: int, sizes: Sequence[int], *, first: int = 0) -> 
         sizes (`Sequence[int]`):
             Devices of each server.
         first (`int`, *optional*, defaults to 0):
-            Server that gets what does not divide evenly; ranks begin at different ones.
+            The server that gets the first request of the remainder; it differs between ranks.
 
     Returns:
-        `list[tuple[int, int]]`: start and end of each server's run.
+        `list[tuple[int, int]]`: start and end of each server's share.
     """
     shares = [count * size // sum(sizes) for size in sizes]
     for i in range(count - sum(shares)):

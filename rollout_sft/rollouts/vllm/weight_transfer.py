@@ -1,21 +1,21 @@
-"""How live weights get into vLLM servers.
+"""Brings the live weights to vLLM servers.
 
-folder       written once to a folder that trainer and servers share; every server reads it
-nccl, gloo   broadcast from the trainer to the servers' workers, over devices or host memory; nothing is written
+    folder       the trainer writes them once to a folder that it shares with the servers; every server reads it
+    nccl, gloo   the trainer broadcasts them to the servers' workers, over devices or host memory; nothing is written
 
-Either way the version is the last thing that a server is told, so one that fails on the way is never taken for one
-with the new weights.
+Either way a server learns the new version last, so one that fails on the way never seems to have the new weights.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from accelerate import PartialState
 from safetensors.torch import save_file
@@ -23,14 +23,17 @@ from torch import Tensor
 
 from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.http import Deadline, Server, ServerError
+from rollout_sft.rollouts.vllm.http import Deadline, ServerError, excerpt
+from rollout_sft.rollouts.vllm.routes import Server
 from rollout_sft.rollouts.vllm.weight_stream import WeightStream, open_store, own_address, send
 
+T = TypeVar("T")
+
 _FILE_BYTES = 4 << 30
-"""Weights of one file: what a rank holds in memory at once while it writes."""
+"""Size of one file; the writing rank holds as much in memory at once."""
 
 _MEETING_SECONDS = 60.0
-"""The longest that the ends of a stream wait for each other before the first weights."""
+"""The longest that the ends of a stream wait for each other to join."""
 
 _MAY_DIFFER = {"_name_or_path", "architectures", "attn_implementation", "dtype", "torch_dtype", "transformers_version"}
 _MAY_DIFFER |= {"bos_token_id", "eos_token_id", "pad_token_id", "use_cache"}
@@ -44,7 +47,7 @@ class WeightTransfer(Protocol):
         self, weights: LiveWeights, marker: str, servers: Sequence[Server], deadline: Deadline
     ) -> dict[Server, ServerError]:
         """
-        Has servers load the live weights under the version `marker`; every rank calls it at the same point.
+        Makes servers load the live weights under the version `marker`; every rank calls it at the same point.
 
         Returns:
             `dict[Server, ServerError]`: on the main rank what kept servers from it and may pass; sending again to
@@ -53,7 +56,7 @@ class WeightTransfer(Protocol):
         ...
 
     def resend(self, weights: LiveWeights, marker: str, server: Server, deadline: Deadline) -> None:
-        """Has one server, which lost the weights that were sent last, load them again; a rank calls it alone."""
+        """Makes one server that lost the last weights load them again; one rank calls it alone."""
         ...
 
     def close(self) -> None:
@@ -82,7 +85,7 @@ class FolderTransfer:
             self._write(weights, marker)
         if not PartialState().is_main_process:
             return {}
-        return _side_by_side(servers, lambda server: self.resend(weights, marker, server, deadline))
+        return _failures(servers, side_by_side(lambda server: self.resend(weights, marker, server, deadline), servers))
 
     def resend(self, weights: LiveWeights, marker: str, server: Server, deadline: Deadline) -> None:
         """See [`WeightTransfer`]."""
@@ -94,7 +97,7 @@ class FolderTransfer:
         self._forget()
 
     def _write(self, weights: LiveWeights, marker: str) -> None:
-        """One rank writes, under another name until it is complete; the weights before are removed."""
+        """Writes on one rank, under another name until it is complete, and removes the weights before."""
         with _gathered(weights) as tensors:
             if PartialState().is_main_process:
                 partial, folder = self._folder / f"{marker}.partial", self._folder / marker
@@ -149,14 +152,14 @@ class StreamTransfer:
                     raise
 
             with ThreadPoolExecutor(1) as pool:
-                failures = pool.submit(_side_by_side, servers, receive)
+                received = pool.submit(side_by_side, receive, servers)
                 streams = [f.result() for f in ready.values() if f.exception() is None]
                 try:
                     sent.set_result(send(streams, tensors)[0])
                 except BaseException as error:
                     sent.set_exception(error)
                     raise
-                return failures.result()
+                return _failures(servers, received.result())
 
     def resend(self, weights: LiveWeights, marker: str, server: Server, deadline: Deadline) -> None:
         """Not possible: gathering the weights takes every rank, and this is one alone."""
@@ -171,41 +174,40 @@ class StreamTransfer:
         self._streams.clear()
 
     def _receive(self, server: Server, sent: Future[int], deadline: Deadline) -> None:
-        """Has the workers load what is sent meanwhile, all of it."""
+        """Makes the workers load what is sent meanwhile, all of it."""
         try:
-            received = [int(count) for count in server.call_workers("rollout_receive", {}, deadline)]
+            received = server.receive(deadline)
         except ServerError as error:
             raise ServerError(str(error), again=True) from error  # a broken stream can be opened again
         if set(received) != {sent.result()}:
-            raise ServerError(f"{server.url} received {received} tensors of {sent.result()}.", again=True)
+            raise ServerError(f"{server.url} received {received[:8]} tensors of {sent.result()}.", again=True)
 
     def _stream(self, server: Server, marker: str, deadline: Deadline) -> WeightStream:
-        """The stream to a server; a new one where the server does not have the other end any more."""
+        """Returns the stream to a server; opens a new one where the server has lost its end."""
         name, stream = self._streams.get(server, ("", None))
-        if stream is not None and set(server.call_workers("rollout_stream", {}, deadline)) == {name}:
+        if stream is not None and server.open_streams(deadline) == {name}:
             return stream
         self._opened += 1
         name = f"{marker}-{self._opened}"
         server.read_limits(deadline)
         seconds = min(_MEETING_SECONDS, deadline.left(f"{server.url} is to join a stream of weights."))
-        store = open_store(seconds)
-        size = 1 + server.devices
-        meeting = {
-            "name": name,
-            "backend": self._backend,
-            "host": own_address(server.url),
-            "port": store.port,
-            "size": size,
-            "seconds": deadline.seconds,
-        }
+        try:
+            host = own_address(*server.address, seconds)
+        except OSError as error:
+            raise ServerError(f"{server.url} cannot be reached ({error}).", again=True) from error
+        store, size, secret = open_store(host, seconds), 1 + server.devices, secrets.token_hex(32)
+        limits = {"meeting_seconds": seconds, "seconds": deadline.seconds}
+        meeting = {"name": name, "host": host, "port": store.port, "size": size, "secret": secret, **limits}
         with ThreadPoolExecutor(1) as pool:
-            joined = pool.submit(server.call_workers, "rollout_join", meeting, deadline)
+            joined = pool.submit(server.join_stream, {"backend": self._backend, **meeting}, deadline)
             try:
-                stream = WeightStream(self._backend, store, 0, size, seconds=deadline.seconds)
+                stream = WeightStream(self._backend, store, host, 0, size, secret=secret, **limits)
             except RuntimeError as error:
                 joined.result()  # what the server says is closer to the cause
                 raise ServerError(f"no stream of weights to {server.url}: {error}", again=True) from error
-            joined.result()
+            ranks = sorted(joined.result())
+        if ranks != list(range(1, size)):
+            raise ServerError(f"{server.url} joined the stream as ranks {ranks[:8]}; expected 1 to {size - 1}.")
         self._streams[server] = name, stream
         return stream
 
@@ -219,7 +221,7 @@ def make_transfer(config: VLLMConfig, *, default_folder: Path) -> WeightTransfer
 
 @contextmanager
 def _gathered(weights: LiveWeights) -> Iterator[Iterator[tuple[str, Tensor]]]:
-    """The weights, iterated to their end whatever happens: with sharded ones the other ranks wait in gathers."""
+    """Yields the weights and iterates them to their end: where they are sharded the other ranks wait in gathers."""
     tensors = weights.tensors()
     try:
         yield tensors
@@ -230,34 +232,38 @@ def _gathered(weights: LiveWeights) -> Iterator[Iterator[tuple[str, Tensor]]]:
 
 @contextmanager
 def _update(weights: LiveWeights, marker: str, server: Server, deadline: Deadline) -> Iterator[None]:
-    """What a server does around loading."""
+    """Does what a server needs before and after it loads weights."""
     _check_model(weights, server, deadline)
-    server.post("/update_weight_version", {"new_version": f"loading {marker}"}, deadline)
+    server.set_weight_version(f"loading {marker}", deadline)
     yield
     server.call_workers("rollout_repack_head", {}, deadline)
-    while not server.post("/reset_prefix_cache", {}, deadline)["success"]:
+    while not server.reset_prefix_cache(deadline):
         # Requests of an earlier attempt that nobody waits for any more still hold their blocks.
         deadline.sleep(0.2, f"{server.url} still runs other requests, so its prefix cache cannot be reset")
-    server.post("/update_weight_version", {"new_version": marker}, deadline)
+    server.set_weight_version(marker, deadline)
 
 
 def _check_model(weights: LiveWeights, server: Server, deadline: Deadline) -> None:
-    served = json.loads(server.call_workers("rollout_description", {}, deadline)[0])
+    served = server.configuration(deadline)
     ours = json.loads(json.dumps(weights.model.config.to_dict(), default=str))
     for key in sorted((served.keys() & ours.keys()) - _MAY_DIFFER):
         if served[key] != ours[key]:
             raise ServerError(
-                f"{server.url} serves another model than the one that is trained: {key} is {served[key]!r} there "
-                f"and {ours[key]!r} here. Start the server with the model of this run."
+                f"{server.url} serves another model than the one that is trained: {key} is "
+                f"{excerpt(repr(served[key]))} there and {ours[key]!r} here. Start the server with this run's model."
             )
 
 
-def _side_by_side(servers: Sequence[Server], work: Callable[[Server], None]) -> dict[Server, ServerError]:
-    """Runs `work` for all servers at the same time. Raises the first failure that will not pass, in their order."""
-    with ThreadPoolExecutor(len(servers)) as pool:
-        futures = {server: pool.submit(work, server) for server in servers}
+def side_by_side(work: Callable[..., T], *arguments: Sequence[Any]) -> list[Future[T]]:
+    """Calls `work` for the arguments as `map` does, all at the same time; returns when every call has ended."""
+    with ThreadPoolExecutor(len(arguments[0])) as pool:
+        return [pool.submit(work, *each) for each in zip(*arguments, strict=True)]
+
+
+def _failures(servers: Sequence[Server], ended: Sequence[Future[None]]) -> dict[Server, ServerError]:
+    """Returns the failures that may pass; raises the first that will not, in the order of the servers."""
     failures: dict[Server, ServerError] = {}
-    for server, future in futures.items():
+    for server, future in zip(servers, ended, strict=True):
         error = future.exception()
         if isinstance(error, ServerError) and error.again:
             failures[server] = error

@@ -1,7 +1,7 @@
-"""What a vLLM server needs of us in its workers.
+"""Extends the workers of a vLLM engine by what training needs.
 
-Start it with `--worker-extension-cls rollout_sft.rollouts.vllm.worker.RolloutWorker`. The methods are called by name
-over the server's route /collective_rpc.
+Start a server with `--worker-extension-cls rollout_sft.rollouts.vllm.worker.RolloutWorker`; its route /collective_rpc
+calls the methods by name. A colocated engine uses the same extension.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rollout_sft.rollouts.vllm.weight_stream import WeightStream, join_store
+from rollout_sft.rollouts.vllm.weight_stream import WeightStream, join_store, own_address
 
 
 def repack_head(model: Any) -> None:
@@ -44,25 +44,39 @@ class RolloutWorker:
     rollout_open_stream: tuple[str, WeightStream] | None = None
 
     def rollout_description(self) -> str:
-        """The configuration of the served model as JSON, to compare with that of the trained one."""
+        """Returns the configuration of the served model as JSON, to compare with that of the trained one."""
         return json.dumps(self.model_config.hf_config.to_dict(), default=str)
 
     def rollout_repack_head(self) -> None:
-        """[`repack_head`], where there is something to renew."""
+        """Calls [`repack_head`] where there is a packed copy of a tied head: on a CPU."""
         from vllm.platforms import current_platform
 
         if current_platform.is_cpu() and self.model_config.hf_config.get_text_config().tie_word_embeddings:
             repack_head(self.model_runner.get_model())
 
-    def rollout_join(self, name: str, backend: Any, host: str, port: int, size: int, seconds: float) -> None:
-        """Opens this worker's end of a stream of weights and keeps it under `name`."""
-        before = self.parallel_config.data_parallel_index * self.parallel_config.world_size
+    def rollout_join(
+        self,
+        name: str,
+        backend: Any,
+        host: str,
+        port: int,
+        size: int,
+        secret: str,
+        meeting_seconds: float,
+        seconds: float,
+    ) -> int:
+        """Opens this worker's end of a stream of weights, keeps it under `name`, and returns its rank there."""
+        rank = 1 + self.parallel_config.data_parallel_index * self.parallel_config.world_size + self.rank
         self.rollout_open_stream = None
-        store = join_store(host, port, seconds)
-        self.rollout_open_stream = name, WeightStream(backend, store, 1 + before + self.rank, size, seconds=seconds)
+        address = own_address(host, port, meeting_seconds)
+        store = join_store(host, port, meeting_seconds)
+        limits = {"meeting_seconds": meeting_seconds, "seconds": seconds}
+        stream = WeightStream(backend, store, address, rank, size, secret=secret, **limits)
+        self.rollout_open_stream = name, stream
+        return rank
 
     def rollout_stream(self) -> str:
-        """The name of the open stream; empty when there is none, as after a start."""
+        """Returns the name of the open stream; an empty one where there is none, as after a start."""
         return self.rollout_open_stream[0] if self.rollout_open_stream else ""
 
     def rollout_receive(self) -> int:

@@ -104,6 +104,7 @@ def test_a_window_with_matched_coordinates_keeps_targets_that_differ_from_the_in
         backend=NearMisses(dataset, build_digits_tokenizer()),
         post_rollout_pack_scope="window",
         match_iou_threshold=0.2,
+        decoding={"max_new_tokens": 60},
     )
     trainer.train()
     segments = trained(trainer)

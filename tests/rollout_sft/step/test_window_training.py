@@ -321,6 +321,7 @@ def test_no_two_rollouts_share_a_seed_in_any_step_micro_step_or_rank(make_traine
             schedule=trainer.schedule,
             target_builder=trainer.target_builder,
             backend=backend,
+            limits=trainer.generation.train_limits,
             collate=trainer.window_builder.collate,
             rank=rank,
         )

@@ -1,0 +1,192 @@
+"""The routes of one vLLM server, and the shape of each reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import FailFast, Field, Json
+
+from rollout_sft.rollouts.base import RolloutRequest
+from rollout_sft.rollouts.vllm.backend import Answer
+from rollout_sft.rollouts.vllm.http import Client, Deadline, Reply, ServerError
+
+_CONTROL_BYTES = 1 << 20
+"""What the reply to anything but a completion may have; the largest is the model's configuration."""
+
+_TOKEN_BYTES = 512
+"""What a completion may have for each token of prompt and response: its id and its text, escaped."""
+
+Ids = Annotated[list[int], FailFast()]
+Count = Annotated[int, Field(strict=False, ge=0)]
+"""vLLM returns the result of a worker's method as a string."""
+
+
+class _Model(Reply):
+    id: str
+    max_model_len: Annotated[int, Field(ge=1)]
+
+
+class _Models(Reply):
+    hint = "It takes vLLM 0.30 or newer to serve rollouts."
+    data: Annotated[list[_Model], Field(min_length=1), FailFast()]
+
+
+class _WorldSize(Reply):
+    world_size: Annotated[int, Field(ge=1, le=65536)]
+
+
+class _WeightInfo(Reply):
+    weight_version: str
+
+
+class _Choice(Reply):
+    prompt_token_ids: Ids
+    token_ids: Ids
+
+
+class _Completion(Reply):
+    hint = "It takes vLLM 0.30 or newer to serve rollouts."
+    choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
+
+
+class _Done(Reply):
+    """Whatever it says."""
+
+
+class _Reset(Reply):
+    success: bool
+
+
+class _Results(Reply):
+    results: Annotated[list[Any], Field(min_length=1)]
+
+
+class _Configurations(Reply):
+    results: Annotated[list[Json[dict[str, Any]]], Field(min_length=1), FailFast()]
+
+
+class _Counts(Reply):
+    results: Annotated[list[Count], Field(min_length=1), FailFast()]
+
+
+class _Names(Reply):
+    results: Annotated[list[str], Field(min_length=1), FailFast()]
+
+
+class Server:
+    """
+    The routes of one server. Each raises [`ServerError`] when the server does not do what it was asked.
+
+    Args:
+        url (`str`):
+            Its address, without a path.
+        concurrency (`int`):
+            Completions under way at a time.
+
+    Attributes:
+        max_model_len (`int`):
+            Most tokens of a prompt and its response.
+        devices (`int`):
+            Workers of the server; its share of the requests.
+    """
+
+    def __init__(self, url: str, *, concurrency: int):
+        self.url = url
+        self.max_model_len = 0
+        self.devices = 1
+        self._model = ""
+        self._concurrency = concurrency
+        self._client = Client(url, connections=concurrency)
+
+    @property
+    def address(self) -> tuple[str | None, int]:
+        """Host and port."""
+        parts = urlsplit(self.url)
+        return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+    def read_limits(self, deadline: Deadline) -> None:
+        """Asks for the served model's name and length and the number of workers."""
+        model = self._get("/v1/models", _Models, deadline).data[0]
+        self._model, self.max_model_len = model.id, model.max_model_len
+        self.devices = self._get("/get_world_size", _WorldSize, deadline).world_size
+
+    def weight_version(self, deadline: Deadline) -> str:
+        """Returns the marker that was set last; `default` after a start."""
+        return self._get("/weight_info", _WeightInfo, deadline).weight_version
+
+    def set_weight_version(self, marker: str, deadline: Deadline) -> None:
+        """Sets the marker."""
+        self._post("/update_weight_version", {"new_version": marker}, _Done, deadline)
+
+    def reset_prefix_cache(self, deadline: Deadline) -> bool:
+        """Forgets cached keys and values; returns False where requests that still run hold some."""
+        return self._post("/reset_prefix_cache", {}, _Reset, deadline).success
+
+    def call_workers(self, method: str, kwargs: Mapping[str, Any], deadline: Deadline) -> None:
+        """Runs a method of all workers."""
+        self._call(method, kwargs, _Results, deadline)
+
+    def configuration(self, deadline: Deadline) -> dict[str, Any]:
+        """Returns the configuration of the served model."""
+        return self._call("rollout_description", {}, _Configurations, deadline).results[0]
+
+    def join_stream(self, meeting: Mapping[str, Any], deadline: Deadline) -> list[int]:
+        """Has the workers join a stream of weights; returns their ranks in it."""
+        return self._call("rollout_join", meeting, _Counts, deadline).results
+
+    def open_streams(self, deadline: Deadline) -> set[str]:
+        """Returns the names of the streams that the workers have open; an empty one where there is none."""
+        return set(self._call("rollout_stream", {}, _Names, deadline).results)
+
+    def receive(self, deadline: Deadline) -> list[int]:
+        """Has the workers load what comes through their stream; returns how many tensors each loaded."""
+        return self._call("rollout_receive", {}, _Counts, deadline).results
+
+    def complete(
+        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], deadline: Deadline, bar: Any
+    ) -> list[Answer]:
+        """Returns one answer per request; each is a call of its own, because a call has one seed for all prompts."""
+        done = 0
+
+        def ask(request: RolloutRequest) -> Answer:
+            nonlocal done
+            body = {
+                "model": self._model,
+                "prompt": request.prompt_ids,
+                "seed": request.seed,
+                "return_token_ids": True,
+                **knobs,
+            }
+            limit = _CONTROL_BYTES + _TOKEN_BYTES * (len(request.prompt_ids) + knobs["max_tokens"])
+            choice = self._post("/v1/completions", body, _Completion, deadline, limit=limit).choices[0]
+            bar.update(1)
+            done += 1
+            return Answer(choice.prompt_token_ids, choice.token_ids, origin=self.url)
+
+        pool = ThreadPoolExecutor(min(self._concurrency, len(requests)))
+        try:
+            return list(pool.map(ask, requests))
+        except ServerError:
+            bar.update(-done)
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+    def _call(self, method: str, kwargs: Mapping[str, Any], reply: Any, deadline: Deadline) -> Any:
+        body = {"method": method, "kwargs": dict(kwargs)}
+        return self._post("/collective_rpc", body, reply, deadline, limit=_CONTROL_BYTES * self.devices)
+
+    def _get(self, path: str, reply: Any, deadline: Deadline) -> Any:
+        return self._client.ask("GET", path, None, reply, deadline, limit=_CONTROL_BYTES)
+
+    def _post(
+        self, path: str, body: Mapping[str, Any], reply: Any, deadline: Deadline, *, limit: int = _CONTROL_BYTES
+    ) -> Any:
+        return self._client.ask("POST", path, body, reply, deadline, limit=limit)
