@@ -149,10 +149,13 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             lambda: self.window_builder.build(epoch_iterator, num_batches, done), share=lambda window: window.report
         )
         if not any(report.raw_micro_batches for report in reports):
-            unsupported.reject_empty_stream(done)
+            together(lambda: unsupported.reject_empty_stream(done), share=lambda _: None)
             return [], None
         weight_sum = sum(report.weight_sum for report in reports)
-        unsupported.reject_unsupervised_window(weight_sum, len(reports), done)
+        if weight_sum <= 0:
+            together(
+                lambda: unsupported.reject_unsupervised_window(weight_sum, len(reports), done), share=lambda _: None
+            )
         self.last_window = window.pack_lens
         self.fill_estimate.add([length for lens in self.last_window for length in lens])
         self.metrics.add(reports, num_batches)

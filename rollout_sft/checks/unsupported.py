@@ -185,9 +185,8 @@ def reject_empty_stream(global_step: int) -> None:
 
 
 def reject_unsupervised_window(weight_sum: float, ranks: int, global_step: int) -> None:
-    """Raises `ValueError` when no position of the window has a loss weight on any of the `ranks`."""
-    if weight_sum <= 0:
-        raise ValueError(
-            f"step {global_step + 1}: no position of the window is supervised (loss weights sum to {weight_sum} over "
-            f"{ranks} ranks), so there is nothing to train; check the target builder."
-        )
+    """Raises `ValueError`: no position of the window has a loss weight on any of the `ranks`."""
+    raise ValueError(
+        f"step {global_step + 1}: no position of the window is supervised (loss weights sum to {weight_sum} over "
+        f"{ranks} ranks), so there is nothing to train; check the target builder."
+    )
