@@ -23,6 +23,7 @@ from packsched.planner.levelling import level_packs
 from packsched.planner.stages import Packs, SortedWindow
 
 Objective = Literal["dense", "balanced"]
+_OBJECTIVES = get_args(Objective)
 # More work than this would not end within a year; it only has to stay a finite number.
 _MOST_EFFORT = 10**9
 
@@ -93,8 +94,8 @@ def plan_window(
     """
     cap = checked_count("packing_length", packing_length)
     steps = None if micro_steps is None else checked_count("micro_steps", micro_steps)
-    if objective not in get_args(Objective):
-        raise PackingError(f"objective is {objective!r}; it must be one of {', '.join(get_args(Objective))}.")
+    if objective not in _OBJECTIVES:
+        raise PackingError(f"objective is {objective!r}; it must be one of {', '.join(_OBJECTIVES)}.")
     if steps is None and objective == "balanced":
         raise PackingError("micro_steps is None, but objective 'balanced' levels a given number of packs.")
     return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, checked_effort(effort))
@@ -114,7 +115,8 @@ def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: Ob
     # Packs of lengths that are multiples of 64 cannot use the last few tokens of a cap that is not a multiple. Counting
     # in the common divisor turns that waste into better bounds and changes no answer.
     unit = gcd(*lens) or 1
-    window = SortedWindow([lens[index] // unit for index in order], cap // unit)
+    lengths = [lens[index] for index in order]
+    window = SortedWindow(lengths if unit == 1 else [length // unit for length in lengths], cap // unit)
     if objective == "dense":
         packs, proof, optimal = fewest_packs(window, steps, effort)
     else:
@@ -132,20 +134,20 @@ def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: Ob
         if proof.packs <= steps:
             raise UndecidedWindowError(**numbers, searched=window.searchable)
         raise InfeasibleWindowError(**numbers, proof=proof.reason + _in_units(unit, cap))
-    of_segments = [[order[position] for position in pack] for pack in packs]
+    of_segments = [sorted([order[position] for position in pack]) for pack in packs]
     return _as_plan(of_segments, lens, len(packs) if steps is None else steps, proof.packs, optimal)
 
 
 def plan_of_packs(lens: Sequence[int], packs: Packs, cap: int, steps: int, objective: Objective) -> WindowPlan:
     """Packs of segments that are known to fit, found elsewhere, as a plan of `steps` packs."""
     bound = lower_bound(sorted(lens, reverse=True), cap)[0]
-    return _as_plan(packs, lens, steps, bound, objective == "dense" and len(packs) == bound)
+    return _as_plan([sorted(pack) for pack in packs], lens, steps, bound, objective == "dense" and len(packs) == bound)
 
 
 def _as_plan(packs: Packs, lens: Sequence[int], micro_steps: int, bound: int, optimal: bool) -> WindowPlan:
-    by_oldest = sorted(tuple(sorted(pack)) for pack in packs if pack)
+    by_oldest = sorted([tuple(pack) for pack in packs if pack])
     padded = tuple(by_oldest) + ((),) * (micro_steps - len(by_oldest))
-    pack_lens = tuple(sum(lens[index] for index in pack) for pack in padded)
+    pack_lens = tuple([sum([lens[index] for index in pack]) for pack in padded])
     return WindowPlan(padded, pack_lens, len(by_oldest), bound, optimal)
 
 

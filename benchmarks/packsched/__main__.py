@@ -1,6 +1,7 @@
 """`python -m benchmarks.packsched`: every goal with its measured value, then packsched beside the alternatives.
 
-`--quick` takes a few cases of everything; `--write` stores the text and the plots under `docs/`.
+`--quick` takes a few cases of everything; `--write` stores the text and the plots under `docs/`. `--without STAGE`
+measures what one stage of the planner earns instead, `--without each` what every one of them does.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.packsched import compare, goals
+from benchmarks.packsched import ablation, compare, goals
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PACKAGES = ("numpy", "binpacking", "ortools", "prtpy", "trl", "datasets")
@@ -35,11 +36,24 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(versions)
 
 
+def _measured_by(options: str) -> str:
+    return (
+        f"# What each stage earns\n\n`python -m benchmarks.packsched {options} --write`, one run on one machine: "
+        f"{machine()}.\n\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packsched", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cases of everything, about half a minute")
     parser.add_argument("--write", action="store_true", help="store docs/benchmarks/packsched.md and the plots")
+    parser.add_argument("--without", metavar="STAGE", choices=("each", *ablation.NAMES), help="a stage, or each")
     options = parser.parse_args()
+    if options.without:
+        text = ablation.ablation(ablation.NAMES if options.without == "each" else [options.without], options.quick)
+        if options.write:
+            (DOCS / "benchmarks" / "ablation.md").write_text(_measured_by("--without each") + text + "\n")
+        return 0
     start = time.monotonic()
     parts = [
         "# Measured",

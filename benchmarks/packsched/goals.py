@@ -153,21 +153,6 @@ def tight(quick: bool) -> Iterator[Row]:
                 taken += ms
         value = f"{share(placed):.1f} %, p95 {quantile(taken, 0.95):.1f} ms, slowest {max(taken):.0f} ms"
         yield f"slack 0, 8 and 16 a pack, {_cut(even)}", "100 %, <= 5 ms", value, all(placed) and max(taken) <= 5
-    for even, target in ((False, 75), (True, 15)):
-        every, times = [], []
-        for per in (3, 4):
-            for packs in (16, 32):
-                found, ms = run(per, packs, 0, even)
-                every += found
-                times += ms
-                yield (
-                    f"slack 0, {per} a pack, {packs} packs, {_cut(even)}",
-                    f">= {target} % (prototype)",
-                    f"{share(found):.0f} %, median {statistics.median(ms):.0f} ms",
-                    share(found) >= target,
-                )
-        value = f"{share(every):.0f} %, median {statistics.median(times):.0f} ms"
-        yield f"... all four of them, {_cut(even)}", f">= {target} % (prototype)", value, share(every) >= target
 
 
 def _cut(even: bool) -> str:

@@ -33,7 +33,7 @@ class Proof(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class SortedWindow:
     """The lengths of a window, longest first, and the cap of its packs.
 
@@ -125,8 +125,8 @@ def _similar_and_nearly_full(window: SortedWindow, packs: int) -> bool:
     return _nearly_full(window, packs) and window.lengths[0] < 2 * window.lengths[-1]
 
 
-def _mixed_and_nearly_full(window: SortedWindow, packs: int) -> bool:
-    return _nearly_full(window, packs) and window.lengths[0] >= 2 * window.lengths[-1]
+def _mixed_or_roomy(window: SortedWindow, packs: int) -> bool:
+    return _has_room(window, packs) and not _similar_and_nearly_full(window, packs)
 
 
 def _nearly_full(window: SortedWindow, packs: int) -> bool:
@@ -165,9 +165,9 @@ def _bin_completion(window: SortedWindow, packs: int, work: int) -> Packs | Proo
 STAGES: tuple[Stage, ...] = (
     Stage("best-fit decreasing", _always, 0, False, _best_fit),
     Stage("first-fit decreasing", _too_large_to_search, 0, False, _first_fit),
+    Stage("minimum bin slack", _mixed_or_roomy, 0, True, _minimum_bin_slack),
     Stage("bounds", _always, 0, False, _bounds),
-    Stage("shuffled bin slack", _similar_and_nearly_full, 8, False, _shuffled_bin_slack),
-    Stage("minimum bin slack", _has_room, 0, True, _minimum_bin_slack),
-    Stage("shuffled bin slack", _mixed_and_nearly_full, 8, False, _shuffled_bin_slack),
+    Stage("shuffled bin slack", _nearly_full, 8, False, _shuffled_bin_slack),
+    Stage("minimum bin slack", _similar_and_nearly_full, 0, True, _minimum_bin_slack),
     Stage("bin completion", _has_room, 6_000, True, _bin_completion),
 )
