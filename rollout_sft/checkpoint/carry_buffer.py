@@ -55,7 +55,8 @@ def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
     path = Path(checkpoint) / _name(rank)
     way_out = (
         "Resume with as many ranks as saved it, or set rollout_matching.post_rollout_pack_scope: window, "
-        "which carries nothing between steps."
+        "which carries nothing between steps (and training.resume_with_changes: "
+        "[ranks, rollout_matching.post_rollout_pack_scope])."
     )
     if not path.is_file():
         raise ValueError(f"{checkpoint} has no {path.name}: it was not saved in scope micro by this rank. {way_out}")

@@ -1,28 +1,50 @@
-"""The mark of a finished checkpoint.
+"""The mark of a finished checkpoint, which holds its manifest.
 
 It is written last, when every rank is done: a process killed during a save leaves a folder without it, and the
-checkpoint before stays.
+checkpoint before stays. The manifest lists the files with sizes and checksums, so that one that is damaged later is
+refused by name, and what the run was trained with ([`~rollout_sft.checkpoint.settings`]).
 """
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rollout_sft.checkpoint.files import checksums, write_atomically
+
+logger = logging.getLogger(__name__)
+
 FINISHED = "finished"
 """Name of the file that marks a checkpoint as complete."""
+FORMAT = 1
+"""Of the manifest; raised when a reader of the one before would misread it."""
 
 
-def mark_finished(checkpoint: str | Path) -> None:
+class DamagedCheckpointError(ValueError):
+    """A file of a checkpoint is not what was saved."""
+
+
+def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> None:
     """
     Marks a checkpoint as complete.
 
     Args:
         checkpoint (`str` or `Path`):
             The checkpoint's folder; every rank must have finished writing to it.
+        trained_with (`Mapping[str, Any]`):
+            What a run that goes on from it has to have in common with this one; JSON.
     """
-    (Path(checkpoint) / FINISHED).touch()
+    folder = Path(checkpoint)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FINISHED)
+    found = checksums(paths)
+    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "checksum": found[p]} for p in paths}
+    manifest = {"format": FORMAT, "files": files, "trained_with": trained_with}
+    write_atomically(folder / FINISHED, json.dumps(manifest, indent=1) + "\n")
 
 
 def mark_unfinished(checkpoint: str | Path) -> None:
@@ -47,29 +69,85 @@ def last_finished_checkpoint(output_dir: str | Path) -> str | None:
     Returns:
         `str` or `None`: its path, or None when there is none.
     """
+    return next(iter(_finished(output_dir)), None)
+
+
+def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str, Any] | None:
+    """
+    Refuses a checkpoint that is incomplete or damaged.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            The checkpoint's folder.
+        contents (`bool`, *optional*, defaults to `True`):
+            Whether to read every file; otherwise only their sizes are looked at.
+
+    Returns:
+        `dict` or `None`: what the run was trained with; None for a checkpoint of an earlier version, which has an empty
+        mark and cannot be checked.
+
+    Raises:
+        `ValueError`: its save was interrupted, or it was not written by this trainer.
+        [`DamagedCheckpointError`]: a file is missing, cut off or changed; names it and the last good checkpoint.
+    """
+    folder = Path(checkpoint)
+    if not (folder / FINISHED).is_file():
+        raise ValueError(
+            f"{checkpoint} has no file named {FINISHED}: its save was interrupted, or another program wrote it. "
+            f"{_beside(folder)} If you know that it is complete, put an empty file of that name into it."
+        )
+    text = (folder / FINISHED).read_text(encoding="utf-8", errors="replace")
+    if not text.strip():
+        logger.warning(
+            "%s has no manifest (an earlier version saved it, or the mark was put there by hand): its files and the "
+            "settings of its run cannot be checked.",
+            checkpoint,
+        )
+        return None
+    damage = _damage(folder, text, contents)
+    if damage is not None:
+        raise DamagedCheckpointError(f"{checkpoint} is damaged: {damage}. {_beside(folder)}")
+    trained_with: dict[str, Any] = json.loads(text)["trained_with"]
+    return trained_with
+
+
+def _damage(folder: Path, text: str, contents: bool) -> str | None:
+    """What is wrong with the files of a manifest, in words."""
+    try:
+        manifest = json.loads(text)
+        version = manifest["format"]
+        expected = {folder / name: (file["size"], file["checksum"]) for name, file in manifest["files"].items()}
+        manifest["trained_with"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest {FINISHED} cannot be read ({type(error).__name__}: {error})"
+    if version != FORMAT:
+        return f"its manifest {FINISHED} has format {version!r}, and this version reads format {FORMAT}"
+    for path, (size, _) in expected.items():
+        if not path.is_file():
+            return f"{path.relative_to(folder)} is missing"
+        if path.stat().st_size != size:
+            return f"{path.relative_to(folder)} has {path.stat().st_size} bytes and was saved with {size}"
+    found = checksums(expected) if contents else {}
+    for path, checksum in found.items():
+        if checksum != expected[path][1]:
+            return f"{path.relative_to(folder)} was changed after it was saved"
+    return None
+
+
+def _finished(output_dir: str | Path) -> list[str]:
+    """The finished checkpoints of a run, the latest first."""
     steps = {}
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         if step.isdigit() and (path / FINISHED).is_file():
             steps[int(step)] = str(path)
-    return steps[max(steps)] if steps else None
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
-def require_finished(checkpoint: str | Path) -> None:
-    """
-    Refuses a checkpoint that may be incomplete.
-
-    Args:
-        checkpoint (`str` or `Path`):
-            The checkpoint's folder.
-
-    Raises:
-        `ValueError`: its save was interrupted, or it was not written by this trainer.
-    """
-    if not (Path(checkpoint) / FINISHED).is_file():
-        last = last_finished_checkpoint(Path(checkpoint).parent)
-        beside = f"The last finished one beside it is {last}." if last else "There is no finished one beside it."
-        raise ValueError(
-            f"{checkpoint} has no file named {FINISHED}: its save was interrupted, or another program wrote it. "
-            f"{beside} If you know that it is complete, put an empty file of that name into it."
-        )
+def _beside(folder: Path) -> str:
+    """The last checkpoint beside this one that is whole, in words."""
+    for other in _finished(folder.parent):
+        text = (Path(other) / FINISHED).read_text(encoding="utf-8", errors="replace")
+        if Path(other) != folder and (not text.strip() or _damage(Path(other), text, contents=True) is None):
+            return f"The last good one beside it is {other}."
+    return "There is no finished one beside it that is whole."

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
+
 from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer
-from rollout_sft.checkpoint.finished import last_finished_checkpoint, require_finished
+from rollout_sft.checkpoint.changed_rates import put_back, remember
+from rollout_sft.checkpoint.finished import last_finished_checkpoint, read_finished
 from rollout_sft.checkpoint.saving import SavingTrainer
+from rollout_sft.checkpoint.settings import check_changes, fingerprint, trained_with
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.step.schedule import MicroSchedule
 
@@ -19,13 +27,30 @@ logger = logging.getLogger(__name__)
 class ResumableTrainer(SavingTrainer):
     """A [`SavingTrainer`] that starts from its finished checkpoints, and from nothing else."""
 
+    _changed: frozenset[str] = frozenset()
+    """Settings that differ from the checkpoint's, and may."""
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; `True` resumes from the last checkpoint whose save was finished."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_finished_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} holds no finished checkpoint to resume from.")
+        together(partial(self._compare, resume_from_checkpoint or None), share=lambda _: None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _compare(self, checkpoint: str | None) -> None:
+        """Refuses a damaged checkpoint and one of another run before anything is read from it."""
+        first = self.is_world_process_zero()
+        _, data = together(lambda: fingerprint(self.train_dataset) if first else None, share=lambda found: found)
+        self.trained_with = trained_with(self.args, self.accelerator.unwrap_model(self.model), data[0])
+        self._changed = frozenset()
+        if checkpoint is None:
+            return
+        # Every machine reads the files once.
+        saved = read_finished(checkpoint, contents=self.args.should_save)
+        if saved is not None:
+            self._changed = check_changes(checkpoint, saved, self.trained_with, self.args.resume_with_changes)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")
@@ -38,11 +63,45 @@ class ResumableTrainer(SavingTrainer):
             self._report_left_over(lens, "were still in the carry buffer when training ended")
         return output
 
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The Trainer does not know how often a stream has begun again; the epoch in the checkpoint says it."""
+        start: tuple[int, int] = super()._init_training_state(
+            max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial
+        )
+        if self._is_at_its_end() and self.is_world_process_zero():
+            logger.warning(
+                "the checkpoint is at step %d of %d: nothing is left to train. To go on raise training.max_steps (or "
+                "num_train_epochs).",
+                self.state.global_step,
+                self.state.max_steps,
+            )
+        if resume_from_checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
+            return start
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+        passes = max(0, math.ceil(saved.epoch or 0) - 1)
+        # To the Trainer a pass of a stream is as long as the whole run.
+        batches_of_a_pass = saved.max_steps * self.args.gradient_accumulation_steps
+        return passes, round(((saved.epoch or 0) - passes) * batches_of_a_pass)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer looks at `max_steps` after a step.
+        if self._is_at_its_end():
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _is_at_its_end(self) -> bool:
+        return bool(self.state.global_step >= self.state.max_steps)
+
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._read(lambda: super(ResumableTrainer, self)._load_from_checkpoint(*args, **kwargs))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        fresh = remember(self.optimizer)
         self._read(lambda: super(ResumableTrainer, self)._load_optimizer_and_scheduler(checkpoint))
+        put_back(self._changed, fresh, self.optimizer, self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         self._read(lambda: super(ResumableTrainer, self)._load_rng_state(checkpoint))
@@ -61,8 +120,6 @@ class ResumableTrainer(SavingTrainer):
 
     def _restore_schedule(self, checkpoint: str | None) -> None:
         """What waited when the checkpoint was saved; nothing of an earlier run of this trainer."""
-        if checkpoint:
-            require_finished(checkpoint)
         if not isinstance(self.schedule, MicroSchedule):
             lens = carried(checkpoint) if checkpoint else []
             self._report_left_over(lens, "wait in the checkpoint's carry buffers, which only scope micro has,")

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rollout_sft.checkpoint.carry_buffer import save_carry_buffer
 from rollout_sft.checkpoint.finished import last_finished_checkpoint, mark_finished, mark_unfinished
+from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
 from rollout_sft.step.schedule import MicroSchedule, Schedule
@@ -29,9 +30,13 @@ class SavingTrainer(Trainer):
     Attributes:
         schedule ([`~rollout_sft.step.schedule.Schedule`]):
             What may carry segments from one window to the next.
+        trained_with (`dict`):
+            Written into every checkpoint; see [`~rollout_sft.checkpoint.settings.trained_with`].
     """
 
+    args: RolloutSFTConfig
     schedule: Schedule
+    trained_with: dict[str, Any]
     _failures: list[Exception] | None = None
     """While a checkpoint is being saved: what this rank could not write."""
 
@@ -62,7 +67,7 @@ class SavingTrainer(Trainer):
         def finish() -> None:
             if not self.args.should_save:
                 return
-            mark_finished(folder)
+            mark_finished(folder, self.trained_with)
             rotate_checkpoints(
                 output_dir=run_folder,
                 save_total_limit=limit,

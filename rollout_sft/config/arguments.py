@@ -55,6 +55,9 @@ class RolloutSFTConfig(TrainingArguments):
         callbacks (`list[str]`, *optional*):
             `training.callbacks`: `module:Class` of further callbacks, added when the trainer is made. A class whose
             constructor takes `trainer` is given the trainer, the others are made without arguments.
+        resume_with_changes (`list[str]`, *optional*):
+            `training.resume_with_changes`: settings that may differ from those of the checkpoint that a run resumes
+            from, such as `training.learning_rate`; every other change is refused by name.
         post_rollout_pack_scope (`str`, *optional*, defaults to `"micro"`):
             `micro` pops one pack per micro-batch and carries the rest; `window` plans the packs of all GA
             micro-steps at once and carries nothing.
@@ -117,6 +120,7 @@ class RolloutSFTConfig(TrainingArguments):
     packing_min_fill_ratio: Share = 0.65
     packing_drop_last: bool = True
     callbacks: list[str] = field(default_factory=list)
+    resume_with_changes: list[str] = field(default_factory=list)
     post_rollout_pack_scope: Literal["micro", "window"] = field(default="micro", metadata=_MATCHING)
     pack_policy: Literal["binpacking", "fifo", "optimal"] = field(default="binpacking", metadata=_MATCHING)
     pack_objective: Literal["dense", "balanced"] = field(default="dense", metadata=_MATCHING)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-import rollout_sft.checkpoint.resume
+import rollout_sft.checkpoint.saving
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
 
@@ -176,7 +176,7 @@ def kill_in_save(trainer, fault, folder):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / "model.safetensors").write_bytes(b"half")
 
-    product = rollout_sft.checkpoint.resume
+    product = rollout_sft.checkpoint.saving
     if fault.how == "before anything is written":
         trainer._save_checkpoint = dying(trainer._save_checkpoint)
     elif fault.how == "in the model":

@@ -30,7 +30,9 @@ def saved(make_trainer):
 
 def test_segments_that_wait_in_a_checkpoint_are_reported_when_the_scope_is_left(saved, make_trainer, caplog):
     checkpoint, waiting = saved
-    trainer = make_trainer(max_steps=2, **{**MICRO, "post_rollout_pack_scope": "window", "global_max_length": 400})
+    changes = {"post_rollout_pack_scope": "window", "global_max_length": 400}
+    allowed = ["rollout_matching.post_rollout_pack_scope", "global_max_length"]
+    trainer = make_trainer(max_steps=2, **{**MICRO, **changes}, resume_with_changes=allowed)
     with caplog.at_level(logging.WARNING, logger="rollout_sft.checkpoint.resume"):
         trainer.train(resume_from_checkpoint=checkpoint)
     assert f"{len(waiting)} segments ({sum(waiting)} tokens) wait in the checkpoint's carry buffers" in caplog.text

@@ -1,0 +1,187 @@
+"""What a resumed run has to have in common with the one that saved its checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import platform
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from rollout_sft.config.arguments import RolloutSFTConfig
+
+logger = logging.getLogger(__name__)
+
+_HOW_LONG = ("max_steps", "num_train_epochs")
+_CHANGE_NOTHING = {
+    *_HOW_LONG,
+    # where it runs, what is written and measured
+    *("output_dir", "use_cpu", "local_rank", "resume_from_checkpoint", "resume_with_changes", "debug", "ddp_timeout"),
+    *("ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_static_graph"),
+    *("do_train", "do_eval", "do_predict", "disable_tqdm", "skip_memory_metrics", "run_name", "project", "report_to"),
+    *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "per_device_eval_batch_size", "log_level"),
+    *("log_level_replica", "log_on_each_node", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("include_num_input_tokens_seen", "push_to_hub", "enable_jit_checkpoint", "full_determinism", "label_names"),
+    *("restore_callback_states_from_checkpoint", "average_tokens_across_devices", "torch_empty_cache_steps"),
+    # how the same numbers are computed and read
+    *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
+    *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    # what decides nothing here
+    *("packing_min_fill_ratio", "packing_drop_last", "idle_micro_steps", "on_infeasible", "check_isolation"),
+    *("validate_schedule", "on_non_finite", "rollout_batch_size", "vllm"),
+}
+_CHANGE_NOTHING_PREFIXES = (
+    "logging_",
+    "eval_",
+    "save_",
+    "hub_",
+    "trackio_",
+    "dataloader_num",
+    "dataloader_p",
+    "dataloader_m",
+)
+_CANNOT = {
+    "model": "the saved weights do not fit another model; start a new run from model.model_name_or_path",
+    "training.optim": "the saved state is that of the other optimizer; start a new run from the checkpoint's weights",
+    "training.optim_target_modules": "the saved state is that of other parameters",
+}
+_WINDOW = ("ranks", "training.gradient_accumulation_steps", "training.per_device_train_batch_size")
+_SAMPLES = 16
+
+
+class ChangedSettingsError(ValueError):
+    """A checkpoint was saved by a run with other settings."""
+
+
+def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[str, Any]:
+    """
+    What this run is trained with.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Its arguments; those that change nothing of the weights are left out.
+        model (`nn.Module`):
+            Names, shapes and types of its parameters count, not its weights.
+        data (`str`):
+            From [`fingerprint`].
+
+    Returns:
+        `dict`: `settings`, key -> value, `how_long` and `versions`; JSON.
+    """
+    settings: dict[str, Any] = {"ranks": config.world_size, "model": _shape(model), "data.train": data}
+    for spec in fields(config):
+        if spec.name not in _CHANGE_NOTHING and not spec.name.startswith(_CHANGE_NOTHING_PREFIXES):
+            section = spec.metadata.get("section", "training")
+            key = spec.name if section == "top" else f"{section}.{spec.name}"
+            settings[key] = getattr(config, spec.name)
+    settings["rollout_matching.decoding"] = asdict(config.train_decoding())
+    packages = ("packsched", "torch", "transformers", "accelerate")
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+    how_long = {f"training.{name}": getattr(config, name) for name in _HOW_LONG}
+    plain: dict[str, Any] = json.loads(
+        json.dumps({"settings": settings, "how_long": how_long, "versions": versions}, default=_plain)
+    )
+    return plain
+
+
+def fingerprint(dataset: Any) -> str:
+    """
+    Tells one training data set from another: its length, and ids and prompts of a few samples.
+
+    Args:
+        dataset (`Dataset`):
+            What is trained on; of a stream nothing is read.
+
+    Returns:
+        `str`: the same for the same data.
+    """
+    if not hasattr(dataset, "__len__"):
+        return "a stream"
+    number = len(dataset)
+    digest = 0
+    with torch.random.fork_rng(devices=[]):
+        for index in sorted({i * (number - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)}):
+            sample = dataset[index]
+            if isinstance(sample, Mapping):
+                prompt = sample.get("prompt_ids")
+                words = [str(sample.get("id")), *(() if prompt is None else map(str, prompt))]
+                digest = zlib.crc32(" ".join(words).encode("utf-8", "replace"), digest)
+    return f"{number} samples, {digest:08x}"
+
+
+def check_changes(
+    checkpoint: str, saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]
+) -> frozenset[str]:
+    """
+    Compares a resumed run with the one that saved.
+
+    Args:
+        checkpoint (`str`):
+            For the message.
+        saved, now (`Mapping[str, Any]`):
+            From [`trained_with`].
+        allowed (`Iterable[str]`):
+            `training.resume_with_changes`.
+
+    Returns:
+        `frozenset[str]`: the keys that have changed and may.
+
+    Raises:
+        [`ChangedSettingsError`]: a setting has changed that is not in `allowed`, or that cannot take effect.
+        `ValueError`: `allowed` holds what is no setting.
+    """
+    before, after = saved["settings"], now["settings"]
+    for key in allowed:
+        if key not in after:
+            near = difflib.get_close_matches(key, after, n=1, cutoff=0.3)
+            raise ValueError(
+                f"training.resume_with_changes holds {key!r}, which is no setting that a resume compares; the nearest "
+                f"is {near[0] if near else 'training.learning_rate'}."
+            )
+    changed = frozenset(key for key in before if key in after and before[key] != after[key])
+    refused = sorted(changed - set(allowed))
+    if refused:
+        what = "; ".join(f"{key} was {_short(before[key])} and is {_short(after[key])}" for key in refused)
+        raise ChangedSettingsError(
+            f"{checkpoint} was saved by a run with other settings: {what}. Set them back, or allow the change with "
+            f"training.resume_with_changes: [{', '.join(refused)}]."
+        )
+    for key in sorted(changed & set(_CANNOT)):
+        raise ChangedSettingsError(f"{key} cannot change in a resumed run: {_CANNOT[key]}.")
+    for key in sorted(changed):
+        moved = " The data go on where this many steps of the new size would have come to." if key in _WINDOW else ""
+        logger.warning("resumed with %s: %s (was %s).%s", key, _short(after[key]), _short(before[key]), moved)
+    for part in ("how_long", "versions"):
+        for key, value in saved[part].items():
+            if now[part].get(key, value) != value:
+                logger.warning("%s was %s when %s was saved and is %s.", key, value, checkpoint, now[part][key])
+    return changed
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _shape(model: nn.Module) -> str:
+    parameters = [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
+    size = sum(p.numel() for p in model.parameters())
+    return f"{size} parameters, {zlib.crc32(chr(10).join(parameters).encode()):08x}"
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)

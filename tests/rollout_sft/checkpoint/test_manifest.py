@@ -1,0 +1,99 @@
+"""A checkpoint's files are those that were saved, or the one that is not is named."""
+
+import json
+import shutil
+
+import pytest
+
+from rollout_sft.checkpoint.files import checksums, write_atomically
+from rollout_sft.checkpoint.finished import FINISHED, DamagedCheckpointError, mark_finished, read_finished
+
+WITH = {"settings": {"training.seed": 1}}
+BLOCK = 2**20
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Two finished checkpoints; the folder of the later one."""
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "parts").mkdir(parents=True)
+        (folder / "model.bin").write_bytes(bytes(range(256)) * 10)
+        (folder / "parts" / "empty").touch()
+        mark_finished(folder, WITH)
+    return folder
+
+
+def test_a_whole_checkpoint_gives_back_what_it_was_trained_with(checkpoint):
+    assert read_finished(checkpoint) == WITH
+    assert read_finished(checkpoint, contents=False) == WITH
+
+
+@pytest.mark.parametrize("contents", [True, False])
+def test_a_missing_or_cut_file_is_named_with_the_last_good_checkpoint(checkpoint, contents):
+    (checkpoint / "model.bin").write_bytes(bytes(2559))
+    with pytest.raises(DamagedCheckpointError, match=r"model\.bin has 2559 bytes and was saved with 2560\. .*-2\.$"):
+        read_finished(checkpoint, contents=contents)
+    (checkpoint / "model.bin").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint-4 is damaged: model\.bin is missing\."):
+        read_finished(checkpoint, contents=contents)
+
+
+@pytest.mark.parametrize("place", [0, 1000, 2559])
+def test_a_flipped_bit_is_found_wherever_it_is(checkpoint, place):
+    data = bytearray((checkpoint / "model.bin").read_bytes())
+    data[place] ^= 4
+    (checkpoint / "model.bin").write_bytes(data)
+    with pytest.raises(DamagedCheckpointError, match=r"model\.bin was changed after it was saved"):
+        read_finished(checkpoint)
+
+
+def test_the_last_good_checkpoint_is_one_that_is_whole(checkpoint):
+    shutil.copytree(checkpoint.parent / "checkpoint-2", checkpoint.parent / "checkpoint-1")
+    (checkpoint.parent / "checkpoint-2" / "parts" / "empty").write_text("x")
+    (checkpoint / "model.bin").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"The last good one beside it is .*checkpoint-1\.$"):
+        read_finished(checkpoint)
+    (checkpoint.parent / "checkpoint-1" / "model.bin").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"There is no finished one beside it that is whole\.$"):
+        read_finished(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "its manifest finished cannot be read"),
+        ("[]", "its manifest finished cannot be read"),
+        ('{"format": 1, "files": {"a": {}}, "trained_with": {}}', "its manifest finished cannot be read"),
+        ('{"format": 2, "files": {}, "trained_with": {}}', "has format 2, and this version reads format 1"),
+    ],
+)
+def test_a_damaged_manifest_is_called_that(checkpoint, text, message):
+    (checkpoint / FINISHED).write_text(text)
+    with pytest.raises(DamagedCheckpointError, match=message):
+        read_finished(checkpoint)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_warning(checkpoint, caplog):
+    (checkpoint / FINISHED).write_text("")
+    assert read_finished(checkpoint) is None
+    assert "has no manifest" in caplog.text
+
+
+def test_blocks_that_change_their_places_change_the_checksum(tmp_path):
+    one, other, short, zeros = (tmp_path / name for name in ("one", "other", "short", "zeros"))
+    one.write_bytes(b"a" * BLOCK + b"b" * BLOCK + b"c")
+    other.write_bytes(b"b" * BLOCK + b"a" * BLOCK + b"c")
+    short.write_bytes(b"a" * BLOCK + b"b" * BLOCK)
+    zeros.write_bytes(bytes(65 * BLOCK))
+    found = checksums([one, other, short, zeros])
+    assert len(set(found.values())) == 4
+    assert checksums([one]) == {one: found[one]}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "summary.json"
+    write_atomically(path, json.dumps({"a": 1}))
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert json.loads(path.read_text()) == {"a": 1}
