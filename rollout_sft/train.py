@@ -13,12 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rollout_sft.checkpoint.files import write_atomically
 from rollout_sft.checkpoint.finished import last_finished_checkpoint
+from rollout_sft.checkpoint.settings import end_was_moved
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_model, load_tokenizer
-from rollout_sft.ranks.distributed import leave_together
+from rollout_sft.ranks.distributed import entangled, leave_together, together
 from rollout_sft.reporting.summary import draw_packs, print_table, summarise
 from rollout_sft.trainer import RolloutSFTTrainer
 
@@ -70,7 +72,7 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
     folder = Path(str(args.output_dir))
     summary = folder / SUMMARY_FILE
     resume = args.resume_from_checkpoint
-    if resume and summary.is_file():
+    if resume and summary.is_file() and not end_was_moved(args):
         finished: dict[str, float] = json.loads(summary.read_text(encoding="utf-8"))
         return finished
     if resume is True:
@@ -88,11 +90,16 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
     before = trainer.evaluate() if stage.eval else {}
     trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate() if stage.eval else {}
-    trainer.save_model()
     numbers = summarise(trainer.state.log_history, before, after)
-    _draw(trainer, stage)
-    if trainer.is_world_process_zero():
-        summary.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+    def write() -> None:
+        with entangled(trainer.writes_in_collectives()):
+            trainer.save_model()
+        _draw(trainer, stage)
+        if trainer.is_world_process_zero():
+            write_atomically(summary, json.dumps(numbers, indent=2) + "\n")
+
+    together(write, share=lambda _: None)
     trainer.generation.close()
     trainer.accelerator.wait_for_everyone()
     return numbers

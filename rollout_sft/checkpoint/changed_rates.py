@@ -16,6 +16,7 @@ _IN_GROUPS = {
     "training.adam_beta2": ("betas",),
     "training.adam_epsilon": ("eps",),
 }
+_END = {"training.max_steps", "training.num_train_epochs"}
 _SCHEDULE = {"training.lr_scheduler_type", "training.lr_scheduler_kwargs", "training.warmup_steps"}
 
 
@@ -63,7 +64,7 @@ def put_back(changed: Set[str], fresh: list[dict[str, Any]], optimizer: Any, sch
                     f"{name} in its parameter groups."
                 )
             group[name] = own[name]
-    if rates:
+    if rates or (changed & _END and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)):
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         factors = [rate(scheduler.last_epoch) for rate in scheduler.lr_lambdas]
         scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]

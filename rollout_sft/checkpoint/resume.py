@@ -113,7 +113,7 @@ class ResumableTrainer(SavingTrainer):
         """Reads a part of a checkpoint on every rank; sharded weights are read in collectives."""
 
         def work() -> None:
-            with entangled(self._is_sharded()):
+            with entangled(self.writes_in_collectives()):
                 read()
 
         together(work, share=lambda _: None)

@@ -56,7 +56,7 @@ class SavingTrainer(Trainer):
             self.args.save_total_limit = None
             try:
                 self._hold(lambda: self._save_carried(folder))
-                with entangled(self._is_sharded()):
+                with entangled(self.writes_in_collectives()):
                     super(SavingTrainer, self)._save_checkpoint(model, trial)
                 if self._failures:
                     raise self._failures[0]
@@ -99,7 +99,8 @@ class SavingTrainer(Trainer):
             except Exception as error:
                 self._failures.append(error)
 
-    def _is_sharded(self) -> bool:
+    def writes_in_collectives(self) -> bool:
+        """Whether weights or optimizer lie in parts on the ranks, and are gathered while they are written."""
         return is_sharded(self.model_wrapped) or self.is_deepspeed_enabled
 
     def _save_carried(self, folder: Path) -> None:
@@ -109,12 +110,12 @@ class SavingTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # A whole state dict was gathered before; without one, sharded weights are gathered while they are written.
-        gathered = state_dict is not None or not self._is_sharded()
+        gathered = state_dict is not None or not self.writes_in_collectives()
         self._hold(lambda: super(SavingTrainer, self)._save(output_dir, state_dict), local=gathered)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         save = super()._save_optimizer_and_scheduler
-        self._hold(lambda: save(output_dir), local=not self._is_sharded())
+        self._hold(lambda: save(output_dir), local=not self.writes_in_collectives())
 
     def _save_scaler(self, output_dir: str) -> None:
         save = super()._save_scaler

@@ -8,13 +8,14 @@ import logging
 import platform
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import nn
 
+from rollout_sft.checkpoint.finished import DamagedCheckpointError, last_finished_checkpoint, read_finished
 from rollout_sft.config.arguments import RolloutSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _CHANGE_NOTHING = {
     *("log_level_replica", "log_on_each_node", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("include_num_input_tokens_seen", "push_to_hub", "enable_jit_checkpoint", "full_determinism", "label_names"),
     *("restore_callback_states_from_checkpoint", "average_tokens_across_devices", "torch_empty_cache_steps"),
+    *("callbacks",),
     # how the same numbers are computed and read
     *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
@@ -81,12 +83,10 @@ def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[
             section = spec.metadata.get("section", "training")
             key = spec.name if section == "top" else f"{section}.{spec.name}"
             settings[key] = getattr(config, spec.name)
-    settings["rollout_matching.decoding"] = asdict(config.train_decoding())
     packages = ("packsched", "torch", "transformers", "accelerate")
     versions = {"python": platform.python_version(), **{name: _version(name) for name in packages}}
-    how_long = {f"training.{name}": getattr(config, name) for name in _HOW_LONG}
     plain: dict[str, Any] = json.loads(
-        json.dumps({"settings": settings, "how_long": how_long, "versions": versions}, default=_plain)
+        json.dumps({"settings": settings, "how_long": _how_long(config), "versions": versions}, default=_plain)
     )
     return plain
 
@@ -131,7 +131,7 @@ def check_changes(
             `training.resume_with_changes`.
 
     Returns:
-        `frozenset[str]`: the keys that have changed and may.
+        `frozenset[str]`: the keys that have changed and may, `training.max_steps` and `num_train_epochs` among them.
 
     Raises:
         [`ChangedSettingsError`]: a setting has changed that is not in `allowed`, or that cannot take effect.
@@ -145,7 +145,7 @@ def check_changes(
                 f"training.resume_with_changes holds {key!r}, which is no setting that a resume compares; the nearest "
                 f"is {near[0] if near else 'training.learning_rate'}."
             )
-    changed = frozenset(key for key in before if key in after and before[key] != after[key])
+    changed = _changed(before, after)
     refused = sorted(changed - set(allowed))
     if refused:
         what = "; ".join(f"{key} was {_short(before[key])} and is {_short(after[key])}" for key in refused)
@@ -156,13 +156,36 @@ def check_changes(
     for key in sorted(changed & set(_CANNOT)):
         raise ChangedSettingsError(f"{key} cannot change in a resumed run: {_CANNOT[key]}.")
     for key in sorted(changed):
-        moved = " The data go on where this many steps of the new size would have come to." if key in _WINDOW else ""
-        logger.warning("resumed with %s: %s (was %s).%s", key, _short(after[key]), _short(before[key]), moved)
-    for part in ("how_long", "versions"):
-        for key, value in saved[part].items():
-            if now[part].get(key, value) != value:
-                logger.warning("%s was %s when %s was saved and is %s.", key, value, checkpoint, now[part][key])
-    return changed
+        where = " The data go on where this many steps of the new size would have come to." if key in _WINDOW else ""
+        logger.warning("resumed with %s: %s (was %s).%s", key, _short(after[key]), _short(before[key]), where)
+    moved = {key for part in ("how_long", "versions") for key in _changed(saved[part], now[part])}
+    was, is_now = ({**state["how_long"], **state["versions"]} for state in (saved, now))
+    for key in sorted(moved):
+        logger.warning("%s was %s when %s was saved and is %s.", key, was[key], checkpoint, is_now[key])
+    return changed | moved
+
+
+def end_was_moved(config: RolloutSFTConfig) -> bool:
+    """
+    Whether a run that has finished shall go on.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            With `output_dir`, `max_steps` and `num_train_epochs`.
+
+    Returns:
+        `bool`: True when its last checkpoint was saved with another end.
+    """
+    last = last_finished_checkpoint(str(config.output_dir))
+    try:
+        saved = read_finished(last, contents=False) if last else None
+    except DamagedCheckpointError:  # a finished run needs no checkpoint
+        return False
+    return saved is not None and saved["how_long"] != _how_long(config)
+
+
+def _how_long(config: RolloutSFTConfig) -> dict[str, float]:
+    return {f"training.{name}": getattr(config, name) for name in _HOW_LONG}
 
 
 def _version(package: str) -> str:
@@ -170,6 +193,11 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from its sources
         return "unknown"
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> frozenset[str]:
+    """A setting that only one of the two versions knows is none that was changed."""
+    return frozenset(key for key in before if key in after and before[key] != after[key])
 
 
 def _short(value: Any) -> str:
@@ -184,4 +212,6 @@ def _shape(model: nn.Module) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_a_finished_run_resumes_without_training_again(finished):
     assert done.returncode == 0, done.text()[-4000:]
     assert "eval F1 after" in done.text()
     assert (folder / "out" / "rollouts" / "log.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_when_its_end_is_moved(finished, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "out")
+    config = Path(write(tmp_path, resume="true"))
+    config.write_text(config.read_text().replace("num_train_epochs: 1", "num_train_epochs: 2"))
+    done = run("rollout_sft.train", "--config", str(config), output=tmp_path / "resumed.txt")
+    output = (tmp_path / "resumed.txt").read_text()
+    assert done.returncode == 0, output[-2000:]
+    assert "step 3/4 " in output
+    assert "step 2/4 " not in output
+    assert "training.num_train_epochs was 1.0 when " in output
 
 
 def test_a_bad_configuration_is_one_clear_message(finished):

@@ -80,6 +80,15 @@ def test_an_allowed_learning_rate_takes_effect_at_once(saved, make_trainer, capl
     assert "resumed with training.learning_rate: 0.001 (was 5e-05)." in caplog.text
 
 
+def test_a_later_end_gives_the_next_step_the_rate_of_the_longer_schedule(make_trainer, tmp_path):
+    settings = {**RUN, "lr_scheduler_type": "linear", "learning_rate": 1e-3}
+    make_trainer(max_steps=2, **settings).train()
+    trainer = make_trainer(max_steps=4, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
 def test_a_setting_that_cannot_take_effect_says_so(saved, make_trainer):
     settings = {**RUN, "optim": "adafactor"}
     trainer = make_trainer(max_steps=4, **settings, resume_with_changes=["training.optim"])
