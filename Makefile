@@ -34,7 +34,7 @@ test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
 		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py
 
-test-faults: install  ## Break thirty runs on two ranks and resume them; writes docs/faults.md (a quarter of an hour)
+test-faults: install  ## Break sixty runs on two ranks and resume them; writes docs/faults.md (half an hour)
 	$(BIN)/python -m pytest -s -m faults tests/faults
 
 test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (minutes)

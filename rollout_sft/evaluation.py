@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rollout_sft.data.samples import Sample, read_id, read_prompt
 from rollout_sft.ranks.distributed import together
-from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics
+from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, check_counters
 from rollout_sft.rollouts.answers import checked
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.lifecycle import Generation
@@ -94,7 +94,8 @@ class EvaluatingTrainer(Trainer):
                 if batch is None:
                     return None
                 rollouts = self.roll_out(batch.samples)
-                return [self.target_builder.score(s, r) for s, r in zip(batch.samples, rollouts, strict=True)]
+                scores = [self.target_builder.score(s, r) for s, r in zip(batch.samples, rollouts, strict=True)]
+                return [check_counters(counters, "the target builder") for counters in scores]
 
             while (scores := together(score_next, share=lambda _: None)[0]) is not None:
                 yield self.accelerator.gather_for_metrics(scores, use_gather_object=True)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +34,16 @@ class Segment:
         weights (`Tensor` of shape `(encoded_len,)`, float32):
             Loss weight of each position; 0 where nothing is supervised. The last position's is always 0.
         indices (`dict[str, Tensor]`):
-            Named int64 positions within the segment, remapped when it is packed. Always holds `"supervised"`.
+            Named int64 positions within the segment, remapped when it is packed. `"supervised"` is added from the
+            weights where it is not given.
         weight_sum (`float`):
             Sum of `weights`, known on the host so that nothing waits for the device.
         sample_id (`str`):
             Where the segment came from, for error messages.
+
+    Raises:
+        `ValueError`: lengths differ, a weight is negative or not finite, the last position is supervised,
+            `weight_sum` or `"supervised"` is not that of the weights, or an index lies outside the segment.
     """
 
     input_ids: Tensor
@@ -48,15 +54,56 @@ class Segment:
     sample_id: str = ""
 
     def __post_init__(self) -> None:
-        """On the CPU the two copies of the weights are compared; on a device that would wait for it."""
-        if self.weights.device.type != "cpu":
-            return
-        total = float(self.weights.sum(dtype=torch.float64))
+        """Refuses what would silently train something else; on a device only what is known without waiting for it."""
+        n, where = self.input_ids.numel(), f"segment of sample {self.sample_id!r}"
+        if n == 0:
+            raise ValueError(f"{where}: no tokens; a segment needs at least one.")
+        shapes = {tuple(values.shape) for values in (self.input_ids, self.targets, self.weights)}
+        if shapes != {(n,)}:
+            raise ValueError(
+                f"{where}: {_size(self.input_ids)} input_ids, {_size(self.targets)} targets and {_size(self.weights)} "
+                "weights; give one target and one weight for every token, in one dimension."
+            )
+        if self.weights.device.type == "cpu":
+            self._check_values(where)
+        elif SUPERVISED not in self.indices:
+            raise ValueError(
+                f"{where}: no index field {SUPERVISED!r}, and finding it would wait for {self.weights.device}; "
+                "make the segment on the CPU and move it with to()."
+            )
+
+    def _check_values(self, where: str) -> None:
+        weights = self.weights.detach().double().numpy()
+        good = (weights >= 0) & (weights < math.inf)
+        if not good.all():
+            raise ValueError(f"{where}: a weight is {weights[~good][0]}; weights are finite and 0 or more.")
+        if weights[-1] != 0:
+            raise ValueError(
+                f"{where}: the last position has weight {weights[-1]}, but no token follows it; "
+                "targets are aligned with the logits: targets[t] is what position t predicts."
+            )
+        total = float(weights.sum())
         if not math.isclose(total, self.weight_sum, rel_tol=1e-5, abs_tol=1e-9):
             raise ValueError(
-                f"segment of sample {self.sample_id!r}: weight_sum is {self.weight_sum}, but the weights sum to "
-                f"{total}. "
+                f"{where}: weight_sum is {self.weight_sum}, but the weights sum to {total}. "
                 "It is the segment's share of the loss's denominator; change both together."
+            )
+        supervised = weights.nonzero()[0]
+        if SUPERVISED not in self.indices:
+            object.__setattr__(self, "indices", {**self.indices, SUPERVISED: torch.from_numpy(supervised)})
+        for name, positions in self.indices.items():
+            values = positions.numpy()
+            outside = values[(values < 0) | (values >= len(weights))]
+            if len(outside):
+                raise ValueError(
+                    f"{where}: index field {name!r} holds position {outside[0]}, but the segment has {len(weights)} "
+                    "tokens."
+                )
+        given = self.indices[SUPERVISED].numpy()
+        if not np.array_equal(given, supervised):
+            raise ValueError(
+                f"{where}: index field {SUPERVISED!r} holds {len(given)} positions, but they are not the "
+                f"{len(supervised)} whose weight is not 0; leave it out, it is found from the weights."
             )
 
     @property
@@ -75,7 +122,7 @@ class Segment:
         sample_id: str = "",
     ) -> Segment:
         """
-        Builds a segment on the CPU from host lists, checking what a silent mistake would train wrongly.
+        Builds a segment on the CPU from host lists.
 
         Args:
             input_ids (`Sequence[int]`):
@@ -85,7 +132,7 @@ class Segment:
             weights (`Sequence[float]`):
                 Same length, none negative, the last one 0: no position follows it.
             indices (`Mapping[str, Sequence[int]]`, *optional*):
-                Further named positions; `"supervised"` is derived here.
+                Further named positions; `"supervised"` is found from the weights.
             sample_id (`str`, *optional*):
                 Where the segment came from.
 
@@ -93,35 +140,12 @@ class Segment:
             `ValueError`: lengths differ, a weight is negative, the last position is supervised, or an index
                 lies outside the segment.
         """
-        n = len(input_ids)
-        where = f"segment of sample {sample_id!r}"
-        if n == 0:
-            raise ValueError(f"{where}: no tokens; a segment needs at least one.")
-        if len(targets) != n or len(weights) != n:
-            raise ValueError(
-                f"{where}: {n} input_ids, {len(targets)} targets and {len(weights)} weights; "
-                "give one target and one weight for every token."
-            )
-        wrong = [w for w in weights if not 0 <= w < math.inf]
-        if wrong:
-            raise ValueError(f"{where}: a weight is {wrong[0]}; weights are finite and 0 or more.")
-        if weights[-1] != 0:
-            raise ValueError(
-                f"{where}: the last position has weight {weights[-1]}, but no token follows it; "
-                "targets are aligned with the logits: targets[t] is what position t predicts."
-            )
-        fields = {**(indices or {}), SUPERVISED: [t for t, w in enumerate(weights) if w > 0]}
-        for name, positions in fields.items():
-            outside = [p for p in positions if not 0 <= p < n]
-            if outside:
-                raise ValueError(
-                    f"{where}: index field {name!r} holds position {outside[0]}, but the segment has {n} tokens."
-                )
+        further = {name: list(positions) for name, positions in (indices or {}).items() if name != SUPERVISED}
         return cls(
             input_ids=torch.tensor(input_ids, dtype=torch.int64),
             targets=torch.tensor(targets, dtype=torch.int64),
             weights=torch.tensor(weights, dtype=torch.float32),
-            indices={name: torch.tensor(list(p), dtype=torch.int64) for name, p in fields.items()},
+            indices={name: torch.tensor(positions, dtype=torch.int64) for name, positions in further.items()},
             weight_sum=float(sum(weights)),
             sample_id=sample_id,
         )
@@ -138,6 +162,10 @@ class Segment:
             weight_sum=self.weight_sum,
             sample_id=self.sample_id,
         )
+
+
+def _size(values: Tensor) -> str:
+    return " x ".join(map(str, values.shape))
 
 
 def pack_of(segments: Sequence[Segment]) -> Pack[Segment]:

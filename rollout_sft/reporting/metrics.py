@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 
 from packsched import FillStats
 
 Counters = dict[str, tuple[float, float]]
 """Metric name -> (numerator, denominator); pairs are summed over samples, micro-steps and ranks, then divided."""
+
+
+_TAKEN = {
+    *("loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos", "num_input_tokens_seen"),
+    *("non_finite_steps", "runtime", "samples_per_second", "steps_per_second"),
+}
+_TAKEN_GROUPS = ("train_", "eval_", "packing/", "padding/", "time/", "equivalence/")
+
+
+def check_counters(counters: Counters, origin: str) -> Counters:
+    """
+    Keeps what others count out of the names that the trainer itself logs.
+
+    Args:
+        counters (`Counters`):
+            What they counted.
+        origin (`str`):
+            Who they are, for the message.
+
+    Returns:
+        `Counters`: the same.
+
+    Raises:
+        `ValueError`: a name of the trainer's, or a value that is no pair of numbers.
+    """
+    for name, pair in counters.items():
+        if name in _TAKEN or name.startswith(_TAKEN_GROUPS):
+            raise ValueError(
+                f"{origin} counts {name!r}, a name that the trainer logs itself; choose another, such as "
+                f"'target/{name.rpartition('/')[2]}'."
+            )
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, Real) for number in pair)):
+            raise ValueError(f"{origin} counts {name!r} as {pair!r}; a counter is a pair (numerator, denominator).")
+    return counters
 
 
 class Ratios:

@@ -7,14 +7,15 @@ Everything here is local to the rank and may fail; the trainer makes the ranks a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from packsched import Pack
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, Sample, read_prompt
 from rollout_sft.inputs.segment import Segment, pack_of
-from rollout_sft.reporting.metrics import Ratios, WindowReport
+from rollout_sft.reporting.metrics import Ratios, WindowReport, check_counters
 from rollout_sft.rollouts.answers import AnswerLimits, checked
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.step.collate import PackedBatch
@@ -109,18 +110,22 @@ class WindowBuilder:
         Returns:
             [`BuiltWindow`]: with `micro_steps` batches, and more only as [`ScheduledWindow`] says.
         """
+        with _noted(f"in step {global_step + 1} on rank {self._rank}"):
+            return self._build_window(raw, micro_steps, global_step)
+
+    def _build_window(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
         ratios = Ratios()
         micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
         with ratios.timed("time/rollout_s"):
             rollouts = self._roll_out(micro_batches, global_step)
-        ratios.add(self._backend.counters)
+        ratios.add(check_counters(self._backend.counters, "the rollout backend"))
         with ratios.timed("time/build_s"):
             targets = [
                 [self._build(sample, rollout) for sample, rollout in zip(batch.samples, row, strict=True)]
                 for batch, row in zip(micro_batches, rollouts, strict=True)
             ]
         for target in (t for row in targets for t in row):
-            ratios.add(target.counters)
+            ratios.add(check_counters(target.counters, "the target builder"))
         with ratios.timed("time/pack_s"):
             segments = [rescale([t.segment for t in row], self._config.loss_reduction) for row in targets]
             pool = [*self._schedule.waiting, *(s for row in segments for s in row)]
@@ -157,12 +162,30 @@ class WindowBuilder:
                     continue
                 places.append((micro_step, i))
                 requests.append(RolloutRequest(prompt_ids=read_prompt(sample), seed=derive_seed("rollout", *where)))
-        answers = checked(self._backend.generate(requests), requests, self._limits)
+        samples = [micro_batches[micro_step].samples[i] for micro_step, i in places]
+        with _noted(f"while the rollout backend answered {len(samples)} samples: {_ids(samples)}"):
+            answers = checked(self._backend.generate(requests), requests, self._limits)
         for (micro_step, i), rollout in zip(places, answers, strict=True):
             rollouts[micro_step][i] = rollout
         return rollouts
 
     def _build(self, sample: Sample, rollout: Rollout | None) -> Target:
-        if rollout is None:
-            return self._target_builder.build_reference(sample)
-        return self._target_builder.build(sample, rollout)
+        with _noted(f"while the target builder had sample {_ids([sample])}"):
+            if rollout is None:
+                return self._target_builder.build_reference(sample)
+            return self._target_builder.build(sample, rollout)
+
+
+@contextmanager
+def _noted(where: str) -> Iterator[None]:
+    """Adds to an error where it happened; its type and its words stay."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise
+
+
+def _ids(samples: Sequence[Sample]) -> str:
+    named = ", ".join(repr(sample.get("id")) for sample in samples[:8])
+    return f"{named} and {len(samples) - 8} more" if len(samples) > 8 else named

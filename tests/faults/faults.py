@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 import rollout_sft.checkpoint.saving
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
+from tests.faults import machine_faults
 
 ROLLOUT, SAMPLE, WINDOW, KILL, KILL_SAVE = (
     "rollout raises",
@@ -61,8 +62,11 @@ ONLY_IN_SCOPE = {"in the carry buffer": "micro", "too many long segments": "wind
 
 def plant(trainer, fault, folder):
     """Makes `fault` happen in this process, if it is its rank."""
+    if fault.kind in machine_faults.KINDS:
+        machine_faults.plant_machine_fault(trainer, fault, folder, note)
+        return
     if fault.kind == SAMPLE:
-        trainer.train_dataset = BrokenDataset(trainer.train_dataset, fault, folder)
+        trainer.train_dataset = BrokenDataset(trainer, fault, folder)
         return
     if trainer.args.process_index != fault.rank:
         return
@@ -101,15 +105,15 @@ def break_rollout(trainer, fault, folder):
 class BrokenDataset(Dataset):
     """One item of the data set is broken; whichever rank draws it fails."""
 
-    def __init__(self, inner, fault, folder):
-        self.inner, self.fault, self.folder = inner, fault, folder
+    def __init__(self, trainer, fault, folder):
+        self.trainer, self.inner, self.fault, self.folder = trainer, trainer.train_dataset, fault, folder
 
     def __len__(self):
         return len(self.inner)
 
     def __getitem__(self, index):
         sample = self.inner[index]
-        if index != self.fault.step:
+        if index != self.fault.step or not self.trainer.is_in_train:
             return sample
         note(self.fault, self.folder)
         if self.fault.how == "the data set raises":

@@ -14,6 +14,7 @@ import torch
 
 from rollout_sft.checkpoint.finished import last_finished_checkpoint
 from tests.distributed.launch import start_two_ranks
+from tests.faults import machine_faults as machine
 from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, ONLY_IN_SCOPE, RANK_0_ALONE, SAMPLE, Fault
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,14 @@ LIMIT = 60.0
 START_LIMIT = 240.0
 """Seconds from the start; imports alone take half a minute on a busy machine."""
 TORCHRUN, PLAIN = "torchrun", "two processes"
+ENDS_BY = {
+    KILL: {-signal.SIGKILL},
+    KILL_SAVE: {-signal.SIGKILL},
+    machine.DAMAGE: {-signal.SIGKILL},
+    machine.TERM: {-signal.SIGTERM},
+    machine.INTERRUPT: {-signal.SIGINT, 1, 130},
+}
+"""The codes of a rank that does not get to raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +56,19 @@ class Outcome:
 
 
 def draw_runs(seed, number):
-    """`number` runs, every kind equally often; ways, ranks, scopes and launchers are drawn without replacement."""
+    """`number` runs, thirty of the trainer's faults before the machine's; all else is drawn without replacement."""
     rng = random.Random(seed)
     decks = {
         kind: {
-            "how": _deck(rng, HOW[kind]),
+            "how": _deck(rng, {**HOW, **machine.HOW}[kind]),
             "rank": _deck(rng, [0, 1]),
             "scope": _deck(rng, ["window", "micro"]),
             "launcher": _deck(rng, [TORCHRUN, PLAIN]),
         }
-        for kind in KINDS
+        for kind in (*KINDS, *machine.KINDS)
     }
-    return [_draw(rng, i, KINDS[i % len(KINDS)], decks[KINDS[i % len(KINDS)]]) for i in range(number)]
+    kinds = [KINDS[i % len(KINDS)] if i < 30 else machine.KINDS[(i - 30) % len(machine.KINDS)] for i in range(number)]
+    return [_draw(rng, i, kind, decks[kind]) for i, kind in enumerate(kinds)]
 
 
 def _deck(rng, cards):
@@ -68,23 +78,28 @@ def _deck(rng, cards):
 
 def _draw(rng, number, kind, deck):
     how = next(deck["how"])
-    scope = ONLY_IN_SCOPE.get(how) or next(deck["scope"])
-    rank = 0 if how in RANK_0_ALONE else next(deck["rank"])
+    scope = {**ONLY_IN_SCOPE, "the carry buffer": "micro"}.get(how) or next(deck["scope"])
+    rank = 0 if how in RANK_0_ALONE | machine.RANK_0_ALONE else next(deck["rank"])
     if kind == SAMPLE:
         step = rng.randrange(34)  # the index of the sample
-    elif kind == KILL_SAVE:
+    elif kind in (KILL_SAVE, machine.SAVE):
         step = rng.choice([2, 4, 6])
+    elif kind == machine.DAMAGE:
+        step = rng.choice([4, 6])
+    elif kind in machine.KINDS:
+        step = rng.randrange(1, STEPS)
     else:
         step = rng.randrange(1 if kind == KILL else 0, STEPS)
     share = round(rng.random(), 2) if kind == KILL else 0.0
     fault = Fault(kind=kind, rank=rank, step=step, how=how, share=share)
-    return Run(number=number + 1, scope=scope, launcher=next(deck["launcher"]), fault=fault)
+    launcher = TORCHRUN if kind == machine.AGENT else next(deck["launcher"])
+    return Run(number=number + 1, scope=scope, launcher=launcher, fault=fault)
 
 
 def launch(folder, scope, launcher, fault=None):
     """Two ranks in processes of their own; waits for their end, and ends them itself when they hang."""
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (*folder.glob("error_rank*.txt"), *folder.glob("fault.json")):
+    for leftover in (*folder.glob("error_rank*.txt"), *folder.glob("fault.json"), *folder.glob("pid_rank*")):
         leftover.unlink()
     settings = json.dumps({"scope": scope, "fault": fault and asdict(fault)})
     if launcher == TORCHRUN:
@@ -95,11 +110,15 @@ def launch(folder, scope, launcher, fault=None):
             processes = [subprocess.Popen([*command, "-m", WORKER, str(folder), settings], **start)]
     else:
         processes = start_two_ranks(WORKER, folder, str(folder), settings)
-    hung = not _ended(processes, folder)
+    watched = list(processes)
+    if fault and fault.kind == machine.AGENT:
+        watched += [Orphan(folder / f"pid_rank{rank}") for rank in (0, 1)]
+    hung = not _ended(watched, folder)
     ended = time.time()
-    for process in processes:
+    for process in watched:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
         process.wait()
     planted = _read(folder / "fault.json")
     return Outcome(
@@ -108,6 +127,26 @@ def launch(folder, scope, launcher, fault=None):
         hung=hung,
         errors=[_read(folder / f"error_rank{r}.txt") for r in (0, 1)],
     )
+
+
+class Orphan:
+    """A rank that outlives its agent, known by the file that it wrote."""
+
+    def __init__(self, path):
+        self.path = path
+
+    @property
+    def pid(self):
+        return int(self.path.read_text())
+
+    def poll(self):
+        if not self.path.exists():
+            return None
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return 0
+        return 0 if state == "Z" else None
 
 
 def _ended(processes, folder):
@@ -150,12 +189,26 @@ def check_ended(run, outcome):
     fault = run.fault
     assert not outcome.hung, f"hung: {outcome}"
     assert outcome.seconds is not None, f"the fault never happened: {outcome}"
+    if fault.kind == machine.STOP:
+        assert not any(outcome.codes), outcome
+        assert outcome.seconds > machine.PAUSE
+        return
     assert all(code != 0 for code in outcome.codes), outcome
-    if fault.kind in (KILL, KILL_SAVE):
+    if fault.kind == machine.AGENT:
+        return
+    if fault.kind in ENDS_BY:
         assert outcome.errors[fault.rank] is None
         if run.launcher == PLAIN:
-            assert outcome.codes[fault.rank] == -signal.SIGKILL
+            assert outcome.codes[fault.rank] in ENDS_BY[fault.kind], outcome
             assert outcome.errors[1 - fault.rank] is not None, "the survivor raised"
+            if fault.kind == machine.INTERRUPT:
+                assert "KeyboardInterrupt" in outcome.errors[1 - fault.rank]["message"]
+        return
+    if fault.kind == machine.NAN:
+        assert [e and e["type"] for e in outcome.errors] == ["NonFiniteError"] * 2, outcome.errors
+        assert outcome.errors[0]["message"] == outcome.errors[1]["message"]
+        if fault.how != "a gradient is infinite":
+            assert f"rank {fault.rank}, micro-step 1: loss nan, samples '" in outcome.errors[0]["message"]
         return
     own = [e for e in outcome.errors if e and e["type"] != "PeerError"]
     peer = [e for e in outcome.errors if e and e["type"] == "PeerError"]
@@ -169,15 +222,29 @@ def check_checkpoint(run, folder):
     found = last_finished_checkpoint(folder)
     found = int(found.rpartition("-")[2]) if found else 0
     went = max([0, *hashes(folder, 0), *hashes(folder, 1)])  # the steps that some rank finished
-    if fault.kind == KILL_SAVE:
+    if fault.kind == machine.SAVE:
+        assert found == fault.step - SAVE_STEPS, (found, fault)
+    elif fault.kind == machine.DAMAGE:
+        assert found == fault.step, (found, fault)
+    elif fault.kind == KILL_SAVE:
         marked = fault.how in ("after the mark", "while the old checkpoint is removed")
         assert found == (fault.step if marked else fault.step - SAVE_STEPS), (found, fault)
-    elif fault.kind == KILL:
+    elif fault.kind in (KILL, machine.DISK, machine.AGENT):
         # A kill close to the end of a window may hit the save behind it.
         assert found in (went // SAVE_STEPS * SAVE_STEPS, (went - 1) // SAVE_STEPS * SAVE_STEPS), (found, went)
     else:
         assert found == went // SAVE_STEPS * SAVE_STEPS, (found, went)
     return found
+
+
+def check_damage_is_refused(run, folder):
+    """Neither rank reads anything from it; both name the file, and the checkpoint to go on from."""
+    outcome = launch(folder, run.scope, PLAIN)
+    assert not outcome.hung
+    assert all(code != 0 for code in outcome.codes), outcome
+    for error in outcome.errors:
+        assert f"checkpoint-{run.fault.step} is damaged: {run.fault.how.split()[0]}" in error["message"]
+        assert f"/checkpoint-{run.fault.step - SAVE_STEPS}." in error["message"]
 
 
 def check_same_end(folder, reference):
@@ -219,6 +286,13 @@ def carry_out(run, folder, reference):
     check_ended(run, outcome)
     check_not_diverged(folder, reference)
     checkpoint = check_checkpoint(run, folder)
+    if run.fault.kind == machine.DAMAGE:
+        check_damage_is_refused(run, folder)
+        checkpoint -= SAVE_STEPS
+    machine.make_room(run.fault, folder)
+    if run.fault.kind == machine.STOP:
+        check_same_end(folder, reference)
+        return {"run": run, "outcome": outcome, "checkpoint": checkpoint}
     resumed = launch(folder, run.scope, PLAIN)
     assert not resumed.hung, resumed
     assert not any(resumed.codes), (folder / "output.txt").read_text()[-3000:]

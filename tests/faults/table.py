@@ -1,7 +1,8 @@
 """`docs/faults.md`: what became of every fault run."""
 
+from tests.faults import machine_faults as machine
 from tests.faults.faults import KILL, KILL_SAVE, SAMPLE
-from tests.faults.runs import PLAIN
+from tests.faults.runs import ENDS_BY, PLAIN
 
 INTRODUCTION = """\
 # What happens when a rank fails
@@ -12,10 +13,17 @@ generator that is not restored shows. After every optimizer step both ranks hash
 
 - both processes have ended within 60 s of the fault (`ended after`: seconds, on a busy machine);
 - every hash of both ranks is that of the uninterrupted run, as far as they went: no rank went on alone;
-- a rank that raised has its own error, the other a `PeerError` with the same message;
+- a rank that raised has its own error, the other a `PeerError` with the same message; a step that is not finite is the
+  same error on both, and names the rank, the micro-step and the samples;
 - the last checkpoint whose save was finished is still there (`checkpoint`: its step; 0: the fault came before one);
 - the run resumed from it ends with weights, optimizer state, rollouts, log and waiting segments of both ranks equal
   to the uninterrupted run's, bit for bit.
+
+The first half are faults of the trainer, the second those of the machine and of the numbers: a file of a checkpoint
+that cannot be written (a folder has its name), a loss or a gradient that is not finite, a checkpoint that is damaged
+after it was finished (both ranks refuse it by the file's name; the run goes on from the one before), SIGTERM and SIGINT
+to one rank, SIGSTOP for 20 s (nothing needs to be resumed), a disk that is full for one rank (`RLIMIT_FSIZE`), and
+SIGKILL to torchrun's agent (its ranks train on without it).
 
 A SIGKILL at a random moment comes after a share of the time that the window before took; the first window also holds
 the start of the model, so that a kill timed by it may hit a later step.
@@ -51,7 +59,8 @@ def write_table(path, seed, rows, failures):
 def _row(row):
     run, outcome = row["run"], row["outcome"]
     fault = run.fault
-    when = {SAMPLE: f"sample {fault.step}", KILL_SAVE: f"checkpoint {fault.step}"}.get(
+    saves = (KILL_SAVE, machine.SAVE, machine.DAMAGE)
+    when = {SAMPLE: f"sample {fault.step}", **dict.fromkeys(saves, f"checkpoint {fault.step}")}.get(
         fault.kind, f"step {fault.step + 1}"
     )
     if fault.kind == KILL:
@@ -62,10 +71,12 @@ def _row(row):
         error = outcome.errors[number]
         if error:
             ends.append(error["type"])
-        elif fault.kind in (KILL, KILL_SAVE) and number == fault.rank:
-            ends.append("killed")
+        elif fault.kind in (machine.STOP, machine.AGENT):
+            ends.append("trained on")
+        elif fault.kind in ENDS_BY and number == fault.rank:
+            ends.append({machine.TERM: "ended", machine.INTERRUPT: "KeyboardInterrupt"}.get(fault.kind, "killed"))
         else:
             ends.append("ended by torchrun" if run.launcher != PLAIN else "?")
     cells = [run.number, fault.kind, fault.how, rank, when, run.scope, run.launcher, f"{outcome.seconds:.1f} s", *ends]
-    cells += [row["checkpoint"], "bit-equal"]
+    cells += [row["checkpoint"], "not needed; bit-equal" if fault.kind == machine.STOP else "bit-equal"]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"

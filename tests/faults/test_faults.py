@@ -1,19 +1,20 @@
 """Faults on two ranks: none hangs, none goes on alone, none loses a checkpoint, and a resume is bit-equal.
 
-Two representatives run with every `make test`; `make test-faults` draws thirty and writes docs/faults.md.
+Two representatives run with every `make test`; `make test-faults` draws sixty and writes docs/faults.md.
 """
 
 import os
 
 import pytest
 
+from tests.faults import machine_faults
 from tests.faults.faults import KILL, KILL_SAVE, KINDS, Fault
 from tests.faults.runs import PLAIN, ROOT, TORCHRUN, Run, carry_out, draw_runs, launch
 from tests.faults.table import write_table
 
 pytestmark = pytest.mark.distributed
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
-NUMBER = int(os.environ.get("FAULTS_RUNS", "30"))
+NUMBER = int(os.environ.get("FAULTS_RUNS", "60"))
 REFERENCE_LAUNCHER = {"micro": TORCHRUN, "window": PLAIN}
 """The launcher that a scope's representative does not use: runs that are compared have hashes of different seeds."""
 
@@ -61,6 +62,9 @@ def test_the_draw_is_the_same_every_time_and_has_every_kind():
     runs = draw_runs(0, 30)
     assert runs == draw_runs(0, 30) != draw_runs(1, 30)
     assert [sum(run.fault.kind == kind for run in runs) for kind in KINDS] == [6] * 5
+    more = draw_runs(0, 60)
+    assert more[:30] == runs
+    assert {run.fault.kind for run in more[30:]} == set(machine_faults.KINDS)
     assert {run.launcher for run in runs} == {TORCHRUN, PLAIN}
     assert {run.scope for run in runs} == {"micro", "window"}
     assert {run.fault.rank for run in runs} == {0, 1}

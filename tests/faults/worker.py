@@ -5,6 +5,7 @@ own files each rank writes
 
     hashes_rank0.txt    a line `step hash` of all parameters after every optimizer step
     answers_rank0.jsonl the rollouts of every step
+    pid_rank0           its process
     error_rank0.txt     the exception that ended training
     fault.json          what was done, and when, by the rank that did it
     end_rank0.pt        weights, optimizer, log and waiting segments, when training came to its end
@@ -12,6 +13,8 @@ own files each rank writes
 
 import hashlib
 import json
+import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -88,11 +91,13 @@ def build(folder, scope):
 def main(folder, scope, fault):
     trainer = build(folder, scope)
     rank = trainer.args.process_index
+    (folder / f"pid_rank{rank}").write_text(str(os.getpid()))
     if fault is not None:
         plant(trainer, fault, folder)
     try:
         trainer.train(resume_from_checkpoint=last_finished_checkpoint(folder))
     except Exception as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         words = {"type": type(error).__name__, "message": str(error), "time": time.time()}
         (folder / f"error_rank{rank}.txt").write_text(json.dumps(words))
         raise
