@@ -28,6 +28,7 @@ from rollout_sft.config.typed import Section, build
 from rollout_sft.config.yaml_file import merged, read_document
 
 TRAINER_VARIANT = "rollout_matching_sft"
+MAX_STAGES = 32
 
 
 def load_run(path: str | Path) -> list[StageConfig]:
@@ -52,11 +53,15 @@ def load_run(path: str | Path) -> list[StageConfig]:
         return [_stage("train", document, folder=None)]
     if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
         raise ValueError(f"stages is {shorten(stages)}; it takes a list of mappings, each with a name and overrides.")
+    if len(stages) > MAX_STAGES:
+        raise ValueError(f"stages has {len(stages)} entries; it takes at most {MAX_STAGES}.")
     names = [s.get("name") for s in stages]
-    if len(set(names)) < len(names) or not all(isinstance(n, str) and re.fullmatch(r"[\w.-]+", n) for n in names):
-        raise ValueError(
-            f"stages have the names {shorten(names)}; each takes its own, of letters, digits, '.', '_' and '-'."
-        )
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", name) or names.count(name) > 1:
+            raise ValueError(
+                f"stages have the names {shorten(names)}, where {shorten(name)} is refused; each takes a name of its "
+                "own, 1 to 100 letters, digits, '.', '_' and '-', that begins with a letter, a digit or '_'."
+            )
     return [
         _stage(s["name"], merged(document, {k: v for k, v in s.items() if k != "name"}), folder=s["name"])
         for s in stages

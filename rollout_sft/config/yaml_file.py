@@ -1,4 +1,8 @@
-"""Configuration files: YAML with YAML 1.2's booleans and numbers, `extends`, and no key given twice."""
+"""Configuration files: YAML with YAML 1.2's booleans and numbers, `extends`, and no key given twice.
+
+A damaged or hostile file is refused early, whatever it holds: its size, the depth of its nesting and the number of its
+values are limited, where an alias counts as all that it stands for.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +14,56 @@ from typing import Any
 
 import yaml
 
+from rollout_sft.config.shorten import cut, shorten
 
-def read_document(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+MAX_BYTES = 256 * 1024
+"""Of a file and all that it extends."""
+MAX_DEPTH = 32
+MAX_VALUES = 5000
+MAX_FILES = 16
+_MAX_DIGITS = 40
+
+
+def read_document(path: Path) -> dict[str, Any]:
     """
     Reads a file and what it extends.
 
     Args:
         path (`Path`):
             The YAML file; `extends` in it is relative to it.
-        seen (`tuple[Path, ...]`, *optional*):
-            The files that led here.
 
     Returns:
         `dict[str, Any]`: the merged sections, without `extends`.
 
     Raises:
-        `ValueError`: not YAML, no mapping, a key given twice, or a circle of `extends`; names the file.
+        `ValueError`: not UTF-8, not YAML, no mapping, a key given twice, a circle of `extends`, or over a limit; names
+            the file, and the line where there is one.
         `FileNotFoundError`: the file or one it extends does not exist.
     """
-    path = path.resolve()
-    if path in seen:
-        raise ValueError(f"{path.name} extends itself, by way of {', '.join(p.name for p in seen)}; break the circle.")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file {path}.")
-    with path.open(encoding="utf-8") as stream:
-        try:
-            document = yaml.load(stream, Loader=_Loader)
-        except yaml.YAMLError as exc:
-            raise ValueError(f"{path.name} is not valid YAML: {exc}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{path.name} holds {type(document).__name__}; a configuration is a mapping of sections.")
-    base = document.pop("extends", None)
-    if base is None:
-        return document
-    return merged(read_document(path.parent / str(base), (*seen, path)), document)
+    documents: list[dict[str, Any]] = []
+    seen: list[Path] = []
+    left = MAX_BYTES
+    following: Path | None = path
+    while following is not None:
+        current = _resolve(following)
+        if current in seen:
+            names = cut(", ".join(p.name for p in seen))
+            raise ValueError(f"{cut(current.name)} extends itself, by way of {names}; break the circle.")
+        if len(seen) == MAX_FILES:
+            raise ValueError(f"{cut(path.name)} extends more than {MAX_FILES - 1} files one after another; merge some.")
+        seen.append(current)
+        text = _read(current, left)
+        left -= len(text)
+        document = _parse(text, current.name)
+        base = document.pop("extends", None)
+        if base is not None and not isinstance(base, str):
+            raise ValueError(f"{cut(current.name)}: extends is {shorten(base)}; it takes the path of a file.")
+        following = None if base is None else current.parent / base
+        documents.append(document)
+    out = documents.pop()
+    while documents:
+        out = merged(out, documents.pop())
+    return out
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,27 +75,134 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _resolve(path: Path) -> Path:
+    try:
+        resolved = path.resolve()
+        if resolved.is_file():
+            return resolved
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise ValueError(f"{shorten(str(path))} is no path of a file: {cut(str(error))}.") from None
+    raise FileNotFoundError(f"there is no configuration file {cut(str(resolved), 400)}.")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(limit + 1)
+    except OSError as error:
+        raise ValueError(f"{cut(path.name)} cannot be read: {error.strerror}.") from None
+    if len(text) > limit:
+        raise ValueError(
+            f"{cut(path.name)} is larger than {limit} bytes, what is left of the {MAX_BYTES} that a configuration may "
+            "have with all that it extends."
+        )
+    return text
+
+
+def _parse(raw: bytes, name: str) -> dict[str, Any]:
+    name = cut(name)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{name}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8.") from None
+    try:
+        document = yaml.load(text, Loader=_Loader)
+    except _Refused as refused:
+        raise ValueError(f"{name}, line {refused.line}: {refused}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ValueError(f"{name}{where}: not valid YAML: {cut(problem, 300)}.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {cut(str(error), 300)}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{name} holds {type(document).__name__}; a configuration is a mapping of sections.")
+    return document
+
+
+class _Refused(Exception):
+    """Valid YAML that no configuration holds."""
+
+    def __init__(self, message: str, mark: yaml.Mark):
+        super().__init__(message)
+        self.line = mark.line + 1
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, and reads `3e-4` as a number and `off` as text, as YAML 1.2 does."""
+    """YAML within limits that refuses a key given twice, and reads `3e-4` as a number and `off` as text (YAML 1.2)."""
+
+    def __init__(self, stream: Any):
+        super().__init__(stream)
+        self._open = 0  # nodes that are being composed, one within the other
+        self._measured: dict[int, tuple[int, int]] = {}  # of each finished node: its values, its depth
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        self._open += 1
+        self._limit(0, self._open, mark)
+        node = super().compose_node(parent, index)
+        self._open -= 1
+        if not is_alias:
+            self._measure(node, mark)
+        elif id(node) not in self._measured:
+            raise _Refused("an alias stands for something that holds it.", mark)
+        return node
+
+    def _measure(self, node: yaml.Node | None, mark: yaml.Mark) -> None:
+        parts: list[Any] = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        values = 1 + sum(self._measured[id(child)][0] for child in children)
+        depth = 1 + max((self._measured[id(child)][1] for child in children), default=0)
+        self._limit(values, depth, mark)
+        self._measured[id(node)] = values, depth
+
+    def _limit(self, values: int, depth: int, mark: yaml.Mark) -> None:
+        if depth > MAX_DEPTH:
+            raise _Refused(f"more than {MAX_DEPTH} mappings and lists lie within each other.", mark)
+        if values > MAX_VALUES or len(self._measured) > MAX_VALUES:
+            raise _Refused(f"more than {MAX_VALUES} values, aliases counted as what they stand for.", mark)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ArithmeticError, LookupError, TypeError, ValueError):  # such as `!!int x`, or `0x` alone
+            tag = cut(str(node.tag).rpartition(":")[2], 20)
+            raise _Refused(f"{shorten(node.value)} is no {tag}.", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _Refused("a key is a list or a mapping; keys are texts.", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ValueError(f"{self.name}, line {line}: the key {key!r} is given twice; keep one.")
+                raise _Refused(f"the key {shorten(key)} is given twice; keep one.", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        if len(node.value) > _MAX_DIGITS:
+            raise _Refused(
+                f"a number of {len(node.value)} characters; at most {_MAX_DIGITS} are read.", node.start_mark
+            )
+        return self.construct_yaml_int(node) if node.tag == _INT else self.construct_yaml_float(node)
 
-_BOOL = "tag:yaml.org,2002:bool"
-# YAML 1.1 takes no, off, yes and on for booleans, but `save_strategy: no` and `validate_schedule: off` are texts.
+
+_BOOL, _INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp"))
+# YAML 1.1 takes no, off, yes and on for booleans, but `save_strategy: no` and `validate_schedule: off` are texts. It
+# also takes 2024-01-31 for a date, and fails at 2024-13-01; no key takes a date.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _DATE)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+for _tag in (_INT, _FLOAT):
+    _Loader.add_constructor(_tag, _Loader.construct_number)
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in _Loader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+}

@@ -10,16 +10,18 @@ are asked for.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from rollout_sft.config.shorten import cut, shorten
+from rollout_sft.data.json_lines import read_json_lines
 from rollout_sft.data.truth import read_truth
 
+MAX_ID = 200
+"""Ids go into log lines and messages."""
 _PROMPTS = ("messages", "prompt")
 
 
@@ -92,32 +94,16 @@ def load_records(
         `FileNotFoundError`: the file does not exist.
     """
     if str(path_or_name).endswith(".jsonl"):
-        rows = _read_jsonl(Path(path_or_name))
+        rows = read_json_lines(Path(path_or_name))
     else:
         rows = _read_datasets(path_or_name, split, name)
     records = [_check(row, place, tokenizer, require_objects) for place, row in itertools.islice(rows, limit)]
     if not records:
         raise ValueError(
-            f"{path_or_name}: no records{'' if limit is None else f' within the limit of {limit}'}; "
+            f"{cut(str(path_or_name), 200)}: no records{'' if limit is None else f' within the limit of {limit}'}; "
             "training needs at least one."
         )
     return RecordsDataset(records, tokenizer)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the path is taken from {os.getcwd()}.")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except json.JSONDecodeError as error:
-                what = "the line is empty" if not line.strip() else f"not JSON: {error.msg} at column {error.colno}"
-                raise ValueError(f"{place}: {what}; give one JSON object per line.") from error
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{place}: not UTF-8: {error.reason}; save the file as UTF-8.") from error
-            yield place, row
 
 
 def _read_datasets(name_or_path: str, split: str, name: str | None) -> Iterator[tuple[str, Any]]:
@@ -128,36 +114,40 @@ def _read_datasets(name_or_path: str, split: str, name: str | None) -> Iterator[
         yield f"{name_or_path}[{split}], row {number}", {key: v for key, v in row.items() if v is not None}
 
 
-def _check(row: Any, place: str, tokenizer: Any, require_objects: bool) -> dict[str, Any]:
+def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) -> dict[str, Any]:
+    place = cut(whole_place, 200)
     if not isinstance(row, Mapping):
         raise ValueError(f"{place}: a {type(row).__name__}; give an object with a prompt and objects.")
     given = [key for key in _PROMPTS if key in row]
     if len(given) != 1:
-        raise ValueError(
-            f"{place}: {'both' if given else 'neither'} of messages and prompt; give one (keys: {sorted(row)})."
-        )
+        found = "both" if given else "neither"
+        raise ValueError(f"{place}: {found} of messages and prompt; give one (keys: {shorten(sorted(row))}).")
     if "prompt_ids" in row:
         raise ValueError(f"{place}: prompt_ids is given, but it is made of {given[0]}; rename or remove that column.")
     if require_objects and "objects" not in row:
         raise ValueError(
-            f"{place}: objects is missing; give the list of true objects (keys: {sorted(row)}), or name a "
+            f"{place}: objects is missing; give the list of true objects (keys: {shorten(sorted(row))}), or name a "
             "rollout_matching.target_builder that reads other columns."
         )
     if given == ["messages"]:
         _check_messages(row["messages"], place, tokenizer)
     elif not isinstance(row["prompt"], str) or not row["prompt"]:
-        raise ValueError(f"{place}: prompt is {row['prompt']!r}; give a text that is not empty.")
+        raise ValueError(f"{place}: prompt is {shorten(row['prompt'])}; give a text that is not empty.")
     if require_objects:
         read_truth(row["objects"], place)
-    return {**row, "id": str(row.get("id", place))}
+    if "id" in row and (not isinstance(row["id"], str | int) or len(str(row["id"])) > MAX_ID):
+        raise ValueError(
+            f"{place}: id is {shorten(row['id'])}; give a text or an integer of at most {MAX_ID} characters."
+        )
+    return {**row, "id": str(row.get("id", whole_place))}
 
 
 def _check_messages(messages: Any, place: str, tokenizer: Any) -> None:
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{place}: messages is {messages!r}; give a list with at least one message.")
+        raise ValueError(f"{place}: messages is {shorten(messages)}; give a list with at least one message.")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f'{place}: messages[{i}] is {message!r}; give {{"role": ..., "content": ...}}.')
+            raise ValueError(f'{place}: messages[{i}] is {shorten(message)}; give {{"role": ..., "content": ...}}.')
     if messages[-1]["role"] == "assistant":
         raise ValueError(
             f"{place}: the last message is the assistant's; leave it out, targets are built of the other columns."

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rollout_sft.config.shorten import shorten
+
 
 @dataclass(frozen=True, slots=True)
 class TrueObject:
@@ -51,7 +53,7 @@ def read_truth(objects: Any, where: str) -> list[TrueObject]:
             raise ValueError(f'{field} is {_short(item)}; give {{"desc": str, "bbox_2d": [x1, y1, x2, y2]}}.')
         for key in ("desc", "bbox_2d"):
             if key not in item:
-                raise ValueError(f"{field} has no {key!r}, only {sorted(map(str, item))}; add it.")
+                raise ValueError(f"{field} has no {key!r}, only {shorten(sorted(map(str, item)))}; add it.")
         if not isinstance(item["desc"], str):
             raise ValueError(f"{field}.desc is {_short(item['desc'])}; give a string.")
         box = item["bbox_2d"]
@@ -81,5 +83,4 @@ def _is_finite(x: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = f"{type(value).__name__} {value!r}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return f"{type(value).__name__} {shorten(value, 80)}"

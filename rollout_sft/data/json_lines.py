@@ -1,0 +1,101 @@
+"""JSON lines, one value a line, within limits: a damaged or hostile line is refused by its number."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rollout_sft.config.shorten import cut, shorten
+
+MAX_LINE_BYTES = 2 * 1024 * 1024
+MAX_DEPTH = 64
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """
+    Reads a file, line by line.
+
+    Args:
+        path (`Path`):
+            The file.
+
+    Returns:
+        `Iterator[tuple[str, Any]]`: for each line where it stands (`file:line`), and its value.
+
+    Raises:
+        `ValueError`: a line that is empty, not UTF-8, not JSON, too long, nested too deeply, or that holds an integer
+            of thousands of digits or half of a surrogate pair; names file and line.
+        `FileNotFoundError`: the file does not exist.
+    """
+    if not _is_file(path):
+        raise FileNotFoundError(f"{cut(str(path), 400)}: no such file; the path is taken from {cut(os.getcwd(), 200)}.")
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            place = f"{path}:{number}"
+            yield place, _parse(line, cut(place, 200), first=number == 1)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
+def _parse(line: bytes, place: str, *, first: bool) -> Any:
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"{place}: longer than {MAX_LINE_BYTES} bytes; give one JSON object per line.")
+    try:
+        value = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+    except json.JSONDecodeError as error:
+        what = "the line is empty" if not line.strip() else f"not JSON: {error.msg} at column {error.colno}"
+        raise ValueError(f"{place}: {what}; give one JSON object per line.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8: {error.reason}; save the file as UTF-8.") from None
+    except ValueError:
+        raise ValueError(f"{place}: an integer of more digits than Python reads (4300); give it as text.") from None
+    except RecursionError:
+        raise ValueError(_too_deep(place)) from None
+    # Only such lines can hold what is looked for below.
+    if b"\\u" in line or line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+        _check(value, place)
+    return value
+
+
+def _check(value: Any, place: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for part in level:
+            kind = type(part)
+            if kind is str:
+                _check_text(part, place)
+            elif kind is list:
+                below += part
+            elif kind is dict:
+                below += part
+                below += part.values()
+        level = below
+        if not level:
+            return
+    raise ValueError(_too_deep(place))
+
+
+def _check_text(text: str, place: str) -> None:
+    """JSON may write half of a surrogate pair, which no tokenizer takes and no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        part = shorten(text[max(0, error.start - 20) : error.start + 20])
+        raise ValueError(
+            f"{place}: the text {part} holds half of a surrogate pair, which is no character; repair or remove it."
+        ) from None
+
+
+def _too_deep(place: str) -> str:
+    return f"{place}: more than {MAX_DEPTH} objects and lists lie within each other; give a flatter record."

@@ -1,0 +1,41 @@
+"""What reading an input may cost, whatever the input holds."""
+
+import time
+import tracemalloc
+
+SECONDS = 2.0
+PEAK_BYTES = 200_000_000
+MESSAGE = 1000
+
+
+def refusal(read, *arguments):
+    """
+    Reads an input, or has it refused; returns the message, or None where it was read.
+
+    Anything but the two documented kinds of error is let through, and fails the test that calls this.
+    """
+    start = time.process_time()
+    message = _refusal(read, *arguments)
+    seconds = time.process_time() - start
+    tracemalloc.start()
+    try:
+        _refusal(read, *arguments)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seconds <= SECONDS, seconds
+    assert peak <= PEAK_BYTES, peak
+    return message
+
+
+def _refusal(read, *arguments):
+    try:
+        read(*arguments)
+    except (ValueError, FileNotFoundError) as error:
+        if isinstance(error, UnicodeError):
+            raise  # a raw error of Python's, although it is a ValueError
+        message = str(error)
+    else:
+        return None
+    assert 0 < len(message) < MESSAGE, len(message)
+    return message
