@@ -175,3 +175,11 @@ def test_a_count_names_its_argument():
 
 def test_the_public_names_are_there():
     assert all(hasattr(packsched, name) for name in packsched.__all__)
+
+
+def test_an_undecided_window_gives_its_numbers():
+    error = UndecidedWindowError(segments=5, tokens=19, packing_length=10, micro_steps=2, bound=2, searched=False)
+    assert str(error).startswith(
+        "no plan found that puts 5 segments of 19 tokens into 2 packs of packing_length 10 (20 tokens), and no proof "
+        "that there is none: at least 2 packs are needed. Windows this large are not searched;"
+    )

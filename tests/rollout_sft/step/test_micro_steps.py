@@ -117,9 +117,10 @@ def test_an_overfull_window_is_trained_whole_in_the_same_number_of_steps(make_tr
     assert len(segments) == 18, "nothing is dropped"
     assert len(trainer.last_window) > 2
     assert synchronised == [False] * (len(trainer.last_window) - 1) + [True], "DeepSpeed would step at each True"
-    _, expected = one_by_one(reference, segments)
+    loss, expected = one_by_one(reference, segments)
     assert relative_difference(trainer.catcher.gradients[0], expected) < 1e-10
     line = trainer.state.log_history[0]
+    assert line["loss"] == pytest.approx(float(loss), rel=1e-6)
     assert line["packing/extra_packs"] == len(trainer.last_window) - 2
     assert 0 < line["packing/post_rollout_fill"] <= 1
     assert trainer.state.global_step == len(trainer.catcher.gradients) == 1

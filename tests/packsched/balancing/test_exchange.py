@@ -1,0 +1,75 @@
+"""What a rank keeps: as much cost as the limit allows, no more tokens than it can hold, and the right segments."""
+
+import random
+from itertools import combinations
+
+import pytest
+
+from packsched.balancing.exchange import _UNITS, _keep, level_ranks
+
+
+def keep(lens, cost, limit, tokens, *, keep_short=True):
+    kept = _keep(lens, {length: cost(length) for length in lens}, limit, tokens, keep_short)
+    assert kept == sorted(set(kept))
+    return kept
+
+
+def most_cost(costs, limit):
+    """The largest sum of any of the costs that stays within the limit."""
+    sums = (sum(some) for size in range(len(costs) + 1) for some in combinations(costs, size))
+    return max(total for total in sums if total <= limit)
+
+
+@pytest.mark.parametrize("keep_short", [True, False])
+def test_a_rank_keeps_as_much_cost_as_the_limit_allows(keep_short):
+    rng = random.Random(0)
+    for _ in range(200):
+        lens = [rng.randint(1, 60) for _ in range(rng.randint(1, 9))]
+        limit = rng.randint(1, sum(lens) * 3)
+        kept = keep(lens, lambda length: 3 * length, limit, 10**6, keep_short=keep_short)
+        best = most_cost([3 * length for length in lens], limit)
+        assert best - _UNITS // 512 <= sum(3 * lens[at] for at in kept) <= limit
+
+
+def test_costs_far_above_the_units_stay_within_the_limit():
+    """Costs are rounded up to whole units, so a rank never keeps more than the limit."""
+    rng = random.Random(1)
+    for _ in range(100):
+        lens = [rng.randint(1, 60) for _ in range(8)]
+        costs = {length: length * 99_991 + 7 for length in lens}
+        limit = rng.randint(min(costs.values()), sum(costs[length] for length in lens))
+        total = sum(costs[lens[at]] for at in _keep(lens, costs, limit, 10**6, True))
+        unit = limit // _UNITS + 1
+        best = most_cost([costs[length] for length in lens], max(0, limit - (len(lens) + 1) * unit))
+        assert best - (_UNITS // 512 + 1) * unit <= total <= limit
+
+
+def test_of_equally_costly_choices_the_short_or_the_long_ones_are_kept():
+    lens = [8, 2, 8, 2]
+    assert keep(lens, lambda _: 100, 200, 100, keep_short=True) == [1, 3]
+    assert keep(lens, lambda _: 100, 200, 100, keep_short=False) == [0, 2]
+
+
+def test_the_shortest_segment_that_frees_enough_tokens_leaves():
+    assert keep([10, 7, 3, 5], lambda _: 100, 400, 21) == [0, 1, 2], "4 too many: of 10, 7 and 5 the 5 leaves"
+    assert keep([10, 7, 3, 5], lambda _: 100, 400, 22) == [0, 1, 3], "3 too many: the 3 leaves"
+    assert keep([10, 7, 3, 5], lambda _: 100, 400, 25) == [0, 1, 2, 3], "exactly what it holds"
+
+
+def test_segments_leave_one_by_one_where_none_frees_enough_tokens():
+    kept = keep([3, 3, 3, 3], lambda _: 100, 400, 5)
+    assert len(kept) == 1, "7 too many: three segments of 3 leave"
+
+
+def test_the_first_limit_under_which_everything_fits_is_used():
+    """A thousandth of the mean more is tried before ten: nothing moves further than it must."""
+    same = [[100] * 100, [100] * 101]
+    assert level_ranks(same, {100: 100}, 10**6) == [[(rank, at) for at in range(len(same[rank]))] for rank in (0, 1)]
+    uneven = [[100] * 99, [100] * 103]
+    held = level_ranks(uneven, {100: 100}, 10**6)
+    assert [len(here) for here in held] == [100, 102], "1 % above the mean of 101 is allowed, 2 % is not"
+
+
+def test_where_no_limit_places_everything_nothing_moves():
+    lens = [[6, 6], [6, 6]]
+    assert level_ranks(lens, {6: 1}, 7) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
