@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-faults test-fuzz masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-faults test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,10 @@ test-faults: install  ## Break sixty runs on two ranks and resume them; writes d
 
 test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (minutes)
 	FUZZ=whole $(BIN)/python -m pytest -m fuzz tests/fuzz
+
+mutants: install  ## Change single tokens and see whether the tests notice; writes docs/mutants.md (half an hour)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev,mutants]'
+	$(BIN)/python -m tests.mutants
 
 masks: install  ## Probe every model family for leaks between packed segments; writes docs/masks.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mask_table

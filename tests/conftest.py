@@ -4,7 +4,8 @@ import gc
 from importlib.util import find_spec
 
 HAS_VLLM = find_spec("vllm") is not None
-collect_ignore = [] if HAS_VLLM else ["vllm"]
+# No tests: what processes import before they are forked, and what `make mutants` needs an extra for.
+collect_ignore = ["preloaded.py", "mutants", *([] if HAS_VLLM else ["vllm"])]
 
 
 def pytest_collection_finish():
