@@ -16,6 +16,8 @@ from packsched.selection import select
 from packsched.stats import FillStats
 from packsched.window import WindowPlan, plan_window
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BufferOverflowError",
     "CarryBuffer",

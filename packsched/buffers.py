@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, SupportsIndex, TypeVar
 
 from packsched.arguments import checked_count, checked_encoded_len, checked_lengths
 from packsched.errors import BufferOverflowError, OversizedSegmentError, PackingError
 from packsched.layout import PackLayout
-from packsched.selection import check_policy, require_binpacking, select
+from packsched.selection import Policy, check_policy, require_binpacking, select
 from packsched.window import Objective, WindowPlan, plan_window
 
 __all__ = ["CarryBuffer", "Pack", "WindowBuffer"]
@@ -26,9 +26,11 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pack(Generic[S]):
-    """Segments that share one forward pass; possibly none, for a micro-step that has nothing to train.
+    """Holds the segments that share one forward pass; none, for a micro-step that has nothing to train.
+
+    A pack has a length and iterates over its segments.
 
     Attributes:
         segments: The segments, as they were added, in packed order (insertion order).
@@ -36,12 +38,32 @@ class Pack(Generic[S]):
             `CarryBuffer`, or within the whole window of a `WindowBuffer`.
         layout: Where each of them lies in the pack, without padding.
         packing_length: The cap in tokens that the pack was made for.
+
+    >>> window = WindowBuffer(9, micro_steps=1)
+    >>> window.add("a", 6)
+    >>> window.add("b", 3)
+    >>> [pack] = window.take_packs()
+    >>> pack
+    Pack(2 segments, 9 tokens, packing_length=9)
+    >>> len(pack), list(pack), pack.fill
+    (2, ['a', 'b'], 1.0)
     """
 
     segments: tuple[S, ...]
     indices: tuple[int, ...]
     layout: PackLayout
     packing_length: int
+
+    def __len__(self) -> int:
+        """Number of segments. O(1)."""
+        return len(self.segments)
+
+    def __iter__(self) -> Iterator[S]:
+        """Iterates over the segments in packed order."""
+        return iter(self.segments)
+
+    def __repr__(self) -> str:
+        return f"Pack({len(self)} segments, {self.layout.tokens} tokens, packing_length={self.packing_length})"
 
     @property
     def fill(self) -> float:
@@ -57,7 +79,10 @@ class Pack(Generic[S]):
 
 
 class CarryBuffer(Generic[S]):
-    """A bounded, rank-local buffer that gives one pack at a time and keeps the rest for later.
+    """Gives one pack at a time and keeps the rest for later: bounded, and local to one rank.
+
+    Methods to fill and empty it: `add`, `pop_pack`. To look inside: `len`, `segments`, `encoded_lens`. For a
+    checkpoint: `state_dict`, `load_state_dict`.
 
     Args:
         packing_length: The hard cap of a pack, in tokens.
@@ -73,8 +98,10 @@ class CarryBuffer(Generic[S]):
     >>> buffer = CarryBuffer(9, packing_buffer=8, min_fill_ratio=0.5)
     >>> for name, length in [("a", 4), ("b", 1), ("c", 5)]:
     ...     buffer.add(name, length)
-    >>> buffer.pop_pack().segments, len(buffer)
-    (('a', 'c'), 1)
+    >>> buffer
+    CarryBuffer(3 segments, 10 tokens, packing_length=9, packing_buffer=8, policy='binpacking')
+    >>> buffer.pop_pack().segments, buffer.segments
+    (('a', 'c'), ('b',))
     """
 
     def __init__(
@@ -82,7 +109,7 @@ class CarryBuffer(Generic[S]):
         packing_length: SupportsIndex,
         *,
         packing_buffer: SupportsIndex,
-        policy: str = "binpacking",
+        policy: Policy = "binpacking",
         min_fill_ratio: float = 0.65,
     ) -> None:
         check_policy(policy)
@@ -100,6 +127,17 @@ class CarryBuffer(Generic[S]):
     def __len__(self) -> int:
         """Number of segments that wait. O(1)."""
         return len(self._segments)
+
+    def __repr__(self) -> str:
+        return (
+            f"CarryBuffer({len(self)} segments, {sum(self._encoded_lens)} tokens, "
+            f"packing_length={self.packing_length}, packing_buffer={self.packing_buffer}, policy={self.policy!r})"
+        )
+
+    @property
+    def segments(self) -> tuple[S, ...]:
+        """The waiting segments, the oldest first. O(n)."""
+        return tuple(self._segments)
 
     @property
     def encoded_lens(self) -> tuple[int, ...]:
@@ -209,12 +247,15 @@ class CarryBuffer(Generic[S]):
 class WindowBuffer(Generic[S]):
     """Collects the segments of one accumulation window, then gives exactly `micro_steps` packs.
 
-    The last window of an epoch may have fewer micro-steps: make one buffer per window, they cost nothing.
+    Methods to fill and empty it: `add`, `take_packs`. To look inside: `len`, `segments`, `encoded_lens`, and
+    `plan` afterwards. The last window of an epoch may have fewer micro-steps: make one buffer per window, they cost
+    nothing.
 
     Args:
         packing_length: The hard cap of a pack, in tokens.
         micro_steps: Packs per window: forward/backward passes per optimizer step on this rank.
         objective: What `plan_window` aims for: `"dense"` or `"balanced"`.
+        effort: How hard `plan_window` searches; 10 looks ten times as hard.
 
     Attributes:
         plan: The plan behind the last packs taken, or None before; it knows the bounds that were reached.
@@ -225,25 +266,46 @@ class WindowBuffer(Generic[S]):
     >>> window = WindowBuffer(9, micro_steps=3)
     >>> for name, length in [("a", 6), ("b", 5), ("c", 3)]:
     ...     window.add(name, length)
+    >>> window
+    WindowBuffer(3 segments, 14 tokens, packing_length=9, micro_steps=3)
     >>> [pack.segments for pack in window.take_packs()]
     [('a', 'c'), ('b',), ()]
+    >>> len(window), window.plan.lower_bound
+    (0, 2)
     """
 
     def __init__(
-        self, packing_length: SupportsIndex, micro_steps: SupportsIndex, *, objective: Objective = "dense"
+        self,
+        packing_length: SupportsIndex,
+        micro_steps: SupportsIndex,
+        *,
+        objective: Objective = "dense",
+        effort: float = 1.0,
     ) -> None:
         self.packing_length = checked_count("packing_length", packing_length)
         self.micro_steps = checked_count("micro_steps", micro_steps)
         self.objective = objective
+        self.effort = effort
         self.plan: WindowPlan | None = None
-        # The planner knows its objectives; asking it now refuses a bad one before the first rollout.
-        plan_window([], self.packing_length, self.micro_steps, objective=objective)
+        # The planner knows its objectives and efforts; asking it now refuses a bad one before the first rollout.
+        plan_window([], self.packing_length, self.micro_steps, objective=objective, effort=effort)
         self._segments: list[S] = []
         self._encoded_lens: list[int] = []
 
     def __len__(self) -> int:
         """Number of segments collected so far. O(1)."""
         return len(self._segments)
+
+    def __repr__(self) -> str:
+        return (
+            f"WindowBuffer({len(self)} segments, {sum(self._encoded_lens)} tokens, "
+            f"packing_length={self.packing_length}, micro_steps={self.micro_steps})"
+        )
+
+    @property
+    def segments(self) -> tuple[S, ...]:
+        """The collected segments, in insertion order. O(n)."""
+        return tuple(self._segments)
 
     @property
     def encoded_lens(self) -> tuple[int, ...]:
@@ -273,9 +335,12 @@ class WindowBuffer(Generic[S]):
 
         Raises:
             InfeasibleWindowError: No plan exists; the window is still in the buffer.
-            UndecidedWindowError: None was found, and none was excluded; likewise.
+            UndecidedWindowError: Neither a plan nor a proof was found; the window is still in the buffer, and a
+                larger `effort` may settle it.
         """
-        plan = plan_window(self._encoded_lens, self.packing_length, self.micro_steps, objective=self.objective)
+        plan = plan_window(
+            self._encoded_lens, self.packing_length, self.micro_steps, objective=self.objective, effort=self.effort
+        )
         packs = [Pack._of(indices, self._segments, self._encoded_lens, self.packing_length) for indices in plan.packs]
         taken = sorted(index for pack in packs for index in pack.indices)
         assert len(packs) == self.micro_steps, (plan, self._encoded_lens)

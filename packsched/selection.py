@@ -33,7 +33,7 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 
 
 def select(
-    encoded_lens: Iterable[SupportsIndex], packing_length: SupportsIndex, *, policy: str = "binpacking"
+    encoded_lens: Iterable[SupportsIndex], packing_length: SupportsIndex, *, policy: Policy = "binpacking"
 ) -> list[int]:
     """Selects the segments of the next pack: the oldest, and others that fit beside it.
 
@@ -58,6 +58,10 @@ def select(
     [0, 1, 3]
     >>> select(lens, 9)  # 4 + 5 = 9
     [0, 2]
+    >>> select([1, 6, 4, 3, 7], 8, policy="optimal")  # 1 + 4 + 3 = 8; 1 + 7 would take a newer segment
+    [0, 2, 3]
+    >>> select([], 9)
+    []
     """
     check_policy(policy)
     cap = checked_count("packing_length", packing_length)

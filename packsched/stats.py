@@ -17,7 +17,9 @@ from packsched.errors import PackingError
 
 @dataclass(frozen=True, kw_only=True)
 class FillStats:
-    """Numerators and denominators of the packing metrics. `FillStats()` is neutral in `merge`.
+    """Sums up how full packs were. `FillStats()` is neutral in `merge`.
+
+    To count: `from_packs`, `merge`. To log: `metrics`. To send to other ranks: `as_dict`, `from_dict`.
 
     Attributes:
         windows: How many windows (of one rank each) are summed up here.
@@ -30,7 +32,7 @@ class FillStats:
         min_fill: Fill of the least filled non-empty pack; 1.0 while there is none.
 
     >>> step = FillStats.from_packs([9, 3, 0], 10, segments=4)
-    >>> step.metrics()["packing/post_rollout_fill"], step.metrics()["packing/fill_non_empty"]
+    >>> step.metrics()["fill"], step.metrics()["fill_non_empty"]
     (0.4, 0.6)
     """
 
@@ -98,12 +100,12 @@ class FillStats:
         """
         windows = max(self.windows, 1)
         return {
-            "packing/post_rollout_fill": self.tokens / max(self.capacity, 1),
-            "packing/fill_non_empty": self.tokens / max(self.capacity_non_empty, 1),
-            "packing/min_fill": self.min_fill if self.non_empty_packs else 0.0,
-            "packing/non_empty_packs": self.non_empty_packs / windows,
-            "packing/lower_bound": self.lower_bound / windows,
-            "packing/segments": self.segments / windows,
+            "fill": self.tokens / max(self.capacity, 1),
+            "fill_non_empty": self.tokens / max(self.capacity_non_empty, 1),
+            "min_fill": self.min_fill if self.non_empty_packs else 0.0,
+            "non_empty_packs": self.non_empty_packs / windows,
+            "lower_bound": self.lower_bound / windows,
+            "segments": self.segments / windows,
         }
 
     def as_dict(self) -> dict[str, int | float]:
@@ -115,6 +117,27 @@ class FillStats:
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, int | float]) -> FillStats:
-        """Undoes `as_dict`; whole floats, as a reduction returns them, are fine. O(1)."""
+        """Undoes `as_dict`; whole floats, as a reduction returns them, are fine. O(1).
+
+        Raises:
+            PackingError: The names are not those of `as_dict`, or a number is negative or a fraction.
+
+        >>> FillStats.from_dict({**FillStats().as_dict(), "tokens": 2.5})
+        Traceback (most recent call last):
+            ...
+        packsched.errors.PackingError: tokens is 2.5; it counts something, so it must be a whole number of at least 0. \
+Add the numbers of as_dict up instead of averaging them.
+        """
+        names = [f.name for f in fields(cls)]
+        if sorted(numbers) != sorted(names):
+            raise PackingError(f"the numbers are named {sorted(numbers)} instead of {sorted(names)}.")
+        for name, number in numbers.items():
+            if name != "min_fill" and not (0 <= number < float("inf") and number == int(number)):
+                raise PackingError(
+                    f"{name} is {number!r}; it counts something, so it must be a whole number of at least 0. "
+                    "Add the numbers of as_dict up instead of averaging them."
+                )
         counts = {name: int(number) for name, number in numbers.items() if name != "min_fill"}
+        if not 0 <= numbers["min_fill"] <= 1:
+            raise PackingError(f"min_fill is {numbers['min_fill']!r}; it is a share of a pack, from 0 to 1.")
         return cls(**counts, min_fill=numbers["min_fill"])

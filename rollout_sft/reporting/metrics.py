@@ -151,7 +151,13 @@ class StepMetrics:
     def take(self) -> dict[str, float]:
         """The numbers of the log line; starts afresh."""
         self.training_ends()
-        packing = self._fill.metrics() if self._fill.windows else {}
+        packing = _fill_metrics(self._fill) if self._fill.windows else {}
         values = {**packing, **self._latest, **self._ratios.values()}
         self._clear()
         return values
+
+
+def _fill_metrics(fill: FillStats) -> dict[str, float]:
+    """The names that packsched gives, as they are logged: `fill` over all packs is the requirement's metric."""
+    metrics = fill.metrics()
+    return {"packing/post_rollout_fill": metrics.pop("fill"), **{f"packing/{name}": n for name, n in metrics.items()}}

@@ -88,8 +88,7 @@ class MicroSchedule:
     @property
     def waiting(self) -> list[Segment]:
         """The segments in the carry buffer."""
-        segments: list[Segment] = self.buffer.state_dict()["segments"]
-        return segments
+        return list(self.buffer.segments)
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""

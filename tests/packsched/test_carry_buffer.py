@@ -331,3 +331,9 @@ def test_a_state_of_other_types_is_refused_and_changes_nothing(key, value, messa
     with pytest.raises(PackingError, match=message):
         buffer.load_state_dict({**buffer.state_dict(), key: value})
     assert buffer.encoded_lens == (3,)
+
+
+def test_a_buffer_shows_its_segments_and_prints_its_numbers():
+    buffer = carry([6, 5], policy="fifo")
+    assert buffer.segments == ("s0", "s1")
+    assert repr(buffer) == ("CarryBuffer(2 segments, 11 tokens, packing_length=20, packing_buffer=64, policy='fifo')")

@@ -3,6 +3,7 @@
 import pickle
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +184,8 @@ def test_an_undecided_window_gives_its_numbers():
         "no plan found that puts 5 segments of 19 tokens into 2 packs of packing_length 10 (20 tokens), and no proof "
         "that there is none: at least 2 packs are needed. Windows this large are not searched;"
     )
+
+
+def test_the_version_is_the_one_that_is_declared():
+    declared = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    assert f'\nversion = "{packsched.__version__}"\n' in declared

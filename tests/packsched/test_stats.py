@@ -19,12 +19,12 @@ def stats_of(pack_lens, **overrides):
 def test_the_metrics_of_one_window_are_plain_ratios():
     stats = FillStats.from_packs([9, 3, 0, 0], 10, segments=5, lower_bound=2)
     assert stats.metrics() == {
-        "packing/post_rollout_fill": 12 / 40,
-        "packing/fill_non_empty": 12 / 20,
-        "packing/min_fill": 3 / 10,
-        "packing/non_empty_packs": 2,
-        "packing/lower_bound": 2,
-        "packing/segments": 5,
+        "fill": 12 / 40,
+        "fill_non_empty": 12 / 20,
+        "min_fill": 3 / 10,
+        "non_empty_packs": 2,
+        "lower_bound": 2,
+        "segments": 5,
     }
 
 
@@ -36,12 +36,12 @@ def test_merging_equals_counting_everything_at_once(many):
     every = [length for pack_lens in many for length in pack_lens]
     full = [length for length in every if length]
     metrics = merged.metrics()
-    assert metrics["packing/post_rollout_fill"] == (sum(every) / (len(every) * CAP) if every else 0)
-    assert metrics["packing/fill_non_empty"] == (sum(full) / (len(full) * CAP) if full else 0)
-    assert metrics["packing/min_fill"] == (min(full) / CAP if full else 0)
-    assert metrics["packing/non_empty_packs"] == len(full) / len(many)
-    assert metrics["packing/segments"] == len(every) / len(many)
-    assert metrics["packing/lower_bound"] == sum(-(-sum(p) // CAP) for p in many) / len(many)
+    assert metrics["fill"] == (sum(every) / (len(every) * CAP) if every else 0)
+    assert metrics["fill_non_empty"] == (sum(full) / (len(full) * CAP) if full else 0)
+    assert metrics["min_fill"] == (min(full) / CAP if full else 0)
+    assert metrics["non_empty_packs"] == len(full) / len(many)
+    assert metrics["segments"] == len(every) / len(many)
+    assert metrics["lower_bound"] == sum(-(-sum(p) // CAP) for p in many) / len(many)
 
 
 @given(windows, windows, windows)
@@ -59,6 +59,22 @@ def test_a_reduction_over_plain_numbers_equals_a_merge(one, two):
     assert FillStats.from_dict(reduced) == stats_of(one).merge(stats_of(two))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 2.5}, r"^tokens is 2\.5; it counts something, so it must be a whole number of at least 0\. Add"),
+        ({"segments": -1}, r"^segments is -1; "),
+        ({"windows": float("nan")}, r"^windows is nan; "),
+        ({"capacity": float("inf")}, r"^capacity is inf; "),
+        ({"min_fill": 1.5}, r"^min_fill is 1\.5; it is a share of a pack, from 0 to 1\.$"),
+        ({"packs": 3}, r"^the numbers are named \['capacity', .*'packs'.*\] instead of \["),
+    ],
+)
+def test_averaged_or_damaged_statistics_are_refused(change, message):
+    with pytest.raises(PackingError, match=message):
+        FillStats.from_dict({**stats_of([3, 4]).as_dict(), **change})
+
+
 @given(windows)
 def test_statistics_travel_as_json(pack_lens):
     stats = stats_of(pack_lens)
@@ -70,17 +86,17 @@ def test_fill_over_all_packs_depends_on_the_tokens_alone(lens):
     """Conservation: no packing of the same window can report a better fill over all its micro-steps."""
     dense = plan_window(lens, CAP, 6)
     one_by_one = lens + [0] * (6 - len(lens))
-    fills = {stats_of(pack_lens).metrics()["packing/post_rollout_fill"] for pack_lens in (dense.pack_lens, one_by_one)}
+    fills = {stats_of(pack_lens).metrics()["fill"] for pack_lens in (dense.pack_lens, one_by_one)}
     assert len(fills) == 1
 
 
 def test_idle_micro_steps_lower_the_fill_and_do_not_hide_a_thin_pack():
     busy, idle = stats_of([CAP, CAP]).metrics(), stats_of([CAP, CAP, 0, 0]).metrics()
-    assert busy["packing/post_rollout_fill"] == 1.0
-    assert idle["packing/post_rollout_fill"] == 0.5
-    assert idle["packing/fill_non_empty"] == 1.0
+    assert busy["fill"] == 1.0
+    assert idle["fill"] == 0.5
+    assert idle["fill_non_empty"] == 1.0
     thin = stats_of([CAP, 1, 0]).merge(stats_of([CAP]))
-    assert thin.metrics()["packing/min_fill"] == 1 / CAP
+    assert thin.metrics()["min_fill"] == 1 / CAP
 
 
 @pytest.mark.parametrize("stats", [FillStats(), FillStats.from_packs([0, 0], CAP, segments=0)])
@@ -90,7 +106,7 @@ def test_where_nothing_was_packed_every_number_is_zero(stats):
 
 def test_a_window_without_segments_leaves_the_least_fill_of_the_others_alone():
     merged = stats_of([0, 0]).merge(stats_of([10]))
-    assert merged.metrics()["packing/min_fill"] == 0.5
+    assert merged.metrics()["min_fill"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -116,8 +132,8 @@ def test_numbers_that_cannot_be_are_refused(pack_lens, options, message):
 def test_a_plan_and_a_selection_can_be_counted():
     plan = plan_window([6, 5, 3], 9, 3)
     stats = FillStats.from_packs(plan.pack_lens, 9, segments=3, lower_bound=plan.lower_bound)
-    assert stats.metrics()["packing/non_empty_packs"] == stats.metrics()["packing/lower_bound"] == 2
+    assert stats.metrics()["non_empty_packs"] == stats.metrics()["lower_bound"] == 2
     lens = [4, 1, 5, 3]
     chosen = select(lens, 9)
     popped = FillStats.from_packs([sum(lens[i] for i in chosen)], 9, segments=len(chosen))
-    assert popped.metrics()["packing/post_rollout_fill"] == 1.0
+    assert popped.metrics()["fill"] == 1.0

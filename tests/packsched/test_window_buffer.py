@@ -1,11 +1,14 @@
 """A window buffer gives every segment in exactly one of its packs, or keeps the whole window."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from packsched import InfeasibleWindowError, PackingError, UndecidedWindowError, WindowBuffer, plan_window
 from packsched import buffers as buffer_module
+from tests.packsched.test_window import cut_full_packs
 
 CAP = 20
 fitting = st.lists(st.integers(1, CAP), max_size=12)
@@ -116,6 +119,7 @@ def test_a_window_refuses_bad_lengths_and_stays_as_it_was(length):
         ({"packing_length": -1}, r"^packing_length is -1; it must be at least 1\.$"),
         ({"micro_steps": 0}, r"^micro_steps is 0; it must be at least 1\.$"),
         ({"objective": "tight"}, r"tight"),
+        ({"effort": 0}, r"^effort is 0; it must be a number above 0\.$"),
     ],
 )
 def test_a_window_buffer_with_bad_arguments_is_refused_when_it_is_made(arguments, message):
@@ -128,3 +132,29 @@ def test_a_window_buffer_can_be_filled_again():
     buffer.take_packs()
     buffer.add("next", 6)
     assert [pack.segments for pack in buffer.take_packs()] == [("next",)]
+
+
+def test_a_larger_effort_plans_a_window_that_little_effort_leaves_undecided():
+    lens = cut_full_packs(random.Random(37), 32, 4, 16384, even=True)
+    for effort in (0.01, 1.0):
+        buffer = WindowBuffer(16384, 32, effort=effort)
+        for index, length in enumerate(lens):
+            buffer.add(index, length)
+        if effort < 1:
+            with pytest.raises(UndecidedWindowError, match="A larger effort= searches longer"):
+                buffer.take_packs()
+        else:
+            assert [pack.fill for pack in buffer.take_packs()] == [1.0] * 32
+
+
+def test_a_window_shows_its_segments_and_prints_its_numbers():
+    buffer = window([6, 5, 3], 3)
+    assert buffer.segments == ("s0", "s1", "s2")
+    assert repr(buffer) == "WindowBuffer(3 segments, 14 tokens, packing_length=20, micro_steps=3)"
+
+
+def test_a_pack_has_a_length_iterates_and_prints_its_numbers():
+    full, empty = window([6, 5, 3], 2).take_packs()
+    assert (len(full), list(full)) == (3, ["s0", "s1", "s2"])
+    assert (len(empty), list(empty)) == (0, [])
+    assert repr(full) == "Pack(3 segments, 14 tokens, packing_length=20)"
