@@ -5,16 +5,16 @@
     position_ids 0  1  2  0  1 ... 4  0   1   0  1  ...
     segment_ids  0  0  0  1  1 ... 1  2   2   3  3  ...
 
-Padding, if asked for, is a segment of its own in every field, so that it is never attended by, nor counted
-into, the last real one. A layout holds host integers only: reading it never waits for a device.
+Padding comes behind each segment (`segment_multiple`) and behind the last one (`pad_to_multiple_of`). Its positions
+start anew and its `segment_ids` are those of no segment, so it is never attended by a real token, nor counted into one.
+A layout holds host integers only: reading it never waits for a device.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypeVar
 
@@ -22,6 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from packsched.arguments import checked_count, checked_lengths
+from packsched.arrays import (
+    as_integers,
+    check_inside,
+    check_pad_value,
+    framework_of,
+    in_kind,
+    padding_like,
+    positions_on_host,
+    widened,
+)
 from packsched.errors import PackingError
 
 Array = TypeVar("Array")
@@ -29,18 +39,30 @@ Array = TypeVar("Array")
 _MOST_TOKENS = 2**31 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackLayout:
     """The lengths of a pack's segments in packed order, and everything that follows from them.
 
-    Layouts are equal when their lengths and padding are. Arrays are built afresh on each access and belong to
-    the caller. Make one with `from_lengths`.
+    Layouts are equal when their lengths and padding are. Arrays are built anew on each access and belong to
+    the caller.
+
+    Making one:
+        `from_lengths`
+    Sizes (host integers):
+        `num_segments`, `tokens`, `total`, `offsets`, `max_seqlen`
+    What a model's forward takes (numpy arrays):
+        `position_ids`, `segment_ids`, `cu_seqlens`, `cu_seqlens_padded`
+    From segments to the pack and back:
+        `concat` and `split` for arrays, `remap` and `locate` for positions
 
     Attributes:
         encoded_lens: Length of each segment in tokens.
-        padding: Tokens of padding after the last segment.
+        padding: Tokens of padding behind the last segment's own.
+        segment_multiple: Each segment is padded to a multiple of this many tokens; 1 pads none.
 
     >>> layout = PackLayout.from_lengths([3, 2])
+    >>> layout
+    PackLayout(2 segments, 5 tokens)
     >>> layout.position_ids
     array([0, 1, 2, 0, 1])
     >>> packed = layout.concat([np.array([7, 8, 9]), np.array([5, 6])])
@@ -50,25 +72,47 @@ class PackLayout:
 
     encoded_lens: tuple[int, ...]
     padding: int = 0
+    segment_multiple: int = 1
 
     @classmethod
     def from_lengths(
-        cls, encoded_lens: Iterable[SupportsIndex], *, pad_to_multiple_of: SupportsIndex | None = None
+        cls,
+        encoded_lens: Iterable[SupportsIndex],
+        *,
+        pad_to_multiple_of: SupportsIndex | None = None,
+        segment_multiple: SupportsIndex = 1,
     ) -> PackLayout:
-        """Lays the segments one after the other. O(n).
+        """Lays the segments one behind the other. O(n).
 
         Args:
             encoded_lens: Length of each segment in tokens, in packed order; none at all is an empty pack.
-            pad_to_multiple_of: When given, padding fills the pack up to a multiple of this many tokens. An
-                empty pack stays empty.
+            pad_to_multiple_of: When given, padding behind the last segment fills the pack up to a multiple of
+                this many tokens. An empty pack stays empty.
+            segment_multiple: Padding behind each segment fills it up to a multiple of this many tokens: tensor
+                parallelism, 2 x context parallelism, the rows of FP8 kernels.
 
         Raises:
-            PackingError: A length or the multiple is not a positive integer.
+            PackingError: A length or a multiple is not a positive integer.
+
+        >>> PackLayout.from_lengths([3, 2], pad_to_multiple_of=8)
+        PackLayout(2 segments, 5 tokens, 3 of padding)
+        >>> PackLayout.from_lengths([3, 5], segment_multiple=4).cu_seqlens_padded
+        array([ 0,  4, 12], dtype=int32)
         """
         lengths = tuple(checked_lengths(encoded_lens))
+        multiple = checked_count("segment_multiple", segment_multiple)
         if pad_to_multiple_of is None:
-            return cls(lengths)
-        return cls(lengths, padding=-sum(lengths) % checked_count("pad_to_multiple_of", pad_to_multiple_of))
+            return cls(lengths, segment_multiple=multiple)
+        filled = sum(length + -length % multiple for length in lengths)
+        return cls(lengths, -filled % checked_count("pad_to_multiple_of", pad_to_multiple_of), multiple)
+
+    def __repr__(self) -> str:
+        padding = self.total - self.tokens
+        return (
+            f"PackLayout({self.num_segments} segments, {self.tokens} tokens"
+            + (f", {padding} of padding" if padding else "")
+            + ")"
+        )
 
     @property
     def num_segments(self) -> int:
@@ -83,43 +127,50 @@ class PackLayout:
     @property
     def total(self) -> int:
         """Length of the packed arrays, the padding included."""
-        return self.tokens + self.padding
+        return self._starts[-1] + self.padding
 
-    @functools.cached_property
+    @property
     def offsets(self) -> tuple[int, ...]:
         """Where each segment starts in the pack, one integer per segment."""
-        return tuple(itertools.accumulate(self.encoded_lens, initial=0))[:-1]
+        return self._starts[:-1]
 
     @property
     def cu_seqlens(self) -> npt.NDArray[np.int32]:
-        """Boundaries for varlen attention: int32, 0 first, one entry more than there are segments.
+        """Real lengths summed up: int32, 0 first. Padding behind the last segment's own is one entry more.
 
-        Padding is one segment more, at the end.
+        With `segment_multiple` 1 these are the boundaries in the packed arrays, which is what varlen kernels take.
+        With a larger one, kernels take them together with `cu_seqlens_padded` (Transformer Engine's `cu_seqlens_q`
+        and `cu_seqlens_q_padded`); one that takes a single list gets `cu_seqlens_padded`.
 
         Raises:
             PackingError: The pack is longer than int32 can count, which is what varlen kernels take.
         """
-        if self.total > _MOST_TOKENS:
-            raise PackingError(
-                f"the pack has {self.total} tokens, {self.total - _MOST_TOKENS} more than the {_MOST_TOKENS} that "
-                "cu_seqlens can hold: varlen kernels take int32. Use a smaller packing_length."
-            )
-        return np.cumsum([0, *self._spans], dtype=np.int32)
+        return self._summed((*self.encoded_lens, self.padding))
+
+    @property
+    def cu_seqlens_padded(self) -> npt.NDArray[np.int32]:
+        """Boundaries in the packed arrays: `cu_seqlens` with each segment's own padding. As long, int32.
+
+        Raises:
+            PackingError: As for `cu_seqlens`.
+        """
+        return self._summed((*np.diff(self._starts).tolist(), self.padding))
 
     @property
     def max_seqlen(self) -> int:
-        """Longest span in `cu_seqlens`, the padding included; 0 for an empty pack."""
-        return max(self._spans, default=0)
+        """Longest span in `cu_seqlens_padded`, so at least that in `cu_seqlens`; 0 for an empty pack."""
+        return max(*np.diff(self._starts).tolist(), self.padding, 0, 0)
 
     @property
     def position_ids(self) -> npt.NDArray[np.int64]:
         """Position of each packed token within its segment: int64 of shape `(total,)`, restarting at 0."""
-        return np.concatenate([np.arange(0), *map(np.arange, self._spans)]).astype(np.int64, copy=False)
+        return np.concatenate([np.arange(0), *(np.arange(n) for n, _ in self._runs)]).astype(np.int64, copy=False)
 
     @property
     def segment_ids(self) -> npt.NDArray[np.int32]:
-        """Segment of each packed token: int32 of shape `(total,)`. The id of padding is `num_segments`."""
-        return np.repeat(np.arange(len(self._spans), dtype=np.int32), self._spans)
+        """Segment of each packed token: int32 of shape `(total,)`. The id of all padding is `num_segments`."""
+        runs = list(self._runs)
+        return np.repeat(np.array([owner for _, owner in runs], dtype=np.int32), [length for length, _ in runs])
 
     def remap(self, segment: SupportsIndex, positions: Any) -> Any:
         """Moves positions within one segment to where they are in the pack.
@@ -143,11 +194,11 @@ class PackLayout:
         index = checked_count("segment", segment, minimum=0)
         if index >= self.num_segments:
             raise PackingError(f"segment is {index}, but the pack has {self.num_segments} segments.")
-        host = _on_host(positions)
+        host = positions_on_host(positions)
         if host is None:
-            return _widened(positions) + self.offsets[index]
-        _check_inside(host, self.encoded_lens[index], f"segment {index}, whose encoded_len is")
-        return _like(positions, host + self.offsets[index])
+            return widened(positions) + self.offsets[index]
+        check_inside(host, self.encoded_lens[index], f"segment {index}, whose encoded_len is")
+        return in_kind(positions, host + self.offsets[index])
 
     def locate(self, packed_positions: Any) -> tuple[Any, Any]:
         """Tells which segment each packed position belongs to and where in it: undoes `remap`.
@@ -167,147 +218,121 @@ class PackLayout:
         >>> PackLayout.from_lengths([3, 2]).locate([0, 4])
         ([0, 1], [0, 1])
         """
-        host = _on_host(packed_positions)
+        host = positions_on_host(packed_positions)
         if host is None:
-            host = _as_integers(packed_positions)
-        _check_inside(host, self.tokens, f"the pack's {self.num_segments} segments, which without padding hold")
-        starts = np.array(self.offsets, dtype=np.int64)
-        segments = np.searchsorted(starts, host, side="right") - 1
-        positions = host - starts[segments] if starts.size else host
-        return _like(packed_positions, segments), _like(packed_positions, positions)
+            host = as_integers(packed_positions)
+        # Before the first segment lies one that nothing fits into, so that a position of -1 finds it.
+        starts = np.array([-1, *self.offsets], dtype=np.int64)
+        lengths = np.array([0, *self.encoded_lens], dtype=np.int64)
+        found = np.maximum(np.searchsorted(starts, host, side="right") - 1, 0)
+        positions = host - starts[found]
+        outside = host[(positions < 0) | (positions >= lengths[found])]
+        if outside.size:
+            raise PackingError(
+                f"position {outside.flat[0]} is outside the pack's {self.num_segments} segments, which without padding "
+                f"hold {self.tokens} tokens."
+            )
+        segments = found - 1
+        return in_kind(packed_positions, segments), in_kind(packed_positions, positions)
 
-    def concat(self, arrays: Sequence[Array], *, pad_value: float | None = None) -> Array:
-        """Joins one array per segment along the first dimension. One copy; gradients flow through it.
+    def concat(self, arrays: Sequence[Array], *, axis: int = 0, pad_value: float | None = None) -> Array:
+        """Joins one array per segment along one axis. One copy; gradients flow through it.
 
         Works for numpy arrays and for the arrays of any framework whose module offers `concatenate` and
         `full` (torch and JAX do). Nothing is imported: the framework is found among the loaded modules.
 
         Args:
-            arrays: One array per segment, of shape `(encoded_len, ...)`, all of one framework and dtype.
+            arrays: One array per segment, all of one framework and dtype, `encoded_len` long along `axis`.
+            axis: The axis of the tokens; negative ones count from the last: -1 for `(1, L)` or mrope's `(3, L)`.
             pad_value: What the padding holds; required if the layout is padded.
 
         Returns:
-            The packed array of shape `(total, ...)`.
+            The packed array, `total` long along `axis`.
 
         Raises:
             PackingError: The number of arrays or a length does not match the layout, the pack is empty (there
-                is no array to take the framework from), or the padding has no value.
+                is no array to take the framework from), or the padding has no value that the dtype can hold.
+
+        >>> layout = PackLayout.from_lengths([2, 1], pad_to_multiple_of=4)
+        >>> layout.concat([np.array([[7, 8]]), np.array([[9]])], axis=-1, pad_value=0)
+        array([[7, 8, 9, 0]])
         """
         if len(arrays) != self.num_segments:
             raise PackingError(f"got {len(arrays)} arrays for {self.num_segments} segments; give one for each.")
         if not arrays:
             raise PackingError("an empty pack has nothing to concatenate; build its dummy input instead.")
-        for index, (array, length) in enumerate(zip(arrays, self.encoded_lens, strict=True)):
-            shape = tuple(getattr(array, "shape", ()))
-            if shape[:1] != (length,):
-                raise PackingError(
-                    f"array {index} has shape {shape}, but segment {index} has encoded_len {length}; "
-                    f"the first dimension must be {length}."
-                )
-        parts = list(arrays)
-        framework = _framework_of(parts[0])
-        if self.padding:
+        along = [self._check_array(*numbered, axis) for numbered in enumerate(arrays)]
+        framework = framework_of(arrays[0])
+        own = np.diff(self._starts) - np.array(self.encoded_lens)
+        own[-1] += self.padding
+        if own.any():
             if pad_value is None:
-                raise PackingError(f"the layout has {self.padding} tokens of padding; give pad_value.")
-            parts.append(_padding_like(framework, parts[0], self.padding, pad_value))
-        joined: Array = framework.concatenate(parts)
+                raise PackingError(f"the layout has {own.sum()} tokens of padding; give pad_value.")
+            check_pad_value(pad_value, arrays[0])
+        parts: list[Any] = []
+        for array, padding, at in zip(arrays, own.tolist(), along, strict=True):
+            parts.append(array)
+            if padding:
+                parts.append(padding_like(framework, array, padding, pad_value or 0, at))
+        joined: Array = framework.concatenate(parts, axis=along[0])
         return joined
 
-    def split(self, packed: Any) -> list[Any]:
+    def split(self, packed: Any, *, axis: int = 0) -> list[Any]:
         """Cuts a packed array into one slice per segment and leaves the padding out: undoes `concat`.
 
         Slices of numpy arrays and tensors are views. O(n).
 
         Args:
-            packed: Anything that slices and has `len(packed) == total`: hidden states, logits, a list, ...
+            packed: Anything that slices and is `total` long along `axis`: hidden states, logits, a list, ...
+            axis: The axis of the tokens; other than 0 for arrays alone.
 
         Raises:
             PackingError: The length is not `total`.
         """
-        if len(packed) != self.total:
+        length = len(packed) if axis == 0 else packed.shape[axis]
+        if length != self.total:
             raise PackingError(
-                f"got {len(packed)} packed positions, but the layout has {self.total} "
-                f"({self.num_segments} segments, {self.padding} tokens of padding)."
+                f"got {length} packed positions, but the layout has {self.total} "
+                f"({self.num_segments} segments, {self.total - self.tokens} tokens of padding)."
             )
-        return [packed[start : start + length] for start, length in zip(self.offsets, self.encoded_lens, strict=True)]
+        slices = [slice(start, start + n) for start, n in zip(self.offsets, self.encoded_lens, strict=True)]
+        if axis == 0:
+            return [packed[part] for part in slices]
+        before = (slice(None),) * (axis if axis > 0 else len(packed.shape) + axis)
+        return [packed[(*before, part)] for part in slices]
+
+    def _check_array(self, index: int, array: Any, axis: int) -> int:
+        """Raises `PackingError` unless the array fits its segment; returns `axis` counted from the first."""
+        if isinstance(array, list | tuple):
+            raise PackingError(f"array {index} is a {type(array).__name__}; give arrays of numpy, torch or JAX.")
+        shape, length = tuple(getattr(array, "shape", ())), self.encoded_lens[index]
+        at = axis + len(shape) if axis < 0 else axis
+        if not 0 <= at < len(shape) or shape[at] != length:
+            raise PackingError(
+                f"array {index} has shape {shape}, but segment {index} has encoded_len {length}; "
+                + ("the first dimension" if axis == 0 else f"dimension {axis}")
+                + f" must be {length}."
+            )
+        return at
+
+    @functools.cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """Where each segment starts, and where the last one's own padding ends."""
+        multiple = self.segment_multiple
+        return tuple(itertools.accumulate((n + -n % multiple for n in self.encoded_lens), initial=0))
 
     @property
-    def _spans(self) -> tuple[int, ...]:
-        return (*self.encoded_lens, self.padding) if self.padding else self.encoded_lens
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """Length and owner of each run of tokens; padding belongs to `num_segments`."""
+        for segment, length in enumerate(self.encoded_lens):
+            yield length, segment
+            yield -length % self.segment_multiple, self.num_segments
+        yield self.padding, self.num_segments
 
-
-def _on_host(positions: Any) -> npt.NDArray[np.int64] | None:
-    """Returns positions whose values are known on the host, or None for an array of another framework."""
-    if isinstance(positions, np.ndarray | np.generic | int | Sequence):
-        return _as_integers(positions)
-    return None
-
-
-def _as_integers(positions: Any) -> npt.NDArray[np.int64]:
-    try:
-        array = np.asarray(positions)
-    except (TypeError, ValueError) as error:  # ragged, or on a device
-        raise PackingError(
-            f"positions of type {type(positions).__name__} cannot be read as one integer array on the host: {error}"
-        ) from None
-    # An empty list has numpy's default dtype, float64; it holds no value that could be wrong.
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise _not_integers(array.dtype)
-    return array.astype(np.int64)
-
-
-def _widened(positions: Any) -> Any:
-    """Positions of another framework as integers that an offset can be added to, without reading their values."""
-    dtype = getattr(positions, "dtype", None)
-    kind = str(dtype).rpartition(".")[2]  # torch calls it torch.int64, JAX int64
-    if dtype is None and not hasattr(positions, "__add__"):
-        raise PackingError(f"positions are {positions!r}; give an integer, a sequence or an array of integers.")
-    if dtype is None or kind == "int64":
-        return positions
-    if not kind.startswith(("int", "uint")) and 0 not in positions.shape:
-        raise _not_integers(kind)
-    if hasattr(positions, "astype"):
-        return positions.astype("int64")
-    return positions.to(_framework_of(positions).int64)
-
-
-def _not_integers(dtype: object) -> PackingError:
-    hint = "; np.flatnonzero turns a mask into positions" if str(dtype) == "bool" else ""
-    return PackingError(f"positions have dtype {dtype}; they must be integers{hint}.")
-
-
-def _check_inside(positions: npt.NDArray[np.int64], limit: int, what: str) -> None:
-    outside = positions[(positions < 0) | (positions >= limit)]
-    if outside.size:
-        raise PackingError(f"position {outside.flat[0]} is outside {what} {limit} tokens.")
-
-
-def _like(given: Any, result: npt.NDArray[np.int64]) -> Any:
-    """Gives plain integers back to a caller who passed plain integers."""
-    return result.tolist() if isinstance(given, int | Sequence) else result
-
-
-def _framework_of(array: object) -> Any:
-    """Returns the loaded top-level module that the array's class, or a base of it, comes from.
-
-    An array cannot exist before its framework is loaded, so the list of loaded modules is enough to find it, and
-    callers need not pass a `concatenate` of their own.
-    """
-    for cls in type(array).__mro__:
-        module = sys.modules.get(cls.__module__.partition(".")[0])
-        if hasattr(module, "concatenate") and hasattr(module, "full"):
-            return module
-    # JAX keeps its array class in another package (jaxlib), but names its namespace as the array API asks.
-    namespace = getattr(array, "__array_namespace__", None)
-    if namespace is not None and hasattr(namespace(), "concatenate"):
-        return namespace()
-    raise PackingError(
-        f"cannot concatenate objects of type {type(array).__name__}; give arrays of numpy, torch or JAX."
-    )
-
-
-def _padding_like(framework: Any, array: Any, padding: int, pad_value: float) -> Any:
-    shape = (padding, *array.shape[1:])
-    if framework is np:
-        return np.full(shape, pad_value, dtype=array.dtype)
-    return framework.full(shape, pad_value, dtype=array.dtype, device=array.device)
+    def _summed(self, spans: Sequence[int]) -> npt.NDArray[np.int32]:
+        if self.total > _MOST_TOKENS:
+            raise PackingError(
+                f"the pack has {self.total} tokens, {self.total - _MOST_TOKENS} more than the {_MOST_TOKENS} that "
+                "cu_seqlens can hold: varlen kernels take int32. Use a smaller packing_length."
+            )
+        return np.cumsum([0, *(spans if self.padding else spans[:-1])], dtype=np.int32)
