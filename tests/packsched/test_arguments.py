@@ -6,7 +6,7 @@ from packsched import OversizedSegmentError
 from packsched.arguments import checked_lengths
 
 
-def test_the_first_length_above_the_cap_is_named_and_one_that_equals_it_is_not():
+def test_the_first_length_above_the_cap_is_named():
     assert checked_lengths([10, 4], 10) == [10, 4]
     with pytest.raises(OversizedSegmentError) as caught:
         checked_lengths([10, 4, 11, 12], 10)

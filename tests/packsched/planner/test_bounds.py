@@ -95,7 +95,7 @@ def test_the_best_bound_is_named_by_the_first_that_reaches_it():
     assert lower_bound([10, 10, 6, 6, 5, 3, 3, 3, 3], 10) == (6, "dual-feasible functions")
 
 
-def test_bounds_that_cost_more_than_they_gain_are_left_out_of_large_windows():
+def test_the_costly_bounds_are_left_out_of_large_windows():
     three_fit_two = [4] * 4096
     assert lower_bound(three_fit_two, 10) == (2048, "cardinality")
     assert lower_bound([*three_fit_two, 4], 10) == (volume_bound([*three_fit_two, 4], 10), "volume")

@@ -249,7 +249,7 @@ def windowed(query, key, value, window, scale):
 
 
 @pytest.mark.parametrize("window", [1, 5, 256, 300, 599])
-def test_a_segment_longer_than_the_window_is_run_in_blocks_with_the_same_result(window):
+def test_blocks_of_a_segment_longer_than_the_window_give_the_same_result(window):
     lens = [600, 3, 257, 513]
     borders = torch.tensor([0, *torch.tensor(lens).cumsum(0)], dtype=torch.int32)
     inputs = heads(sum(lens), dtype=torch.float64)

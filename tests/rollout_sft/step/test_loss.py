@@ -42,7 +42,7 @@ def test_large_logits_do_not_overflow():
     )
 
 
-def test_nothing_supervised_still_reaches_every_parameter_with_a_zero_gradient():
+def test_without_supervision_every_parameter_gets_a_zero_gradient():
     hidden, head, targets, weights = example(torch.float32)
     loss = weighted_loss(hidden[:0] @ head.T, targets[:0], weights[:0])
     loss.backward()
@@ -50,7 +50,7 @@ def test_nothing_supervised_still_reaches_every_parameter_with_a_zero_gradient()
     assert torch.equal(head.grad, torch.zeros_like(head))
 
 
-def test_a_second_backward_through_overwritten_logits_is_an_error_not_a_wrong_gradient():
+def test_a_second_backward_is_an_error_not_a_wrong_gradient():
     hidden, head, targets, weights = example(torch.float32)
     loss = weighted_loss(hidden @ head.T, targets, weights)
     loss.backward(retain_graph=True)
@@ -58,7 +58,7 @@ def test_a_second_backward_through_overwritten_logits_is_an_error_not_a_wrong_gr
         loss.backward()
 
 
-def test_a_model_that_still_needs_its_logits_is_an_error_not_a_wrong_gradient():
+def test_a_model_that_still_needs_its_logits_is_an_error():
     hidden, head, targets, weights = example(torch.float32)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         weighted_loss((hidden @ head.T).tanh(), targets, weights).backward()

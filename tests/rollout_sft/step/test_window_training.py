@@ -77,7 +77,7 @@ def test_2_parses_matches_and_builds_one_post_rollout_segment_per_sample(make_tr
         assert segment.targets[segment.weights > 0][-1] == trainer.processing_class.eos_token_id
 
 
-def test_3_accumulates_segments_in_a_window_local_buffer_that_carries_nothing(make_trainer):
+def test_3_accumulates_segments_in_a_window_buffer_that_carries_nothing(make_trainer):
     trainer = make_trainer(max_steps=2, **WINDOW)
     windows = record_batches(trainer)
     trainer.train()
@@ -88,7 +88,7 @@ def test_3_accumulates_segments_in_a_window_local_buffer_that_carries_nothing(ma
     assert [e["packing/post_rollout_buffer"] for e in trainer.state.log_history if "loss" in e] == [0, 0]
 
 
-def test_4_computes_packing_selections_with_visibility_over_the_whole_window(make_trainer):
+def test_4_computes_packing_selections_that_see_the_whole_window(make_trainer):
     """A pack may hold segments of several micro-batches."""
     trainer = make_trainer(**WINDOW)
     trainer.train()
