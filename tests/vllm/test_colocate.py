@@ -9,6 +9,7 @@ import torch
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.rollouts.vllm.backend import StaleRolloutError, VLLMBackend
 from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
+from rollout_sft.rollouts.vllm.worker import RolloutWorker
 from tests.vllm.conftest import (
     EOS,
     LONG,
@@ -84,7 +85,7 @@ def test_without_resetting_the_prefix_cache_long_prompts_would_be_stale(colocate
 
 
 def test_without_repacking_a_tied_head_would_be_stale(colocated, backend, monkeypatch):
-    monkeypatch.setattr(ColocatedEngine, "_repack_head", lambda self, weights: None)
+    monkeypatch.setattr(RolloutWorker, "rollout_repack_head", lambda self: None)
     colocated.change()
     assert (backend().generate(requests()) == by_hf(colocated.model)) is (not colocated.tied)
     monkeypatch.undo()

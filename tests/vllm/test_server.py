@@ -2,11 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import requests as http
@@ -277,8 +280,7 @@ def test_serve_starts_the_quickstart_s_server_and_removes_its_folder(tmp_path, h
     """`python -m rollout_sft.serve`, as a user runs it: no option but the configuration and a port."""
     port = free_port()
     command = [sys.executable, "-m", "rollout_sft.serve", "--config", "configs/quickstart-vllm-server.yaml"]
-    log, place = tmp_path / "log", tmp_path / "temporary"
-    place.mkdir()
+    log, place = tmp_path / "log", Path(tempfile.mkdtemp(prefix="serve-"))  # short: vLLM makes sockets there
     environment = {**os.environ, "TMPDIR": str(place)}
     with log.open("w") as out:
         process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=out, stderr=out, env=environment)
@@ -300,3 +302,4 @@ def test_serve_starts_the_quickstart_s_server_and_removes_its_folder(tmp_path, h
         process.wait(timeout=30)
     while list(place.glob("rollout_sft*")):
         deadline.sleep(0.1, "the folder of the model is still there.")
+    shutil.rmtree(place)

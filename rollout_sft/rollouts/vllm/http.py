@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import httpx2
@@ -106,6 +105,10 @@ class Client:
 
     def __init__(self, url: str, *, connections: int):
         self._url = url
+        # A loop in a thread of its own can end an exchange at its deadline, wherever it is.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-http", daemon=True)
+        self._thread.start()
         limits = httpx2.Limits(
             max_connections=None, max_keepalive_connections=connections, keepalive_expiry=_REUSE_SECONDS
         )
@@ -142,15 +145,15 @@ class Client:
         late = f"{what} did not answer in time."
         exchange = self._exchange(method, what, body, deadline.left(late), limit)
         try:
-            status, encoding, content = asyncio.run_coroutine_threadsafe(exchange, _loop()).result()
+            status, encoding, content = asyncio.run_coroutine_threadsafe(exchange, self._loop).result()
         except TimeoutError:
             raise deadline.passed(late) from None
         except httpx2.TimeoutException:
             raise ServerError(late, again=True) from None  # one attempt to connect, of several
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise ServerError(
-                f"{what} cannot be reached ({type(error).__name__}: {excerpt(str(error), 100)}): the server is down, "
-                "broke off, or has another address.",
+                f"{what} cannot be reached or broke off ({type(error).__name__}: {excerpt(str(error), 100)}): the "
+                "server is down, or has another address.",
                 again=True,
             ) from None
         if status != 200:
@@ -196,8 +199,13 @@ class Client:
             return response.status_code, response.headers.get("content-encoding", "identity"), bytes(content)
 
     def close(self) -> None:
-        """Closes the connections."""
-        asyncio.run_coroutine_threadsafe(self._transport.aclose(), _loop()).result()
+        """Closes the connections and ends the thread; the client is not used again."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._transport.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 def excerpt(text: str | bytes, length: int = 300) -> str:
@@ -228,11 +236,3 @@ def _header_value(value: str) -> str:
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"the environment variable {AUTHORIZATION} holds a character that a header cannot have.")
     return value
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all exchanges, in a thread of its own: it can end any of them at their deadline."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="rollout-http", daemon=True).start()
-    return loop

@@ -203,8 +203,10 @@ class StreamTransfer:
             try:
                 stream = WeightStream(self._backend, store, host, 0, size, secret=secret, **limits)
             except RuntimeError as error:
-                joined.result()  # what the server says is closer to the cause
-                raise ServerError(f"no stream of weights to {server.url}: {error}", again=True) from error
+                said = joined.exception() or "nothing"
+                raise ServerError(
+                    f"no stream of weights to {server.url}: {error} The server says: {said}", again=True
+                ) from error
             ranks = sorted(joined.result())
         if ranks != list(range(1, size)):
             raise ServerError(f"{server.url} joined the stream as ranks {ranks[:8]}; expected 1 to {size - 1}.")
