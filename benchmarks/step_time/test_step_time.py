@@ -112,7 +112,7 @@ class Device:
         return run
 
 
-def test_waiting_is_an_error_from_collating_to_the_gradient_and_nowhere_else(monkeypatch, variant):
+def test_waiting_is_an_error_only_from_collating_to_the_gradient(monkeypatch, variant):
     device = Device(monkeypatch, variant)
     assert step_time.waits(variant) == "none"
     must_not = {"collate", "arrange_window", "compute_loss", "backward", "floating_point_ops"}

@@ -151,7 +151,7 @@ def test_scenario_oversized_segment_fails_fast_at_insertion():
     assert contents(buffer) == before
 
 
-def test_an_overflow_is_refused_with_numbers_and_mitigations_and_changes_nothing():
+def test_a_refused_overflow_names_numbers_and_advice_and_changes_nothing():
     buffer = carry([5, 6], packing_buffer=2)
     before = contents(buffer)
     with pytest.raises(BufferOverflowError) as caught:
@@ -200,7 +200,7 @@ def test_a_pack_over_the_cap_is_never_handed_out(monkeypatch):
     assert contents(buffer) == (["s0", "s1"], (15, 15))
 
 
-def test_scenario_missing_binpacking_dependency_fails_fast_before_any_rollout(monkeypatch):
+def test_scenario_missing_binpacking_fails_fast_before_any_rollout(monkeypatch):
     monkeypatch.setitem(sys.modules, "binpacking", None)
     with pytest.raises(MissingBinpackingError, match=r"pip install 'binpacking.*policy 'fifo'"):
         CarryBuffer(CAP, packing_buffer=4)
@@ -225,7 +225,7 @@ def test_a_carry_buffer_with_bad_arguments_is_refused(arguments, message):
 # --- The underfill warning ---
 
 
-def test_an_underfilled_pack_is_logged_with_the_numbers_and_popped_all_the_same(caplog):
+def test_an_underfilled_pack_is_logged_with_its_numbers_and_still_popped(caplog):
     buffer = carry([4, 6, 15], min_fill_ratio=0.65)
     pack = buffer.pop_pack()
     assert (pack.fill, len(buffer)) == (0.95, 1)

@@ -137,7 +137,7 @@ def test_an_error_in_the_lengths_of_a_rank_names_the_rank():
         (np.ones((2, 2), dtype=int), "segment 0 has encoded_len array([1, 1]) of type ndarray;"),
     ],
 )
-def test_a_length_that_is_no_positive_integer_is_refused_by_index_and_value(lens, message):
+def test_a_length_that_is_not_a_positive_integer_is_refused_by_index(lens, message):
     with pytest.raises(PackingError, match=f"^{re.escape(message)}") as caught:
         checked_lengths(lens)
     assert f"segment {caught.value.index} " in message

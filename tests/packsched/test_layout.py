@@ -337,7 +337,7 @@ def test_concat_refuses_arrays_that_do_not_match_the_layout(arrays, message):
         PackLayout.from_lengths([3, 2], pad_to_multiple_of=8).concat(arrays)
 
 
-def test_concat_of_an_empty_pack_is_refused_because_no_array_says_what_to_build():
+def test_concat_of_an_empty_pack_is_refused_for_want_of_an_array():
     with pytest.raises(PackingError, match=r"^an empty pack has nothing to concatenate; build its dummy"):
         PackLayout.from_lengths([]).concat([])
 

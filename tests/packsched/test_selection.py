@@ -102,7 +102,7 @@ def test_fifo_takes_what_fits_in_insertion_order(state):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(state=states())
-def test_a_selection_holds_the_oldest_fits_the_cap_and_keeps_insertion_order(policy, state):
+def test_a_selection_holds_the_oldest_fits_the_cap_and_keeps_the_order(policy, state):
     lens, cap = state
     chosen = select(lens, cap, policy=policy)
     assert chosen[:1] == [0][: len(lens)]
@@ -149,7 +149,7 @@ def test_arrays_and_lists_of_lengths_select_the_same(policy, state):
     assert select(tuple(lens), cap, policy=policy) == expected
 
 
-def test_equal_totals_among_bins_prefer_fewer_segments_then_the_smallest_indices(monkeypatch):
+def test_equal_bins_prefer_fewer_segments_then_the_smallest_indices(monkeypatch):
     class Heuristic:
         bins = ()
 
@@ -250,7 +250,7 @@ def test_the_range_checked_at_run_time_is_the_one_that_is_declared():
 
 
 @given(states())
-def test_scenario_multiple_short_segments_pack_efficiently_under_the_same_cap(state):
+def test_scenario_multiple_short_segments_pack_efficiently_under_the_cap(state):
     lens, cap = state
     cap += 1  # every segment is shorter than the cap
     if len(lens) > 1:
@@ -291,12 +291,12 @@ def test_scenario_missing_binpacking_dependency_fails_fast(monkeypatch):
     assert (caught.value.name, caught.value.installed) == ("binpacking", None)
 
 
-def test_optimal_takes_everything_that_fits_whatever_the_cap():
+def test_optimal_takes_everything_that_fits_at_any_cap():
     for cap in (10**9, 10**12, 2**63):
         assert select([5, 3, 7], cap, policy="optimal") == [0, 1, 2]
 
 
-def test_optimal_counts_in_units_of_the_segments_beside_the_oldest():
+def test_optimal_counts_in_units_of_all_segments_but_the_oldest():
     rng = random.Random(9)
     for _ in range(300):
         unit = rng.choice((2, 7, 1000))

@@ -104,7 +104,7 @@ def test_where_nothing_was_packed_every_number_is_zero(stats):
     assert set(stats.metrics().values()) == {0}
 
 
-def test_a_window_without_segments_leaves_the_least_fill_of_the_others_alone():
+def test_a_window_without_segments_does_not_change_the_least_fill():
     merged = stats_of([0, 0]).merge(stats_of([10]))
     assert merged.metrics()["min_fill"] == 0.5
 

@@ -64,7 +64,7 @@ def test_three_long_segments_do_not_fit_two_packs_though_their_tokens_do():
 
 
 @pytest.mark.parametrize("objective", ["dense", "balanced"])
-def test_lengths_in_units_leave_the_end_of_each_pack_empty_and_are_planned_in_those_units(objective):
+def test_lengths_with_a_common_unit_are_planned_in_that_unit(objective):
     """Multiples of 64 fill at most 13,952 of 14,000 tokens: what looks 99.9 % full cannot fit."""
     cut = [64 * length for length in cut_full_packs(random.Random(3), 32, 4, 14000 // 64, even=False)]
     over = [*cut, 64]  # one unit more than 32 packs hold, though 32 * 14000 tokens are not reached
@@ -249,7 +249,7 @@ def test_balanced_reaches_the_mean_with_sixteen_segments_a_pack():
         assert plan.optimal
 
 
-def test_of_many_alike_segments_first_fit_sometimes_takes_fewer_packs_than_best_fit():
+def test_first_fit_sometimes_needs_fewer_packs_than_best_fit():
     rng = random.Random(FIRST_FIT_WINS)
     values = [rng.randint(5, 100) for _ in range(20)]
     lens = [rng.choice(values) for _ in range(5000)]

@@ -94,7 +94,7 @@ def test_a_window_that_stays_undecided_stays_in_the_buffer(monkeypatch):
 
 
 @pytest.mark.parametrize("packs", [((0,), ()), ((0, 1), (1,)), ((0, 1),)])
-def test_a_plan_that_loses_or_doubles_a_segment_or_a_pack_is_never_handed_out(monkeypatch, packs):
+def test_a_plan_that_loses_or_doubles_a_segment_or_pack_is_not_returned(monkeypatch, packs):
     """A bug in the planner must not reach training."""
     buffer = window([3, 4], 2)
     plan = plan_window([3, 4], CAP, 2)
@@ -134,7 +134,7 @@ def test_a_window_buffer_can_be_filled_again():
     assert [pack.segments for pack in buffer.take_packs()] == [("next",)]
 
 
-def test_a_larger_effort_plans_a_window_that_little_effort_leaves_undecided():
+def test_more_effort_plans_a_window_that_less_effort_leaves_undecided():
     lens = cut_full_packs(random.Random(37), 32, 4, 16384, even=True)
     for effort in (0.01, 1.0):
         buffer = WindowBuffer(16384, 32, effort=effort)

@@ -178,7 +178,7 @@ def test_a_trained_adapter_is_merged_into_the_engine(colocated):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_every_window_of_a_training_is_answered_with_the_weights_of_its_step(tied, tmp_path):
+def test_every_window_is_answered_with_the_weights_of_its_step(tied, tmp_path):
     trainer = make_trainer(tmp_path, model=make_model(tied=tied))
     loads = []
     engine = trainer.generation._engine
@@ -208,7 +208,7 @@ def test_every_window_of_a_training_is_answered_with_the_weights_of_its_step(tie
     trainer.generation.close()
 
 
-def test_training_on_reference_answers_starts_no_engine_until_the_evaluation(tmp_path):
+def test_training_on_references_starts_no_engine_before_the_evaluation(tmp_path):
     trainer = make_trainer(tmp_path, reference_fraction=1.0)
     trainer.train()
     assert trainer.state.global_step == 3

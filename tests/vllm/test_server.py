@@ -118,7 +118,7 @@ def test_a_training_with_servers_rolls_out_with_the_weights_of_each_step(servers
     trainer.generation.close()
 
 
-def test_a_server_killed_in_a_window_and_started_again_gets_the_weights_again(servers, trained):
+def test_a_server_restarted_within_a_window_gets_the_weights_again(servers, trained):
     run, victim = trained(), servers["other tokenizer"].wait()
     backend = run.backend(servers["tied"].wait(), victim, timeout=400.0, retries=60, max_new_tokens=600)
     backend.sync()

@@ -42,7 +42,7 @@ def assert_packs(packs, lengths, cap, most):
     assert all(sum(lengths[at] for at in pack) <= cap for pack in packs)
 
 
-def test_no_bound_exceeds_the_fewest_packs_and_each_one_is_the_best_somewhere():
+def test_no_bound_exceeds_the_fewest_packs_and_each_is_best_somewhere():
     best_alone = set()
     for lengths, cap in small_windows(40, 1500):
         fewest, _ = by_every_assignment(lengths, cap, 1)
@@ -72,7 +72,7 @@ def test_the_bound_on_the_longest_pack_never_exceeds_the_shortest_possible():
                 assert longest_pack_bound(lengths, cap, packs) <= shortest
 
 
-def test_the_bound_on_the_longest_pack_takes_few_steps_however_far_it_is_from_the_mean(monkeypatch):
+def test_the_longest_pack_bound_takes_few_steps_far_from_the_mean(monkeypatch):
     asked = []
 
     def counted(lengths, packing_length):
@@ -113,7 +113,7 @@ def test_more_tokens_than_room_needs_no_search():
     assert fit(SortedWindow([6, 6], 10), 1, 1) == Proof(2, "volume")
 
 
-def test_a_random_order_fills_packs_of_segments_that_are_alike():
+def test_a_random_order_fills_packs_of_similar_segments():
     lengths = sorted(cut_full_packs(random.Random(50), 24, 16, 16384, even=True), reverse=True)
     packs = shuffled_bin_slack(lengths, 16384, 24, 4)
     assert packs is not None
@@ -187,7 +187,7 @@ def test_the_integers_are_even_and_never_change():
 FIRST_FIVE = [423, 509, 648, 382, 795]
 
 
-def test_alike_segments_without_slack_need_no_search():
+def test_similar_segments_without_slack_need_no_search():
     lengths = sorted(cut_full_packs(random.Random(51), 24, 16, 16384, even=True), reverse=True)
     packs = fit(SortedWindow(lengths, 16384), 24, 0.01)
     assert packs is not None

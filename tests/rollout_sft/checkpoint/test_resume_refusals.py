@@ -28,7 +28,7 @@ def saved(make_trainer):
     return f"{trainer.args.output_dir}/checkpoint-1", waiting
 
 
-def test_segments_that_wait_in_a_checkpoint_are_reported_when_the_scope_is_left(saved, make_trainer, caplog):
+def test_segments_that_wait_in_a_checkpoint_are_reported_for_a_new_scope(saved, make_trainer, caplog):
     checkpoint, waiting = saved
     changes = {"post_rollout_pack_scope": "window", "global_max_length": 400}
     allowed = ["rollout_matching.post_rollout_pack_scope", "global_max_length"]

@@ -77,7 +77,7 @@ def test_a_planted_leak_is_caught(leak):
 
 
 @pytest.mark.parametrize("model_type", ["opt", "falcon", "bloom", "mpt"])
-def test_a_leaking_model_class_is_caught_whatever_is_passed(model_type):
+def test_a_model_class_that_always_leaks_is_caught(model_type):
     shape = {
         "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
         "falcon": {"multi_query": False, "alibi": False},

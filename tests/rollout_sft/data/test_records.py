@@ -64,7 +64,7 @@ def test_a_data_set_of_the_datasets_library_keeps_its_columns(tmp_path):
     assert ["weight" in dataset[i] for i in range(2)] == [True, False]
 
 
-def test_messages_are_encoded_with_the_chat_template_and_the_generation_prompt(tmp_path, chat):
+def test_messages_get_the_chat_template_and_the_generation_prompt(tmp_path, chat):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "where?"}]
     dataset = load_records(jsonl(tmp_path, {"messages": messages, "objects": OBJECTS}), chat)
     assert WORDS.decode(dataset[0]["prompt_ids"]) == "<system>s<user>where?<model>"

@@ -36,7 +36,7 @@ def test_the_first_token_that_differs_is_the_last_target():
     assert decided("characters", "x=135;", (2, 5), "145", then=";") == [("1", "1"), ("3", "4")]
 
 
-def test_an_answer_that_is_too_short_learns_to_go_on_and_one_too_long_to_stop():
+def test_a_short_answer_learns_to_go_on_and_a_long_one_to_stop():
     assert decided("characters", "x=1;", (2, 3), "12", then=";") == [("1", "1"), (";", "2")]
     assert decided("characters", "x=12;", (2, 4), "1", then=";") == [("1", "1"), ("2", ";")]
 

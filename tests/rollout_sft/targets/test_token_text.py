@@ -58,7 +58,7 @@ def test_a_character_in_several_tokens_belongs_to_the_last_of_them(text, missing
         assert ends == expected
 
 
-def test_special_tokens_that_were_generated_are_text_and_text_like_them_is_not_special(tokenizer):
+def test_generated_special_tokens_are_text_and_similar_text_is_not_special(tokenizer):
     speller = Speller(tokenizer)
     text, ends = speller.spell([*speller.encode("["), speller.eos_id])
     assert text == "[" + tokenizer.eos_token
@@ -73,7 +73,7 @@ def test_ids_beyond_the_vocabulary_hold_no_characters(tokenizer):
     assert speller.spell([*bracket, len(tokenizer) + 7, *bracket]) == ("[[", [1, 1, 2])
 
 
-def test_padding_and_truncation_of_the_user_s_tokenizer_do_not_reach_the_speller_nor_the_other_way_round():
+def test_padding_and_truncation_stay_with_the_user_s_tokenizer():
     tokenizer = MAKERS["words"]()
     tokenizer.add_special_tokens({"pad_token": "<eos>"})
 
@@ -103,7 +103,7 @@ def test_a_tokenizer_without_a_fast_backend_is_refused():
         ObjectsTargetBuilder(tokenizer=Slow())
 
 
-def test_a_tokenizer_that_spaces_what_it_encodes_and_merges_line_breaks_is_refused():
+def test_a_tokenizer_that_adds_spaces_and_merges_line_breaks_is_refused():
     with pytest.raises(ValueError, match="merges a line break with"):
         Speller(sentencepiece_like(more_merges=[("\n", "]")]))
 

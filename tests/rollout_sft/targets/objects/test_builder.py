@@ -90,7 +90,7 @@ def test_a_false_positive_is_context_and_nothing_else():
     assert answer.supervised_text() == '[{"desc": "1", "bbox_2d": [0, 0, 8, 8]}«]»'
 
 
-def test_a_wrong_description_is_matched_for_its_box_but_not_counted_as_right():
+def test_a_wrong_description_is_matched_by_its_box_but_counted_as_wrong():
     answer = build("digits", json.dumps([thing("1", 4, 8, 12, 16)]), THREE)
     assert answer.supervised_text() == '[{"desc": "1", "bbox_2d": [«4», «8», «12», «16»]}«]»'
     assert answer.counters["rollout/matched"] == (1, 1)
@@ -228,7 +228,7 @@ def test_a_number_is_supervised_up_to_its_first_wrong_token(generated, true, sup
     assert whole == begin + supervised + comma + end[1:]
 
 
-def test_numbers_that_are_equal_need_not_be_written_alike():
+def test_equal_numbers_may_be_written_differently():
     answer = build("characters", '[{"desc": "a", "bbox_2d": [1, 2, 3.0, 4]}]', thing("a", 1, 2, 3, 4))
     assert answer.supervised_text() == '[{"desc": "a", "bbox_2d": [«1», «2», «3·.→,»0, «4»]}«]»'
 
@@ -253,7 +253,7 @@ def test_the_end_of_a_number_is_asked_for_in_the_tokens_that_follow_it():
     assert f"« {first}·{pieces[at - 1]}→]}},»]}}," in answer.supervised_text()
 
 
-def test_a_slot_that_shares_its_token_with_another_number_is_left_out_and_counted():
+def test_a_slot_that_shares_a_token_with_another_number_is_left_out():
     tokenizer = MAKERS["characters"]()
     tokenizer.add_tokens(["0, 2"])
     builder = ObjectsTargetBuilder(tokenizer=tokenizer)
@@ -268,7 +268,7 @@ def test_a_slot_that_shares_its_token_with_another_number_is_left_out_and_counte
     assert wrong.supervised_text().startswith('[{"desc": "cat", "bbox_2d": [«1→9»0, 20, ')
 
 
-def test_a_slot_that_shares_its_token_with_the_description_is_left_out_and_counted():
+def test_a_slot_that_shares_a_token_with_the_description_is_left_out():
     tokenizer = MAKERS["characters"]()
     tokenizer.add_tokens(['t", "bbox_2d": [1'])
     builder = ObjectsTargetBuilder(tokenizer=tokenizer)
@@ -278,7 +278,7 @@ def test_a_slot_that_shares_its_token_with_the_description_is_left_out_and_count
     assert answer.counters["rollout/unaligned_slots"] == (1, 4)
 
 
-def test_a_slot_that_shares_its_token_with_the_object_before_is_left_out_and_counted():
+def test_a_slot_that_shares_a_token_with_the_last_object_is_left_out():
     tokenizer = MAKERS["characters"]()
     tokenizer.add_tokens(['4]}, {"bbox_2d": [5'])
     builder = ObjectsTargetBuilder(tokenizer=tokenizer)
@@ -289,7 +289,7 @@ def test_a_slot_that_shares_its_token_with_the_object_before_is_left_out_and_cou
     assert answer.counters["rollout/unaligned_slots"] == (1, 4)
 
 
-def test_a_position_has_one_target_where_a_number_should_go_on_and_the_next_one_begins():
+def test_a_position_has_one_target_where_a_number_should_go_on():
     tokenizer = MAKERS["characters"]()
     tokenizer.add_tokens([", 2"])
     builder = ObjectsTargetBuilder(tokenizer=tokenizer)
@@ -326,7 +326,7 @@ def test_numbers_in_a_straddled_token_are_the_model_s_own():
     assert "30, «4·0→1·]·}·,· ·{" in right.supervised_text().replace("«3·0»", "30")
 
 
-def test_an_object_whose_end_the_tokenizer_would_spell_differently_is_not_kept():
+def test_an_object_whose_end_is_tokenized_differently_is_not_kept():
     tokenizer = MAKERS["characters"]()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     decomposed = "e\N{COMBINING ACUTE ACCENT}"

@@ -87,7 +87,7 @@ def test_every_segment_has_the_same_fields():
     assert (indices["boundary"].tolist(), indices["desc"].tolist(), len(indices["coord"])) == ([], [], 4)
 
 
-def test_a_token_across_the_boundary_is_the_decision_when_it_holds_structure_alone():
+def test_a_token_across_the_boundary_decides_if_it_holds_only_structure():
     own = [thing("cat", 10, 20, 30, 40), thing("cat", 50, 60, 70, 80)]
     (_, first), (before, wanted) = boundaries("words", json.dumps(own), own[1])
     assert first == '[{"'
@@ -97,7 +97,7 @@ def test_a_token_across_the_boundary_is_the_decision_when_it_holds_structure_alo
     assert boundaries("words", json.dumps(own)) == [("", "["), (before, "]}]")]
 
 
-def test_a_token_that_holds_unknown_numbers_besides_the_boundary_decides_nothing():
+def test_a_token_with_the_boundary_and_unknown_numbers_decides_nothing():
     text = json.dumps([thing("a", 1, 2, 3, 40), thing("a", 5, 6, 7, 8)])
     answer = written_with(["0]}, ", "0]}]"], text)
     assert answer.supervised_text() == (
@@ -106,7 +106,7 @@ def test_a_token_that_holds_unknown_numbers_besides_the_boundary_decides_nothing
     assert answer.counters["rollout/unaligned_slots"] == (1, 2)
 
 
-def test_a_number_s_token_across_the_boundary_is_that_of_the_expert_s_boundary():
+def test_a_number_s_token_across_the_boundary_follows_the_expert():
     text = json.dumps([thing("a", 1, 2, 3, 40), thing("b", 5, 6, 7, 8)])
     tokens = ["0]}, ", "0]}]"]
     ends = written_with(tokens, text, thing("a", 1, 2, 3, 40)).supervised_text()
@@ -115,7 +115,7 @@ def test_a_number_s_token_across_the_boundary_is_that_of_the_expert_s_boundary()
     assert "«3», «4·0]}, »{" in goes_on
 
 
-def test_a_number_that_goes_on_is_asked_for_before_the_boundary_in_its_token():
+def test_a_number_that_goes_on_is_trained_before_the_boundary():
     own = json.dumps([thing("a", 0, 0, 30, 3), thing("a", 5, 6, 7, 8)])
     answer = written_with(["]}, "], own, thing("a", 0, 0, 30, 3.5), thing("b", 90, 90, 99, 99))
     assert "«3·]}, →.»{" in answer.supervised_text()
@@ -264,7 +264,7 @@ def follows(said, complete):
 @pytest.mark.parametrize("name", MAKERS)
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_every_target_goes_on_to_an_answer_that_finds_all_truths_and_no_more(name, data):
+def test_every_target_leads_to_an_answer_with_exactly_the_truths(name, data):
     truths, text, valid, malformed = data.draw(scenes("digits" if name == "digits" else "other"))
     if malformed:
         return

@@ -142,7 +142,7 @@ def test_a_brace_in_a_description_that_was_cut_off_closes_nothing():
 
 
 @given(st.text(alphabet='[]{},:" \\desc4bo-.e', max_size=60))
-def test_whatever_is_complete_is_json_and_whatever_is_found_is_an_object(text):
+def test_complete_answers_are_json_and_found_objects_are_json_objects(text):
     answer = parse_answer("[" + text)
     if answer.complete:
         assert len(json.loads("[" + text)) == len(answer.objects)
@@ -177,6 +177,6 @@ def test_a_malformed_truth_is_refused_by_sample_and_field(objects, message):
         read_truth(objects, "sample 'a'")
 
 
-def test_the_truth_is_written_with_the_numbers_as_given_and_further_keys_are_ignored():
+def test_the_truth_is_written_with_its_numbers_and_without_other_keys():
     (truth,) = read_truth([{"desc": "é", "bbox_2d": (1, 2.5, 3, 4), "area": 7}], "x")
     assert truth.json == '{"desc": "\\u00e9", "bbox_2d": [1, 2.5, 3, 4]}'
