@@ -1,1 +1,1 @@
-"""What is measured or refused before it could train wrongly: the leak probe, equivalence, unsupported setups."""
+"""Refuses what would train wrongly: the leak probe, the equivalence check, unsupported setups."""

@@ -1,11 +1,11 @@
-"""Checks math equivalence: with a window's rollouts fixed, its packs train what the plain segments would.
+"""Checks that the packs of a window train what its segments would train alone.
 
-- Bookkeeping, exactly: every scheduled segment lies in one pack, with its own tokens, targets, weights, positions and
-  remapped index fields. The first difference is named: segment, field, position.
-- Arithmetic, within a tolerance by dtype: loss and gradient of the packs against those of the same segments run one by
+- The bookkeeping is compared exactly: every scheduled segment lies in one pack, with its own tokens, targets, weights,
+  positions and remapped index fields. The message names the first difference: segment, field, position.
+- Loss and gradient of the packs are compared, within a tolerance by dtype, with those of the same segments run one by
   one, unpacked, through a plain forward.
 
-Costs two forward/backward passes over the window and two copies of the gradient; nothing is left behind in the model.
+Costs two forward/backward passes over the window and two copies of the gradient; leaves the model unchanged.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from rollout_sft.step.build import BuiltWindow
 from rollout_sft.step.collate import PackedBatch, collate_padded, remapped
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest relative difference of the gradients, by the dtype of the computation."""
+"""Largest relative difference of the gradients that is allowed, by the dtype of the computation."""
 
 LossFn = Callable[[PackedBatch], Tensor]
-"""A batch -> its share of the window's loss, with a graph."""
+"""Maps a batch to its share of the window's loss, with a graph."""
 
 
 class ScheduleMismatchError(ValueError):
-    """The scheduled packs are not what the segments alone would train."""
+    """Raised when the scheduled packs do not train what the segments would train alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EquivalenceReport:
     """
-    What the comparison measured.
+    Holds the differences that the comparison measured.
 
     Args:
         loss (`float`):
@@ -47,7 +47,7 @@ class EquivalenceReport:
         gradient (`float`):
             Relative difference of the gradients, in the 2-norm over all trainable parameters.
         tolerance (`float`):
-            What was allowed for both.
+            The largest difference that was allowed for both.
     """
 
     loss: float
@@ -63,9 +63,9 @@ def validate_window(
 
     Args:
         trainer (`Trainer`):
-            Its own `compute_loss` is what is compared.
+            The trainer whose `compute_loss` is compared.
         window ([`~rollout_sft.step.build.BuiltWindow`]):
-            What is about to be trained.
+            The window that is trained next.
         weight_sum (`float`):
             Sum of the loss weights over all ranks.
         device (`torch.device`):
@@ -74,10 +74,10 @@ def validate_window(
             As in [`~rollout_sft.step.collate.collate_padded`].
 
     Returns:
-        `dict[str, float]`: for the log line, the largest differences on any rank.
+        `dict[str, float]`: the largest differences on any rank, for the log line.
 
     Raises:
-        [`ScheduleMismatchError`]: on every rank, when something differs on one.
+        [`ScheduleMismatchError`]: something differs on one rank; raised on every rank.
     """
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
     compute_loss: Any = trainer.compute_loss  # our denominator need not be an integer
@@ -100,16 +100,16 @@ def validate_window(
 
 def check_bookkeeping(due: Sequence[Segment], batches: Sequence[PackedBatch]) -> None:
     """
-    Compares what the batches hold with the segments they were made of.
+    Compares the contents of the batches with the segments that they were made of.
 
     Args:
         due (`Sequence[Segment]`):
-            The segments that should be trained, in the order they were made.
+            The segments that should be trained, in the order in which they were made.
         batches (`Sequence[PackedBatch]`):
-            What is trained, as [`~rollout_sft.step.collate.collate_pack`] made it.
+            The batches that are trained, from [`~rollout_sft.step.collate.collate_pack`].
 
     Raises:
-        [`ScheduleMismatchError`]: names the first segment, field and position that differ.
+        [`ScheduleMismatchError`]: they differ; the message names the first segment, field and position.
     """
     expected = {id(s) for s in due}
     seen: set[int] = set()
@@ -184,7 +184,7 @@ def check_arithmetic(
 
     Args:
         model (`nn.Module`):
-            The unwrapped model; runs in evaluation mode so that dropout cannot differ, and is put back.
+            The unwrapped model. It runs in evaluation mode, so that dropout cannot differ; its mode is restored.
         loss_of (`Callable[[PackedBatch], Tensor]`):
             A batch's share of the window's loss, with a graph.
         segments (`Sequence[Segment]`):
@@ -230,7 +230,7 @@ def check_arithmetic(
 def _accumulate(
     loss_of: LossFn, batches: Sequence[PackedBatch], parameters: list[nn.Parameter]
 ) -> tuple[float, list[Tensor]]:
-    """`autograd.grad` instead of `backward`: gradients, hooks and reducers of the training step stay untouched."""
+    """Sums losses and gradients; does not call `backward`, which would change gradients and run hooks of training."""
     total = 0.0
     gradient = [torch.zeros_like(p) for p in parameters]
     for batch in batches:

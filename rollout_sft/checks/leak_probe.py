@@ -1,10 +1,10 @@
-"""The leak probe: does this model keep packed segments apart?
+"""Probes whether a model leaks between packed segments.
 
-Packing trains a slightly different model, silently, where attention, a convolution or a recurrent state reaches across
-the border of two segments. Whether it does depends on the model class, the attention implementation and the arguments
-of the forward, so it is measured, with two short forwards of three segments:
+If attention, a convolution or a recurrent state reaches across the border of two segments, packing silently trains a
+slightly different model. Whether a model leaks depends on its class, the attention implementation and the arguments of
+the forward. So the probe measures it, with two short forwards of three segments:
 
-    forward 1    x  x  x     the copies must agree: the first, at the start of the row, is what x gives alone
+    forward 1    x  x  x     the three copies must agree; the first starts the row, so it equals x alone
     forward 2    x  y  x     the outer segments' logits must not move at all
 
 Measured on transformers 5.23: isolated models move by exactly 0 (mixtures of experts by up to 1.8e-7), leaking ones
@@ -33,28 +33,28 @@ from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
 logger = logging.getLogger(__name__)
 
 LEAK = 1e-5
-"""Largest movement of an untouched segment's logits, relative to the largest logit, that still counts as none."""
+"""Limit for the movement of an unchanged segment's logits, relative to the largest logit; less counts as none."""
 
 COPIES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""How far copies of one segment may differ: other positions in the row are computed by other kernels."""
+"""How far copies of one segment may differ: different positions in the row may be computed by different kernels."""
 
 
 class LeakError(ValueError):
-    """Packed segments see each other; training on packs would not be training on the segments."""
+    """Raised when packed segments see each other, so that training on packs differs from training on the segments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationReport:
     """
-    What the probe measured, each relative to the largest logit.
+    Holds what the probe measured; each number is relative to the largest logit.
 
     Args:
         leak (`float`):
             Movement of the outer segments' logits when the middle one was changed.
         copies (`float`):
-            Largest difference between the logits of the first copy and those of the others.
+            Largest difference between the logits of the first copy and those of the other copies.
         response (`float`):
-            Movement of the changed segment itself; 0 would mean that the probe sees nothing.
+            Movement of the changed segment's own logits; 0 would mean that the probe sees nothing.
     """
 
     leak: float
@@ -70,25 +70,25 @@ def check_isolation(
     build_batch: Callable[[Sequence[Sequence[int]]], Inputs] | None = None,
 ) -> IsolationReport:
     """
-    Measures whether packed segments are isolated, and refuses if not. Usable with any trainer.
+    Measures whether packed segments are isolated, and raises an error if they are not. Works with any trainer.
 
     Args:
         model (`nn.Module`):
-            A causal language model, wrapped or not, as it will be trained; left in the mode it was in.
+            A causal language model, wrapped or not, as it will be trained. Its mode does not change.
         vocab_size (`int`, *optional*):
-            Token ids below it are drawn; taken from the model's configuration when not given.
+            The probe draws token ids below it; taken from the model's configuration when not given.
         segment_length (`int`, *optional*, defaults to 16):
             Tokens of each of the three segments.
         build_batch (`Callable`, *optional*):
             Turns a list of token-id lists into the keyword arguments of one packed forward whose logits have shape
-            `(1, tokens, vocabulary)`. Give yours to test your own collator; this project's is used otherwise.
+            `(1, tokens, vocabulary)`. Pass it to test your own collator; this project's collator is the default.
 
     Returns:
         [`IsolationReport`]: The measurements.
 
     Raises:
-        [`LeakError`]: the segments see each other, or do not come out as they would alone; the message names the
-            model class, the attention implementation, the measurement and what to do.
+        [`LeakError`]: the segments see each other, or their logits differ from those they have alone; the message
+            names the model class, the attention implementation, the measurement and what to do.
         [`~rollout_sft.step.non_finite.NonFiniteError`]: the weights or the logits are not finite.
     """
     inner: Any = base_model(model)
@@ -116,7 +116,7 @@ def probe_before_training(trainer: Trainer) -> None:
     Runs the probe on the wrapped model in the precision of training; every rank calls it at the same point.
 
     Raises:
-        [`LeakError`]: on every rank, when it is found on one.
+        [`LeakError`]: one rank found a leak; raised on every rank.
     """
 
     def probe() -> IsolationReport:
@@ -155,7 +155,7 @@ def _judge(report: IsolationReport, model: nn.Module, dtype: torch.dtype) -> Non
     allowed = COPIES.get(dtype, 0.1)
     if not report.copies <= allowed:
         raise LeakError(
-            f"{name}: a segment comes out differently when it is packed behind another. Logits of two copies differ by "
+            f"{name}: a segment's logits change when it is packed behind another. Logits of two copies differ by "
             f"{report.copies:.1e} of the largest logit (limit {allowed:.0e}); positions may not restart. {way_out}"
         )
     if not report.response > LEAK:
@@ -178,7 +178,7 @@ def _as_in_training(model: nn.Module, device: torch.device) -> Callable[[Sequenc
 
 
 def _tokens(vocabulary: int, length: int) -> tuple[list[int], list[int]]:
-    """Two sequences that differ at every position, from a generator of our own."""
+    """Returns two sequences that differ at every position; does not use the global generator."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(vocabulary, (length,), generator=generator)
     y = (x + 1 + torch.randint(vocabulary - 1, (length,), generator=generator)) % vocabulary

@@ -1,4 +1,4 @@
-"""Refuses models, arguments and data that would train wrongly, differently or not at all without a word."""
+"""Refuses models, arguments and data that would silently train wrongly, differently or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HOOKS = {
 
 
 def reject_wrong_types(model: object, args: object, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Raises `ValueError` for a `model` or `args` of another kind, and for a tokenizer without an end token."""
+    """Raises `ValueError` for a `model` or `args` of the wrong type, and for a tokenizer without an end token."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model is {_kind(model)}; give a model with its weights, such as "
@@ -61,7 +61,7 @@ def reject_hooks(arguments: Mapping[str, Any]) -> None:
 
     Args:
         arguments (`Mapping[str, Any]`):
-            Keyword arguments meant for `Trainer`; None is as good as not given.
+            Keyword arguments for `Trainer`; None counts as not given.
     """
     for name, reason in _HOOKS.items():
         if arguments.get(name) is not None:
@@ -76,7 +76,7 @@ def check_model(model: nn.Module, config: RolloutSFTConfig, *, sharded: bool) ->
         model (`nn.Module`):
             The unwrapped model.
         config (`RolloutSFTConfig`):
-            How it will be trained.
+            How the model will be trained.
         sharded (`bool`):
             Whether FSDP or DeepSpeed shards the gradients.
     """
@@ -103,7 +103,7 @@ def reject_unknown_positions(model: nn.Module) -> None:
 
 
 def reject_own_loss(model: nn.Module) -> None:
-    """Raises `ValueError` when the model would add a loss of its own."""
+    """Raises `ValueError` when the model would add an auxiliary loss."""
     if getattr(getattr(model, "config", None), "output_router_logits", False):
         raise ValueError(
             "model.config.output_router_logits is true: the router's auxiliary loss is a mean over the tokens of one "
@@ -125,14 +125,14 @@ def reject_virtual_tokens(model: nn.Module) -> None:
 
 def warn_about_dropout(model: nn.Module) -> float:
     """
-    Says once that dropout makes gradients agree in expectation only: masks are drawn for each row, packed or not.
+    Warns that gradients of a model with dropout agree only in expectation: masks are drawn for each row.
 
     Args:
         model (`nn.Module`):
             The unwrapped model.
 
     Returns:
-        `float`: the largest dropout probability found in its modules.
+        `float`: the largest dropout probability in the model's modules.
     """
     largest = 0.0
     for module in model.modules():
@@ -151,14 +151,14 @@ def warn_about_dropout(model: nn.Module) -> float:
 
 def reject_empty_data(dataset: Any, config: RolloutSFTConfig) -> None:
     """
-    Raises `ValueError` when a training data set with a length gives no micro-batch. One without a length is met by
-    [`reject_empty_stream`].
+    Raises `ValueError` when a training data set with a length gives no micro-batch. [`reject_empty_stream`] checks
+    data without a length.
 
     Args:
         dataset (`Dataset`):
             The training data set, or None.
         config (`RolloutSFTConfig`):
-            Batch size, ranks and `dataloader_drop_last`.
+            Gives the batch size, the ranks and `dataloader_drop_last`.
     """
     if dataset is None or not has_length(dataset):
         return
@@ -176,7 +176,7 @@ def reject_empty_data(dataset: Any, config: RolloutSFTConfig) -> None:
 
 
 def reject_empty_stream(global_step: int) -> None:
-    """Raises `ValueError` when the data ended before the first step; later that only ends an epoch."""
+    """Raises `ValueError` when the data ended before the first step; later the end of the data ends an epoch."""
     if global_step == 0:
         raise ValueError(
             "the training data set gave no sample on any rank before step 1, so there is nothing to train; check "
@@ -185,7 +185,7 @@ def reject_empty_stream(global_step: int) -> None:
 
 
 def reject_unsupervised_window(weight_sum: float, ranks: int, global_step: int) -> None:
-    """Raises `ValueError`: no position of the window has a loss weight on any of the `ranks`."""
+    """Raises `ValueError`, because no position of the window has a loss weight on any of the `ranks`."""
     raise ValueError(
         f"step {global_step + 1}: no position of the window is supervised (loss weights sum to {weight_sum} over "
         f"{ranks} ranks), so there is nothing to train; check the target builder."

@@ -1,1 +1,1 @@
-"""What the model reads of one sample: a segment, and what it needs besides token ids."""
+"""Holds what the model reads of one sample: a segment, and its inputs in addition to token ids."""

@@ -1,7 +1,7 @@
-"""What one sample becomes before it is trained on: a teacher-forced segment.
+"""Defines the teacher-forced segment that each sample becomes before training.
 
-A [`Segment`] is atomic: packing may place it beside others but never cuts it. Targets are explicit and aligned
-with the logits, so no shift happens after packing and no target can cross the border between two segments.
+A [`Segment`] is atomic: packing places it next to others but never cuts it. Targets are explicit and aligned
+with the logits, so nothing is shifted after packing and no target can cross the border between two segments.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 from packsched import Pack, PackLayout
 
 SUPERVISED = "supervised"
-"""Name of the index field that every segment has: the positions whose weight is not zero."""
+"""Name of the index field that every segment has; it holds the positions whose weight is not zero."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segment:
     """
-    One teacher-forced sequence with a target and a weight at every position.
+    Holds one teacher-forced sequence with a target and a weight at every position.
 
     Args:
         input_ids (`Tensor` of shape `(encoded_len,)`, int64):
@@ -32,18 +32,18 @@ class Segment:
             `targets[t]` is the token that the logits *at* position `t` are trained towards. It need not be
             `input_ids[t + 1]`: a coordinate of a rollout stays in the input while the truth is the target.
         weights (`Tensor` of shape `(encoded_len,)`, float32):
-            Loss weight of each position; 0 where nothing is supervised. The last position's is always 0.
+            Loss weight of each position; 0 where nothing is supervised. The last position always has weight 0.
         indices (`dict[str, Tensor]`):
-            Named int64 positions within the segment, remapped when it is packed. `"supervised"` is added from the
-            weights where it is not given.
+            Named int64 positions within the segment; packing remaps them. `"supervised"` is added from the weights
+            when it is not given.
         weight_sum (`float`):
             Sum of `weights`, known on the host so that nothing waits for the device.
         sample_id (`str`):
-            Where the segment came from, for error messages.
+            The sample of the segment, for error messages.
 
     Raises:
         `ValueError`: lengths differ, a weight is negative or not finite, the last position is supervised,
-            `weight_sum` or `"supervised"` is not that of the weights, or an index lies outside the segment.
+            `weight_sum` or `"supervised"` does not match the weights, or an index lies outside the segment.
     """
 
     input_ids: Tensor
@@ -54,7 +54,7 @@ class Segment:
     sample_id: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses what would silently train something else; on a device only what is known without waiting for it."""
+        """Refuses values that would silently train something else; on a device, checks only what needs no wait."""
         n, where = self.input_ids.numel(), f"segment of sample {self.sample_id!r}"
         if n == 0:
             raise ValueError(f"{where}: no tokens; a segment needs at least one.")
@@ -108,7 +108,7 @@ class Segment:
 
     @property
     def encoded_len(self) -> int:
-        """Tokens in the segment, from the tensor's shape: no device synchronisation."""
+        """Returns the number of tokens, from the tensor's shape; does not synchronise the device."""
         return self.input_ids.shape[0]
 
     @classmethod
@@ -128,13 +128,13 @@ class Segment:
             input_ids (`Sequence[int]`):
                 The tokens the model reads; at least one.
             targets (`Sequence[int]`):
-                Same length; the value under a zero weight is never read.
+                As many as `input_ids`; a target whose weight is 0 is never read.
             weights (`Sequence[float]`):
-                Same length, none negative, the last one 0: no position follows it.
+                As many as `input_ids`; none is negative, and the last is 0, because no token follows it.
             indices (`Mapping[str, Sequence[int]]`, *optional*):
                 Further named positions; `"supervised"` is found from the weights.
             sample_id (`str`, *optional*):
-                Where the segment came from.
+                The sample of the segment.
 
         Raises:
             `ValueError`: lengths differ, a weight is negative, the last position is supervised, or an index
@@ -151,7 +151,7 @@ class Segment:
         )
 
     def to(self, device: torch.device | str) -> Segment:
-        """Returns the segment with its tensors on `device`; the host copies of length and weight stay."""
+        """Returns the segment with its tensors on `device`; length and weight stay known on the host."""
         if self.input_ids.device == torch.device(device):
             return self
         return Segment(
@@ -169,6 +169,6 @@ def _size(values: Tensor) -> str:
 
 
 def pack_of(segments: Sequence[Segment]) -> Pack[Segment]:
-    """Makes one pack of segments that no schedule had to place; its `packing_length` is what they need."""
+    """Makes one pack of segments that need no schedule; its `packing_length` is the sum of their lengths."""
     layout = PackLayout.from_lengths([s.encoded_len for s in segments])
     return Pack(tuple(segments), tuple(range(len(segments))), layout, max(1, layout.total))

@@ -1,15 +1,15 @@
-"""Attention that runs each packed segment by itself: no dense L x L mask, nothing to install, no wait for the device.
+"""Runs the attention of each packed segment alone: no dense L x L mask, nothing to install, no wait for the device.
 
-`rollout_varlen` is registered with transformers beside `sdpa` and `eager`. What it does depends on the mask it gets:
+transformers knows it as `rollout_varlen`, next to `sdpa` and `eager`. What it does depends on the mask it gets:
 
-    the mark of this module    each segment alone, found by `cu_seq_lens`: one fused kernel on CUDA
-                               (`torch.nn.attention.varlen`), a loop of `sdpa` on the CPU, whose masks for
-                               sliding windows of w keys are of about w x 2w elements, however long a segment is
-    anything else              exactly what `sdpa` does, with the masks that `sdpa` gets
+    the mark of this module    runs each segment alone, found by `cu_seq_lens`: one fused kernel on CUDA
+                               (`torch.nn.attention.varlen`), a loop of `sdpa` on the CPU. There the masks for
+                               sliding windows of w keys have about w x 2w elements, for segments of any length
+    anything else              does exactly what `sdpa` does, with the masks that `sdpa` gets
 
-So generation, evaluation and padded batches of the same model stay what they were. The mark is an empty tensor of four
-dimensions, which transformers hands to the attention as it is, instead of building a mask; a layer that meets the mark
-without `cu_seq_lens` refuses.
+So generation, evaluation and padded batches of the same model do not change. The mark is an empty tensor of four
+dimensions, which transformers passes to the attention instead of building a mask. A layer that gets the mark without
+`cu_seq_lens` raises an error.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ VARLEN = "rollout_varlen"
 
 HALF = (torch.bfloat16, torch.float16)
 BLOCK = 256
-"""Queries that are run together at least, on the CPU, where a segment is longer than the sliding window."""
+"""Fewest queries in one block, on the CPU, where a segment is longer than the sliding window."""
 
 
 def mark_packed(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """
-    Asks for [`varlen_attention`] in the forward of a packed row, where the model runs it.
+    Marks a packed row, so that the model's forward runs [`varlen_attention`]; only for models that have it.
 
     Args:
         inputs (`dict`):
@@ -47,7 +47,7 @@ def mark_packed(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
             The model, wrapped or not.
 
     Returns:
-        `dict`: `inputs`, with the mark as `attention_mask` where they are packed.
+        `dict`: `inputs`; packed ones get the mark as `attention_mask`.
     """
     config: Any = getattr(base_model(model), "config", None)
     if "cu_seq_lens_q" not in inputs or getattr(config, "_attn_implementation", None) != VARLEN:
@@ -71,19 +71,19 @@ def varlen_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """
-    The attention of one layer; see `AttentionInterface` for what is common to all.
+    Computes the attention of one layer; see `AttentionInterface` for what all attentions share.
 
     Args:
         query (`Tensor` of shape `(1, heads, tokens, head_dim)`):
-            `key` and `value` alike, with as many heads or a divisor of them.
+            `key` and `value` have this shape too; their number of heads is the same or a divisor of it.
         attention_mask (`Tensor`, *optional*):
             The mark, or any mask of `sdpa`.
         sliding_window (`int`, *optional*):
-            Keys that each query sees at most, itself included.
+            The most keys that each query sees, its own included.
         cu_seq_lens_q (`Tensor` of shape `(segments + 1,)`, int32):
             Where each segment begins and ends.
         max_length_q (`int`):
-            Tokens of the longest segment, or a bound of it.
+            Tokens of the longest segment, or an upper bound.
 
     Returns:
         `tuple[Tensor, None]`: the output of shape `(1, tokens, heads, head_dim)`.
@@ -116,7 +116,7 @@ def _alone(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """One segment by `sdpa`. One that is longer than the window goes block by block, all with parts of one mask."""
+    """Runs one segment with `sdpa`; one longer than the sliding window in blocks, which use parts of one mask."""
     tokens = query.shape[2]
     if sliding_window is None or tokens <= sliding_window:
         return sdpa_attention_forward(module, query, key, value, None, dropout, scaling)[0]
@@ -124,7 +124,7 @@ def _alone(
     columns = torch.arange(before + block, device=query.device)  # the keys before a block, then its own
     ahead = columns[None] - torch.arange(min(block, tokens), device=query.device)[:, None]
     unseen = (ahead < 0) | (ahead > before)
-    # Not boolean: each call would make a mask like this one of it, and keep it for the backward.
+    # From a boolean mask each call would make one like this, and keep it for the backward.
     mask = query.new_zeros(unseen.shape).masked_fill_(unseen, float("-inf"))[None, None]
     outputs = []
     keys, values = key.split(block, dim=2), value.split(block, dim=2)
@@ -150,11 +150,11 @@ def _fused(
 
     kernel: Any = varlen.varlen_attn
     dtype = query.dtype
-    if dtype not in HALF:  # autocast lowers the operators it knows, and this one it does not
+    if dtype not in HALF:  # autocast lowers only the operators that it knows, and it does not know this one
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.bfloat16
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     left = -1 if sliding_window is None or sliding_window >= max_length else sliding_window - 1
-    # Older versions take groups of heads without being asked.
+    # Older versions accept groups of heads without this argument.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(kernel).parameters else {}
     bounds = (cu_seq_lens, cu_seq_lens, max_length, max_length)
     output: Tensor = kernel(q, k, v, *bounds, scale=scaling, window_size=(left, 0), **grouped)
@@ -169,18 +169,18 @@ def choose_attention(
     model: nn.Module, wanted: str, *, device: torch.device, autocast: torch.dtype | None = None
 ) -> str:
     """
-    Sets the attention that packs are trained with, and says so once in the log.
+    Sets the attention that packs are trained with, and logs it once.
 
     Args:
         model (`nn.Module`):
             The unwrapped model.
         wanted (`str`):
-            `model` leaves it as it is. `varlen` takes [`varlen_attention`] or refuses. `auto` takes it where it can run
-            and the model would otherwise run `sdpa` or `eager`, whose masks for packs are dense.
+            `model` keeps the model's attention. `varlen` sets [`varlen_attention`] or raises. `auto` sets it if it can
+            run and the model would otherwise run `sdpa` or `eager`, whose masks for packs are dense.
         device (`torch.device`):
-            Where it will be trained.
+            Where the model will be trained.
         autocast (`torch.dtype`, *optional*):
-            What the trainer's mixed precision computes in.
+            The dtype of the trainer's mixed precision.
 
     Returns:
         `str`: the name of the attention.
@@ -206,7 +206,7 @@ def choose_attention(
 
 
 def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> str | None:
-    """Why this model cannot run varlen attention here, or None."""
+    """Says why this model cannot run varlen attention here; returns None if it can."""
     name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
         return f"{name} does not hand cu_seq_lens to attentions that are registered from outside"

@@ -1,4 +1,4 @@
-"""Prepares the keyword arguments of a model's forward: for training, the leak probe and the equivalence check alike."""
+"""Prepares the keyword arguments of a model's forward, for training, the leak probe and the equivalence check."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Inputs = dict[str, Any]
 
 def prepare_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
     """
-    Keeps what the model's forward takes, and marks packed inputs where the model runs varlen attention.
+    Keeps the arguments that the model's forward takes, and marks packed inputs if the model runs varlen attention.
 
     Args:
         model (`nn.Module`):
             The model, wrapped or not.
         inputs (`Mapping[str, Any]`):
-            What [`~rollout_sft.step.collate`] made for the forward.
+            The arguments that [`~rollout_sft.step.collate`] made for the forward.
 
     Returns:
         `dict`: the keyword arguments of `model(**...)`.
@@ -36,14 +36,14 @@ def prepare_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
 
 def forward_names(model: nn.Module) -> set[str] | None:
     """
-    What the model's forward takes by name, or None when it takes anything.
+    Returns the names of the arguments that the model's forward takes, or None when it takes any.
 
     Args:
         model (`nn.Module`):
             The model, wrapped or not.
 
     Returns:
-        `set[str]` or `None`: the names to keep of a batch.
+        `set[str]` or `None`: the names to keep when a batch is passed.
     """
     parameters = inspect.signature(base_model(model).forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:

@@ -1,4 +1,4 @@
-"""From the section `model` to a tokenizer and a model."""
+"""Loads the tokenizer and the model that the section `model` names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout_sft.config.sections import ModelSpec
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
     """
-    The tokenizer of a run.
+    Loads the tokenizer of a run.
 
     Args:
         spec (`ModelSpec`):
@@ -24,7 +24,7 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
         `PreTrainedTokenizerBase`: The tokenizer.
 
     Raises:
-        `ValueError`: an import path that cannot be imported or called.
+        `ValueError`: the import path cannot be imported or called.
     """
     name = spec.tokenizer_name_or_path or spec.model_name_or_path
     if name is not None and is_import_path(name):
@@ -36,13 +36,13 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
 
 def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTrainedModel:
     """
-    The model of a run: loaded, or built from a configuration with random weights.
+    Loads the model of a run, or builds it from a configuration with random weights.
 
     Args:
         spec (`ModelSpec`):
-            Path or configuration, type of the weights and attention implementation.
+            Gives the path or the configuration, the type of the weights and the attention implementation.
         tokenizer (`PreTrainedTokenizerBase`):
-            Gives the vocabulary's size and the end and padding tokens of a model that is built.
+            Gives a model that is built the size of its vocabulary and its end and padding tokens.
         seed (`int`):
             Seed of the random weights.
 

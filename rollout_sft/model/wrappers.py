@@ -1,4 +1,4 @@
-"""Looks through what is wrapped around a model, and changes its mode for a while."""
+"""Finds the model inside its wrappers, and changes its mode for a block of code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """Returns the model itself, where DDP, torch.compile or PEFT has wrapped it."""
+    """Returns the model without the wrappers of DDP, torch.compile and PEFT."""
     plain: Any = extract_model_from_parallel(model, keep_torch_compile=False)
     plain = getattr(plain, "_orig_mod", plain)
     return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
@@ -19,7 +19,7 @@ def base_model(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts the model into evaluation mode, and every module back into its own mode afterwards."""
+    """Puts the model into evaluation mode, and restores the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

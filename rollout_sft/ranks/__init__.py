@@ -1,1 +1,1 @@
-"""Agreement and exchange between the processes of a run."""
+"""Shares results and failures between the processes of a run."""

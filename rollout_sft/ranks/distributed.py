@@ -1,11 +1,11 @@
-"""One collective in which ranks share what they know and fail together.
+"""Lets ranks share results and fail together, in one collective.
 
-A rank that raises alone leaves the others waiting in their next collective until a timeout. Whatever may fail on
-one rank therefore runs inside [`together`], and every rank calls it at the same point. A failure is shared once: the
-first collective that carries it ends the work of every rank, however deep it is nested.
+A rank that raises alone leaves the others waiting in their next collective until a timeout. Therefore code that may
+fail on one rank runs inside [`together`], and every rank calls it at the same point. A failure is shared once: the
+first collective that carries it ends the work of every rank, at any depth of nesting.
 
-One failure cannot be shared that way: that of a rank alone in the middle of other collectives, such as a forward of
-sharded weights. It goes through [`entangled`].
+One failure cannot be shared in this way: a rank that fails alone in the middle of other collectives, such as a forward
+of sharded weights. [`entangled`] handles it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 T = TypeVar("T")
 
-_LAST_WORDS = "rollout_sft/last_words"
+_MESSAGES = "rollout_sft/messages"
 _SHARED = "_rollout_sft_shared"
 
 
 class PeerError(RuntimeError):
-    """Another rank failed; the message is that rank's."""
+    """Raised on a rank because another rank failed; holds the message of that rank."""
 
 
 def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, list[Any]]:
     """
-    Runs `work` on every rank; if any rank fails, all raise.
+    Runs `work` on every rank; if it fails on any rank, all ranks raise.
 
     Args:
         work (`Callable[[], T]`):
-            What may fail. It may call `together` itself, on every rank.
+            The code that may fail. It may call `together` itself, on every rank.
         share (`Callable[[T], Any]`):
-            The part of the result that the other ranks need; it is pickled.
+            Returns the part of the result that the other ranks need; it is pickled.
 
     Returns:
         `tuple[T, list[Any]]`: this rank's result, and what every rank shared, in the order of the ranks.
 
     Raises:
-        `Exception`: on the failing rank its own exception; on the others [`PeerError`] with that rank's message.
+        `Exception`: the failing rank raises its own exception.
+        [`PeerError`]: the other ranks raise it, with that rank's message.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -58,12 +59,12 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
     except Exception as error:
         if not getattr(error, _SHARED, False):
             _mark_shared(error)
-            with suppress(Exception):  # nobody may be left to tell
+            with suppress(Exception):  # the other ranks may have ended
                 gather_object([(_describe(error), None)])
         raise
     try:
         reports = gather_object([report])
-    except Exception as error:  # a rank that this one waited for has gone
+    except Exception as error:  # a rank that this one waited for has ended
         raise _explained(error) from error
     for rank, (message, _) in enumerate(reports):
         if message is not None:
@@ -73,7 +74,7 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
 
 def is_sharded(model: nn.Module) -> bool:
     """
-    Whether a forward gathers parameters from other ranks, and so is a collective.
+    Returns whether a forward gathers parameters from other ranks, and so is a collective.
 
     Args:
         model (`nn.Module`):
@@ -89,16 +90,16 @@ def is_sharded(model: nn.Module) -> bool:
 @contextmanager
 def entangled(active: bool = True) -> Iterator[None]:
     """
-    Marks code that is full of collectives: a rank that fails in it leaves the others inside one of them.
+    Shares a failure inside code that runs collectives, where the other ranks wait inside one of them.
 
-    No further collective can carry the failure, since the others would take it for the one they wait in. The failing
-    rank leaves its message in the rendezvous store and raises at once; when its process ends, its connections close,
-    the others' collective breaks, and they raise [`PeerError`] with the message. The process must therefore end:
-    do not catch the exception and go on.
+    No further collective can carry the failure, because the other ranks would mistake it for the one they wait in. So
+    the failing rank writes its message to the rendezvous store and raises at once. When its process ends, its
+    connections close, the collective of the other ranks breaks, and they raise [`PeerError`] with the message. The
+    process must therefore end: do not catch the exception and go on.
 
     Args:
         active (`bool`, *optional*, defaults to `True`):
-            False where the code happens to have no collectives, and failures may be shared as usual.
+            False where the code has no collectives, so that failures are shared as usual.
     """
     if not active or PartialState().num_processes == 1:
         yield
@@ -111,16 +112,16 @@ def entangled(active: bool = True) -> Iterator[None]:
         explained = _explained(error)
         if explained is not error:
             raise explained from error
-        _leave_last_words(PartialState().process_index, _describe(error))
+        _leave_message(PartialState().process_index, _describe(error))
         raise
 
 
 def leave_together() -> None:
     """
-    Ends the process group, when every rank has come here; the last thing that a program does.
+    Waits for every rank and ends the process group; call it last in a program.
 
-    A wrapped model that outlives the group and is only destroyed with the interpreter aborts the process about once in
-    ten exits (torch 2.13, gloo), so whatever is left of trainers is collected before.
+    A wrapped model that outlives the group and is destroyed with the interpreter aborts the process in about one of
+    ten exits (torch 2.13, gloo). So the remaining trainers are collected first.
     """
     if dist.is_available() and dist.is_initialized():
         gc.collect()
@@ -137,10 +138,10 @@ def _mark_shared(error: BaseException) -> None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """What broke a collective: the last words of the rank that left it, or the error itself; marked as shared."""
+    """Returns what broke a collective, marked as shared: the error of the rank that left it, or `error` itself."""
     _mark_shared(error)
     if isinstance(error, Exception):
-        for peer, message in _last_words():
+        for peer, message in _messages_left():
             if peer != PartialState().process_index:
                 return _peer_error(peer, message)
     return error
@@ -152,17 +153,17 @@ def _peer_error(rank: int, message: str) -> PeerError:
     return error
 
 
-def _leave_last_words(rank: int, message: str) -> None:
-    """Best effort: the store may have gone with the rank that kept it."""
+def _leave_message(rank: int, message: str) -> None:
+    """Writes the message to the store; ignores failures, since the store may have ended with its rank."""
     with suppress(Exception):
         store = dist.distributed_c10d._get_default_store()
-        store.set(f"{_LAST_WORDS}/{rank}", message)
+        store.set(f"{_MESSAGES}/{rank}", message)
 
 
-def _last_words() -> Iterator[tuple[int, str]]:
+def _messages_left() -> Iterator[tuple[int, str]]:
     with suppress(Exception):
         store = dist.distributed_c10d._get_default_store()
         for rank in range(PartialState().num_processes):
-            key = f"{_LAST_WORDS}/{rank}"
+            key = f"{_MESSAGES}/{rank}"
             if store.check([key]):
                 yield rank, store.get(key).decode()

@@ -1,1 +1,1 @@
-"""One optimizer step, in the order in which it happens: build, schedule, collate, micro-steps, loss."""
+"""Runs one optimizer step, in this order: build, schedule, collate, micro-steps, loss."""

@@ -28,19 +28,20 @@ from rollout_sft.targets.base import Target, TargetBuilder
 @dataclass(frozen=True, kw_only=True)
 class BuiltWindow:
     """
-    One rank's window, packed and collated.
+    Holds one rank's window, packed and collated.
 
     Args:
         due (`list[Segment]`):
-            The segments this window has to train: what waited and what was built, without what waits now.
+            The segments that this window has to train: those that waited before it and those that it built, without
+            those that wait now.
         micro_steps (`int`):
             How many micro-steps the Trainer counts.
         batches (`list[PackedBatch]`):
-            One per micro-step, the dummy where it is idle; more where the window did not fit them.
+            One per micro-step; an idle micro-step has the dummy. There are more where the window did not fit.
         dummy (`PackedBatch`):
             What a forward without segments runs.
         report (`WindowReport`):
-            What the other ranks and the log need to know of it.
+            What the other ranks and the log need to know about the window.
     """
 
     due: list[Segment]
@@ -51,25 +52,25 @@ class BuiltWindow:
 
     @property
     def pack_lens(self) -> list[list[int]]:
-        """For each pack the lengths of its segments."""
+        """Returns, for each pack, the lengths of its segments."""
         return [list(batch.pack.layout.encoded_lens) for batch in self.batches]
 
 
 class WindowBuilder:
     """
-    Builds windows.
+    Builds a rank's windows.
 
     Args:
         config (`RolloutSFTConfig`):
-            Seed and reference fraction.
+            Gives the seed and the reference fraction.
         schedule (`Schedule`):
             Decides which segments share a forward.
         target_builder (`TargetBuilder`):
             Makes segments.
         backend (`RolloutBackend`):
-            Generates.
+            Generates the rollouts.
         limits (`AnswerLimits`):
-            What its answers can be; any other answer is refused.
+            What the backend's answers can be; any other answer is refused.
         collate (`Callable[[Pack[Segment]], PackedBatch]`):
             Makes the tensors of one pack.
         rank (`int`):
@@ -101,14 +102,14 @@ class WindowBuilder:
 
         Args:
             raw (`Iterator[MicroBatch]`):
-                The epoch's data; may end early.
+                The epoch's data; it may end early.
             micro_steps (`int`):
-                Micro-steps of this window.
+                The number of micro-steps of this window.
             global_step (`int`):
                 Optimizer steps done so far; part of every seed.
 
         Returns:
-            [`BuiltWindow`]: with `micro_steps` batches, and more only as [`ScheduledWindow`] says.
+            [`BuiltWindow`]: with `micro_steps` batches; [`ScheduledWindow`] says when there are more.
         """
         with _noted(f"in step {global_step + 1} on rank {self._rank}"):
             return self._build_window(raw, micro_steps, global_step)
@@ -150,7 +151,7 @@ class WindowBuilder:
         return BuiltWindow(due=due, micro_steps=micro_steps, batches=batches, dummy=dummy, report=report)
 
     def _roll_out(self, micro_batches: list[MicroBatch], global_step: int) -> list[list[Rollout | None]]:
-        """One rollout per sample, or None where the sample is trained on its reference answer."""
+        """Returns one rollout per sample, or None where the sample is trained on its reference answer."""
         seed, rank = self._config.seed, self._rank
         rollouts: list[list[Rollout | None]] = [[None] * len(batch.samples) for batch in micro_batches]
         places: list[tuple[int, int]] = []
@@ -178,7 +179,7 @@ class WindowBuilder:
 
 @contextmanager
 def _noted(where: str) -> Iterator[None]:
-    """Adds to an error where it happened; its type and its words stay."""
+    """Adds to an error where it happened; the type and the message of the error do not change."""
     try:
         yield
     except Exception as error:

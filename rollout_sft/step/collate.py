@@ -1,8 +1,8 @@
 """Turns packs into tensors: what the model's forward receives, and what the loss compares its logits with.
 
-Isolation of the segments in a pack rests on the model seeing positions that restart and *no* attention mask: an
-all-ones mask, `use_cache=True`, or `cu_seq_lens` without `position_ids` leak silently. The tensors that ensure it are
-built here and nowhere else.
+The segments of a pack stay isolated only if the model sees positions that restart and *no* attention mask. An
+all-ones mask, `use_cache=True`, or `cu_seq_lens` without `position_ids` leak silently. Only this module builds the
+tensors that ensure isolation.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from rollout_sft.model.forward import Inputs
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedBatch:
     """
-    One pack as tensors: a row without padding, or, without packing, a padded rectangle.
+    Holds one pack as tensors: a row without padding, or, without packing, a padded rectangle.
 
     Args:
         pack (`Pack[Segment]`):
-            What was collated. An empty pack makes the dummy: one token and nothing supervised, so that its forward
-            and backward touch every parameter with a zero gradient.
+            The pack that was collated. An empty pack gives the dummy, which has one token and supervises nothing: its
+            forward and backward give every parameter a zero gradient.
         forward (`dict`):
             What the model's forward receives, before [`~rollout_sft.model.forward.prepare_forward`].
         supervised (`Tensor` of shape `(supervised,)`, int64):
             The positions that the loss reads, in the flattened rows of `forward["input_ids"]`.
         targets (`Tensor` of shape `(supervised,)`, int64):
-            The token that each of them is trained towards.
+            The target token of each of these positions.
         weights (`Tensor` of shape `(supervised,)`):
-            The loss weight of each of them.
+            The loss weight of each of these positions.
     """
 
     pack: Pack[Segment]
@@ -46,12 +46,12 @@ class PackedBatch:
 
     @property
     def tokens(self) -> int:
-        """Positions that the forward computes, padding included."""
+        """Returns the number of positions that the forward computes, padding included."""
         ids: Tensor = self.forward["input_ids"]
         return ids.numel()
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Copies every tensor to `device`, from pinned memory where it is a GPU; nothing waits for the copies."""
+        """Copies every tensor to `device`, to a GPU from pinned memory; does not wait for the copies."""
 
         def move(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.device == device:
@@ -86,13 +86,13 @@ def collate_pack(pack: Pack[Segment], *, filler_id: int) -> PackedBatch:
 
     Args:
         pack (`Pack[Segment]`):
-            Segments on one device; its `packing_length` is checked once more on what was built. An empty one gives
-            the dummy of [`PackedBatch`].
+            Segments on one device. The row is checked against the pack's `packing_length` once more. An empty pack
+            gives the dummy of [`PackedBatch`].
         filler_id (`int`):
             The token of the dummy.
 
     Returns:
-        [`PackedBatch`]: its `forward` holds what [`forward_inputs`] makes, and `logits_to_keep`.
+        [`PackedBatch`]: its `forward` holds the result of [`forward_inputs`], and `logits_to_keep`.
     """
     filled = pack
     if not pack.segments:
@@ -148,7 +148,7 @@ def remapped(segments: Sequence[Segment], layout: PackLayout, name: str) -> Tens
         layout (`PackLayout`):
             Where each segment lies.
         name (`str`):
-            The index field; a segment without it contributes nothing.
+            The index field; a segment without this field contributes nothing.
 
     Returns:
         `Tensor`: int64 positions in the packed row.
@@ -159,13 +159,13 @@ def remapped(segments: Sequence[Segment], layout: PackLayout, name: str) -> Tens
 
 def collate_padded(pack: Pack[Segment], *, filler_id: int) -> PackedBatch:
     """
-    Pads the segments of one micro-batch on the right into a rectangle: what runs when `training.packing` is false.
+    Pads the segments of one micro-batch on the right into a rectangle. Used when `training.packing` is false.
 
     Args:
         pack (`Pack[Segment]`):
-            The micro-batch's segments on one device; none at all gives the dummy of [`PackedBatch`].
+            The micro-batch's segments on one device; without segments the result is the dummy of [`PackedBatch`].
         filler_id (`int`):
-            The padding token; masked out and never supervised.
+            The padding token; it is masked out and never supervised.
 
     Returns:
         [`PackedBatch`]: its `forward` holds `input_ids` and `attention_mask` of shape `(segments, longest)`, and

@@ -1,8 +1,8 @@
-"""The loss of a pack: a weighted sum of cross-entropies whose memory does not grow beyond the logits themselves.
+"""Computes the loss of a pack: a weighted sum of cross-entropies that needs little memory beyond the logits.
 
-What the model returns for the supervised positions is the only tensor of their size. The cross-entropy is taken a few
-rows at a time, and on the way back each logit is overwritten by its gradient, so that there is never a float32 copy,
-a log-softmax or a gradient of full size beside the logits.
+The logits of the supervised positions are the only tensor of their size. The forward computes the cross-entropy a few
+rows at a time, and the backward overwrites each logit with its gradient. So there is never a float32 copy, a
+log-softmax or a gradient of the full size in addition to the logits.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**24
-"""Logits that are held in float32 at a time: 64 MiB per temporary."""
+"""How many logits are held in float32 at a time: 64 MiB per temporary."""
 
 
 def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """
-    Sum over supervised positions of weight times cross-entropy; the caller divides by the window's total.
+    Sums weight times cross-entropy over the supervised positions; the caller divides by the window's total.
 
-    Memory beyond `logits`: two float32 temporaries of at most `max(chunk, vocabulary)` elements. The backward writes
-    the gradient into `logits`: after it they hold no logits any more, and a second backward through the same graph is
-    an error of autograd's.
+    Needs, beyond `logits`, two float32 temporaries of at most `max(chunk, vocabulary)` elements. The backward
+    overwrites `logits` with the gradient, so autograd refuses a second backward through the same graph.
 
     Args:
         logits (`Tensor` of shape `(supervised, vocabulary)`):
-            Computed in float32, or in float64 when they are.
+            The loss is computed in float32, or in float64 when the logits are float64.
         targets (`Tensor` of shape `(supervised,)`, int64):
             Target token ids.
         weights (`Tensor` of shape `(supervised,)`):
             Loss weights.
         chunk (`int`, *optional*, defaults to `CHUNK`):
-            Logits that are worked on at a time.
+            How many logits are processed at a time.
 
     Returns:
         `Tensor`: A scalar that depends on the logits even when nothing is supervised, so that an empty

@@ -1,18 +1,18 @@
-"""Lays a window's packs into the micro-steps that the Trainer counts, and runs one of them.
+"""Lays a window's packs into the micro-steps that the Trainer counts, and runs a micro-step.
 
-The Trainer asks for GA batches and counts them to find its synchronising step, so it always gets GA: one micro-step
-each, which runs one pack, none, or several. How many forwards there are is the same on every rank, since a forward may
-be a collective:
+The Trainer asks for GA batches and counts them to find its synchronising step. So it always gets GA micro-steps, and
+each runs one pack, none, or several. Every rank runs the same number of forwards, since a forward may be a collective:
 
     GA 4, at most 2 packs on a rank     idle_micro_steps: dummy   | pack | pack | dummy | dummy |
                                         idle_micro_steps: skip    |      |      | pack  | pack  |
     GA 2, at most 4 packs on a rank     on_infeasible: extra_steps               | pack  | pack pack pack |
 
-An epoch's last window may have fewer micro-steps than GA; it may have up to GA packs whatever `on_infeasible` says.
+An epoch's last window may have fewer micro-steps than GA; it may still have up to GA packs, for every setting of
+`on_infeasible`.
 
-A rank with fewer packs than another runs zero-weight dummies in their place. What is skipped is skipped by every rank
-and never is the last, synchronising micro-step, so no rank waits for another and no gradient stays unreduced.
-The longest pack comes first: memory that does not suffice shows in the first forward, and ranks that meet in every
+A rank with fewer packs than another runs zero-weight dummies instead. Every rank skips the same micro-steps and never
+the last one, which synchronises. So no rank waits for another and every gradient is reduced.
+The longest pack comes first: if memory does not suffice, the first forward shows it, and ranks that meet in every
 forward run their long packs at the same time.
 """
 
@@ -36,23 +36,23 @@ from rollout_sft.step.collate import PackedBatch
 logger = logging.getLogger(__name__)
 
 MICRO_STEP = "micro_step"
-"""Key of the [`MicroStep`] in the plain dict that the Trainer is handed for it."""
+"""Key of the [`MicroStep`] in the plain dict that the Trainer gets."""
 
 
 @dataclass(frozen=True)
 class MicroStep:
     """
-    What runs between two counts of the Trainer.
+    Holds what runs in one of the micro-steps that the Trainer counts.
 
     Args:
         batches (`tuple[PackedBatch, ...]`):
-            One per forward, in order; none where the micro-step is skipped on every rank.
+            One per forward, in order; empty when every rank skips this micro-step.
     """
 
     batches: tuple[PackedBatch, ...]
 
     def as_inputs(self) -> Inputs:
-        """Returns the plain dict for the Trainer: the micro-step, and what the Trainer counts tokens by."""
+        """Returns the plain dict for the Trainer: the micro-step, and the tensors whose tokens the Trainer counts."""
         if len(self.batches) == 1:
             counted = {n: v for n, v in self.batches[0].forward.items() if n in ("input_ids", "attention_mask")}
         else:
@@ -75,10 +75,10 @@ def arrange_window(
         config (`RolloutSFTConfig`):
             Says what idle micro-steps run.
         device (`torch.device`):
-            Where they are trained.
+            Where the packs are trained.
 
     Returns:
-        `list[MicroStep]`: as many as the Trainer counts.
+        `list[MicroStep]`: as many micro-steps as the Trainer counts.
     """
     micro_steps = window.micro_steps
     if most > max(micro_steps, config.gradient_accumulation_steps):
@@ -107,14 +107,14 @@ def arrange(
         micro_steps (`int`):
             How many micro-steps the Trainer asked for.
         most (`int`):
-            The largest number of packs on any rank, the same on all.
+            The largest number of packs on any rank; every rank passes the same number.
         skip_idle (`bool`):
-            Whether micro-steps that are idle on every rank run nothing.
+            Whether a micro-step that is idle on every rank runs nothing.
         dummy (`PackedBatch`):
             The zero-weight batch of an idle forward.
 
     Returns:
-        `list[MicroStep]`: exactly `micro_steps` of them.
+        `list[MicroStep]`: exactly `micro_steps` micro-steps.
     """
     assert len(batches) <= most, (len(batches), most)
     forwards = max(most, 1 if skip_idle else micro_steps)
@@ -136,13 +136,13 @@ def run_micro_step(
 
     Args:
         trainer (`Trainer`):
-            Whose accelerator synchronises.
+            The trainer whose accelerator synchronises the gradients.
         model (`nn.Module`):
             The wrapped model.
         micro_step ([`MicroStep`]):
-            One of those that [`arrange`] made.
+            A micro-step that [`arrange`] made.
         train_batch (`Callable[[PackedBatch], Tensor]`):
-            Forward and backward of one pack; returns its loss without a graph.
+            Runs forward and backward of one pack; returns its loss without a graph.
 
     Returns:
         `Tensor`: the sum of the losses.
@@ -154,7 +154,7 @@ def run_micro_step(
     synchronises = accelerator.sync_gradients
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     for batch in micro_step.batches[:-1]:
-        # The last pack synchronises for all. DeepSpeed steps its optimizer where the flag says so.
+        # The last pack synchronises all gradients. DeepSpeed steps its optimizer when this flag is set.
         accelerator.gradient_state._set_sync_gradients(False)
         try:
             with nullcontext() if deepspeed else accelerator.no_sync(model):

@@ -1,8 +1,9 @@
-"""A step whose loss or gradient is not finite never reaches the optimizer, on any rank.
+"""Keeps a step whose loss or gradient is not finite from the optimizer, on every rank.
 
-Nothing waits for it: [`carried_by_gradient`] makes a loss that is not finite a gradient that is not finite, the sum of
-gradients over the ranks carries it to all of them, and the norm that the Trainer computes before the optimizer's step
-is looked at once. Only then, when something is wrong, do the ranks tell each other what they saw.
+The check adds no wait for the device. [`carried_by_gradient`] turns a loss that is not finite into a gradient that is
+not finite, and the sum of gradients over the ranks carries it to all ranks. The Trainer computes the norm of the
+gradient before the optimizer's step anyway; this module reads that norm. Only when it is not finite do the ranks tell
+each other what they saw.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from rollout_sft.ranks.distributed import together
 logger = logging.getLogger(__name__)
 
 SKIPS_IN_A_ROW = 10
-"""`rollout_matching.on_non_finite: skip` ends the run at so many skipped steps without a good one between them."""
+"""`rollout_matching.on_non_finite: skip` ends the run after this many skipped steps in a row."""
 _NAMED = 8
 
 
 class NonFiniteError(ValueError):
-    """A loss, a gradient or a weight is infinite or not a number."""
+    """Raised when a loss, a gradient or a weight is infinite or not a number."""
 
 
 def carried_by_gradient(loss: Tensor, scale: float) -> Tensor:
     """
-    `loss * scale`, with a gradient that is NaN everywhere when the loss is not finite.
+    Returns `loss * scale`, with a gradient that is NaN everywhere when the loss is not finite.
 
-    Without it an infinite loss may have a finite gradient: a target whose probability is 0, for instance.
+    Otherwise an infinite loss could have a finite gradient, for instance where a target has the probability 0.
 
     Args:
         loss (`Tensor`):
@@ -52,11 +53,11 @@ def carried_by_gradient(loss: Tensor, scale: float) -> Tensor:
 
 def first_non_finite(model: nn.Module) -> str | None:
     """
-    Looks at all weights; one wait for the device.
+    Looks for a weight that is not finite; waits for the device once.
 
     Args:
         model (`nn.Module`):
-            The model; of sharded weights this rank's part is looked at.
+            The model. Of sharded weights only this rank's part is checked.
 
     Returns:
         `str` or `None`: the name of the first parameter that holds an infinity or NaN.
@@ -74,28 +75,28 @@ def first_non_finite(model: nn.Module) -> str | None:
 
 
 class FiniteTrainer(Trainer):
-    """A `Trainer` that looks at the norm of every gradient before the optimizer does."""
+    """Checks the norm of every gradient before the optimizer's step."""
 
     args: RolloutSFTConfig
     micro_step = 0
-    """Of the window, counted from 1 by whoever runs it."""
+    """Number of the current micro-step in its window, from 1; set by the caller."""
     _in_a_row = 0
     _steps = _skipped = 0
-    """Since the last line of the log."""
+    """Counts since the last line of the log."""
     _last_was_skipped = False
 
     def begin_window(self) -> None:
-        """Forgets the losses of the window before."""
+        """Forgets the losses of the previous window."""
         self.micro_step = 0
         self._forwards: list[tuple[int, Tensor, list[str]]] = []
         self._loss_before = self._tr_loss.clone()
 
     def note_loss(self, loss: Tensor, pack: Pack[Segment]) -> None:
-        """Keeps the loss of one pack, where it is, for [`_get_grad_norm`]."""
+        """Keeps the loss of one pack, on its device, for [`_get_grad_norm`]."""
         self._forwards.append((self.micro_step, loss, [segment.sample_id for segment in pack.segments]))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The last that happens before the optimizer's step, on every rank."""
+        """Checks the norm of the gradient; the Trainer calls it on every rank right before the optimizer's step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         self._steps += 1
@@ -105,14 +106,14 @@ class FiniteTrainer(Trainer):
         elif self._is_overflow_of_scaler():
             logger.info("step %d: a gradient overflowed in float16; its scaler skips it.", self.state.global_step + 1)
         else:
-            together(lambda: self._leave_out(model, value), share=lambda _: None)
+            together(lambda: self._skip_or_raise(model, value), share=lambda _: None)
         return norm
 
     def _is_overflow_of_scaler(self) -> bool:
-        """Float16 finds its scale by overflowing: then only a loss that is not finite is a fault."""
+        """Returns whether a float16 scaler overflowed, which is normal: only a loss that is not finite is a fault."""
         return self.accelerator.scaler is not None and all(math.isfinite(loss) for _, loss, _ in self._forwards)
 
-    def _leave_out(self, model: nn.Module, norm: float) -> None:
+    def _skip_or_raise(self, model: nn.Module, norm: float) -> None:
         """Skips the step on every rank, or raises on every rank."""
         self._in_a_row += 1
         _, reports = together(lambda: self._report(model), share=lambda report: report)
@@ -120,7 +121,8 @@ class FiniteTrainer(Trainer):
         text = (
             f"step {self.state.global_step + 1}: the norm of the gradient is {norm}, so the step is not done.\n{found}"
         )
-        if self.args.on_non_finite == "raise" or self.is_deepspeed_enabled:  # which steps inside the backward
+        # DeepSpeed steps its optimizer inside the backward, so the step cannot be skipped.
+        if self.args.on_non_finite == "raise" or self.is_deepspeed_enabled:
             raise NonFiniteError(
                 f"{text}\nLook at these samples, lower training.learning_rate, or set rollout_matching.on_non_finite: "
                 "skip to go on without such steps."
@@ -130,12 +132,12 @@ class FiniteTrainer(Trainer):
         self._skipped += 1
         if self.is_world_process_zero():
             logger.warning("%s\nSkipped, number %d in a row.", text, self._in_a_row)
-        # The optimizer's step does nothing until the next micro-step says again whether it synchronises.
+        # The optimizer's step does nothing until the next micro-step sets this flag again.
         self.accelerator.gradient_state._set_sync_gradients(False)
         self._tr_loss.copy_(self._loss_before)
 
     def _report(self, model: nn.Module) -> list[str]:
-        """What this rank saw, worst first: bad weights, bad losses, or only the samples of the window."""
+        """Describes what this rank saw, worst first: bad weights, bad losses, or only the samples of the window."""
         name = first_non_finite(model)
         if name is not None:
             return [f"before the step: {name} held values that are not finite, so the step before made them"]

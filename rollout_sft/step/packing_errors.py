@@ -1,4 +1,4 @@
-"""Where an error of packsched leaves it for the user of a YAML file: the sample's id and the keys to change."""
+"""Adds the sample's id and the YAML keys to change to the errors of packsched."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _ADVICE: dict[type[PackingError], str] = {
 @contextmanager
 def in_yaml_terms(sample_id: str = "") -> Iterator[None]:
     """
-    Adds the sample's id and the YAML keys to an error of packsched; its kind and its numbers stay.
+    Adds the sample's id and the YAML keys to an error of packsched; keeps its type and its numbers.
 
     Args:
         sample_id (`str`, *optional*):
-            The sample that the block is about, if it is about one.
+            The sample that the block handles, if there is one.
     """
     try:
         yield

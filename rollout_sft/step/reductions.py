@@ -1,11 +1,11 @@
-"""Loss reductions as token weights that are fixed for the window, so that no schedule can change the gradient.
+"""Turns loss reductions into token weights that are fixed for the window, so that no schedule changes the gradient.
 
     token      every supervised token counts the same           sum(w * ce) / sum(w)
     segment    every segment counts the same                    mean over segments of its token mean
     micro      every raw micro-batch counts the same            mean over micro-batches of their token means
 
-Each is a rescaling of a segment's weights when it is built. What is left to divide by is always the sum of the
-rescaled weights over the window and the ranks: tokens, segments or micro-batches.
+Each reduction rescales a segment's weights when the segment is built. The loss is then always divided by the sum of
+the rescaled weights over the window and the ranks: the number of tokens, segments or micro-batches.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def rescale(micro_batch: Sequence[Segment], reduction: str) -> list[Segment]:
 
     Args:
         micro_batch (`Sequence[Segment]`):
-            All segments that the micro-batch made, before any is packed.
+            All segments of the micro-batch, before any is packed.
         reduction (`str`):
             `token`, `segment` or `micro`.
 
     Returns:
-        `list[Segment]`: the segments with rescaled `weights` and `weight_sum`; one without supervision as it is.
+        `list[Segment]`: the segments with rescaled `weights` and `weight_sum`. A segment without supervision is
+        returned unchanged.
     """
     if reduction == "token":
         return list(micro_batch)

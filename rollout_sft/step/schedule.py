@@ -1,6 +1,6 @@
 """Decides which segments share a forward: one schedule per scope, and one for training without packing.
 
-Each turns the segments of a window, given micro-batch by micro-batch, into `micro_steps` packs.
+A schedule turns the segments of a window, given micro-batch by micro-batch, into `micro_steps` packs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class ScheduledWindow:
     """
-    What one rank trains in one optimizer step.
+    Holds what one rank trains in one optimizer step.
 
     Args:
         packs (`list[Pack[Segment]]`):
-            One per micro-step, empty where it is idle; more than micro-steps under `on_infeasible: extra_steps` and
-            where an epoch's last, shorter window needs them.
+            One per micro-step; an idle micro-step has an empty pack. There may be more packs than micro-steps under
+            `on_infeasible: extra_steps`, and in an epoch's last, shorter window.
         fill (`FillStats`):
-            How full the packs are; neutral without packing.
+            How full the packs are; empty without packing.
         counters (`Counters`):
             Further pairs for the log line.
         left_over (`int`):
@@ -44,7 +44,7 @@ class ScheduledWindow:
 
     @property
     def weight_sum(self) -> float:
-        """Sum of the loss weights trained in this window on this rank: the rank's share of the denominator."""
+        """Returns the sum of this rank's loss weights in this window: its share of the loss's denominator."""
         return sum(segment.weight_sum for pack in self.packs for segment in pack.segments)
 
 
@@ -53,17 +53,17 @@ class Schedule(Protocol):
 
     @property
     def waiting(self) -> list[Segment]:
-        """Segments carried to the next window, oldest first."""
+        """Returns the segments carried to the next window, oldest first."""
         ...
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """Returns `micro_steps` packs, or more ([`ScheduledWindow`]). `micro_batches` may be fewer at the end."""
+        """Returns `micro_steps` packs, or more ([`ScheduledWindow`]). At the end `micro_batches` may be fewer."""
         ...
 
 
 class MicroSchedule:
     """
-    Scope `micro`: after each micro-batch one pack is popped from a carry buffer; the rest waits.
+    Schedules scope `micro`: pops one pack from a carry buffer after each micro-batch; the rest waits.
 
     Args:
         config (`RolloutSFTConfig`):
@@ -75,23 +75,23 @@ class MicroSchedule:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what waits."""
+        """Forgets the waiting segments."""
         with in_yaml_terms():
             self.buffer: CarryBuffer[Segment] = CarryBuffer(
                 self._config.packing_length,
                 packing_buffer=self._config.packing_buffer,
                 policy=self._config.pack_policy,
-                min_fill_ratio=0.0,  # the buffer would warn at every pack
+                min_fill_ratio=0.0,  # otherwise the buffer warns at every underfilled pack
             )
         self._underfilled = 0
 
     @property
     def waiting(self) -> list[Segment]:
-        """The segments in the carry buffer."""
+        """Returns the segments in the carry buffer."""
         return list(self.buffer.segments)
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """One pack per micro-step: the oldest waiting segment and what the policy puts beside it."""
+        """Returns one pack per micro-step: the oldest waiting segment and those that the policy adds to it."""
         packs: list[Pack[Segment]] = []
         popped = underfilled = 0
         for step in range(micro_steps):
@@ -135,7 +135,7 @@ class MicroSchedule:
 
 class WindowSchedule:
     """
-    Scope `window`: one plan for all micro-steps; nothing is carried into the next window.
+    Schedules scope `window`: makes one plan for all micro-steps and carries nothing into the next window.
 
     Args:
         config (`RolloutSFTConfig`):
@@ -150,7 +150,7 @@ class WindowSchedule:
         self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """The packs of the whole window, the empty ones last."""
+        """Returns the packs of the whole window, the empty ones last."""
         window: WindowBuffer[Segment] = WindowBuffer(self._packing_length, micro_steps, objective=self._objective)
         for segments in micro_batches:
             for segment in segments:
@@ -169,10 +169,10 @@ class WindowSchedule:
 
     def _take(self, window: WindowBuffer[Segment]) -> list[Pack[Segment]]:
         """
-        The window's packs: as many as it has micro-steps, or the fewest that hold it where that is allowed.
+        Returns one pack per micro-step; if the segments do not fit, tries more packs where that is allowed.
 
-        An epoch's last window may have fewer micro-steps than the others, and the fewer there are the likelier its
-        segments do not fit evenly. It may always have as many packs as a whole window.
+        An epoch's last window may have fewer micro-steps than the others, and with fewer micro-steps it is more likely
+        that the segments do not fit. It may always have as many packs as a whole window.
         """
         while True:
             try:
@@ -186,13 +186,13 @@ class WindowSchedule:
 
 
 class PaddedSchedule:
-    """`training.packing: false`: each micro-batch is trained by itself, padded to its longest segment."""
+    """Schedules `training.packing: false`: trains each micro-batch alone, padded to its longest segment."""
 
     def __init__(self) -> None:
         self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """The micro-batches as they are."""
+        """Returns the micro-batches unchanged, one pack each."""
         packs = [pack_of(segments) for segments in micro_batches]
         packs += [pack_of(())] * (micro_steps - len(packs))
         tokens = sum(pack.layout.tokens for pack in packs)
@@ -202,7 +202,7 @@ class PaddedSchedule:
 
 
 def make_schedule(config: RolloutSFTConfig) -> MicroSchedule | WindowSchedule | PaddedSchedule:
-    """The schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name."""
+    """Makes the schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name."""
     if not config.packing:
         return PaddedSchedule()
     return WindowSchedule(config) if config.post_rollout_pack_scope == "window" else MicroSchedule(config)

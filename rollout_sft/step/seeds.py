@@ -1,4 +1,4 @@
-"""Seeds that depend on what is computed, never on when: no global generator, no clock, no hash order."""
+"""Derives seeds from what is computed and never from when: without a global generator, a clock or hash order."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ def derive_seed(*parts: int | str) -> int:
     """
     Mixes integers and names into one 63-bit seed.
 
-    The trainer derives every rollout's seed from `("rollout", seed, global_step, micro_step, rank, sample)`, so a
-    resumed run repeats its rollouts whatever state the global generators are in.
+    The trainer derives every rollout's seed from `("rollout", seed, global_step, micro_step, rank, sample)`. So a
+    resumed run repeats its rollouts, independently of the state of the global generators.
 
     Args:
         parts (`int` or `str`):
-            What the seed shall depend on, in order.
+            What the seed depends on, in order.
 
     Returns:
         `int`: A seed in `[0, 2**63)`, the same in every process and Python version.
@@ -24,5 +24,5 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def derive_uniform(*parts: int | str) -> float:
-    """A number in `[0, 1)` that depends on `parts` alone; see [`derive_seed`]."""
+    """Returns a number in `[0, 1)` that depends only on `parts`; see [`derive_seed`]."""
     return derive_seed(*parts) / 2**63
