@@ -1,1 +1,1 @@
-"""Checkpoints that are complete on every rank or do not count, and runs that resume from them bit for bit."""
+"""Saves checkpoints that are complete on every rank, and resumes runs from them bit for bit."""

@@ -1,4 +1,4 @@
-"""The carry buffers of scope `micro` in a checkpoint: one file per rank, readable without running code."""
+"""Saves and loads the carry buffers of scope `micro`: one file per rank, which is read without running code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
         buffer (`CarryBuffer`):
             The rank's buffer.
         checkpoint (`str` or `Path`):
-            The checkpoint's folder; made if it is not there.
+            The checkpoint's folder; created if it does not exist.
         rank (`int`):
             This process's rank.
         ranks (`int`):
@@ -37,11 +37,11 @@ def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
 
 def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, rank: int, ranks: int) -> None:
     """
-    Puts a checkpoint's waiting segments back.
+    Restores the waiting segments of a checkpoint.
 
     Args:
         buffer (`CarryBuffer`):
-            The rank's buffer; unchanged if this fails.
+            The rank's buffer; a failed call does not change it.
         checkpoint (`str` or `Path`):
             The checkpoint's folder.
         rank (`int`):
@@ -50,7 +50,7 @@ def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
             How many processes there are now.
 
     Raises:
-        `ValueError`: the checkpoint has no buffer for this rank, or was saved by another number of ranks.
+        `ValueError`: the checkpoint has no buffer for this rank, or a different number of ranks saved it.
     """
     path = Path(checkpoint) / _name(rank)
     way_out = (
@@ -72,14 +72,14 @@ def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
 
 def carried(checkpoint: str | Path) -> list[int]:
     """
-    What waits in a checkpoint's carry buffers.
+    Returns the lengths of the segments that wait in a checkpoint's carry buffers.
 
     Args:
         checkpoint (`str` or `Path`):
             The checkpoint's folder.
 
     Returns:
-        `list[int]`: lengths of the waiting segments of all ranks; none if it was not saved in scope `micro`.
+        `list[int]`: lengths of the waiting segments of all ranks; empty if it was not saved in scope `micro`.
     """
     states = [
         torch.load(path, map_location="cpu", weights_only=True) for path in sorted(Path(checkpoint).glob(_name("*")))

@@ -1,4 +1,4 @@
-"""Optimizer and scheduler restore what they were saved with; settings that may change are put back afterwards."""
+"""Puts changed settings back into an optimizer and a scheduler after their saved states were loaded."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SCHEDULE = {"training.lr_scheduler_type", "training.lr_scheduler_kwargs", "trai
 
 def remember(optimizer: Any) -> list[dict[str, Any]]:
     """
-    The settings of an optimizer before its state is loaded.
+    Copies the settings of an optimizer before its state is loaded.
 
     Args:
         optimizer (`Optimizer`):
-            As the configuration made it; its scheduler has put `initial_lr` into the groups.
+            The optimizer of the configuration; its scheduler has put `initial_lr` into the groups.
 
     Returns:
         `list[dict]`: one per parameter group.
@@ -40,14 +40,14 @@ def put_back(changed: Set[str], fresh: list[dict[str, Any]], optimizer: Any, sch
 
     Args:
         changed (`Set[str]`):
-            Keys of settings that differ from the checkpoint's; only those of the optimizer and scheduler matter.
+            Keys of the settings that differ from the checkpoint's; only those of optimizer and scheduler are used.
         fresh (`list[dict]`):
-            From [`remember`].
+            The result of [`remember`].
         optimizer, scheduler:
-            With the checkpoint's state.
+            They hold the checkpoint's state.
 
     Raises:
-        [`ChangedSettingsError`]: a setting that this optimizer or scheduler keeps to itself.
+        [`ChangedSettingsError`]: a setting cannot be changed in this optimizer or scheduler.
     """
     names = {name for key in changed & _IN_GROUPS.keys() for name in _IN_GROUPS[key]}
     rates = "initial_lr" in names or changed & _SCHEDULE

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and checksums that cost a save next to nothing."""
+"""Writes files that are whole or absent, and computes checksums that hardly slow a save down."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 def write_atomically(path: str | Path, text: str) -> None:
     """
-    Writes a file that is never seen half-written: a process that dies leaves the old one, or none.
+    Writes a file at once: a process that dies while it writes leaves the old file, or none.
 
     Args:
         path (`str` or `Path`):
-            The file; its folder is made if it is not there.
+            The file; its folder is created if it does not exist.
         text (`str`):
-            What it holds, as UTF-8.
+            The content, written as UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,17 +34,17 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 def checksums(paths: Iterable[Path]) -> dict[Path, int]:
     """
-    A checksum of each file: CRC-32 of the 64-bit sums of its blocks of 1 MiB.
+    Computes a checksum of each file: the CRC-32 of the 64-bit sums of its blocks of 1 MiB.
 
-    Every changed, zeroed or moved block is found, whatever was changed by accident; it is no protection against someone
-    who wants to deceive. Adding runs at the speed of memory, 4 times that of a CRC of every byte.
+    It finds every block that was changed, zeroed or moved by accident; it does not protect against forgery. The sums
+    run at the speed of memory, 4 times as fast as a CRC of every byte.
 
     Args:
         paths (`Iterable[Path]`):
-            The files; each is read once, large ones by several threads.
+            The files. Each is read once; several threads read a large file.
 
     Returns:
-        `dict[Path, int]`: path -> checksum.
+        `dict[Path, int]`: maps each path to its checksum.
     """
     parts = [(path, start) for path in paths for start in range(0, max(1, path.stat().st_size), _PART)]
     found: dict[Path, int] = {}

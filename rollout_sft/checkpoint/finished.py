@@ -1,8 +1,8 @@
-"""The mark of a finished checkpoint, which holds its manifest.
+"""Marks finished checkpoints with a manifest, and finds and checks finished checkpoints.
 
-It is written last, when every rank is done: a process killed during a save leaves a folder without it, and the
-checkpoint before stays. The manifest lists the files with sizes and checksums, so that one that is damaged later is
-refused by name, and what the run was trained with ([`~rollout_sft.checkpoint.settings`]).
+The mark is written last, when every rank is done. A process killed during a save leaves a folder without it, and the
+previous checkpoint stays. The manifest lists the files with sizes and checksums, so that a file that is damaged later
+is refused by name, and the settings of the run ([`~rollout_sft.checkpoint.settings`]).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 FINISHED = "finished"
 """Name of the file that marks a checkpoint as complete."""
 FORMAT = 1
-"""Of the manifest; raised when a reader of the one before would misread it."""
+"""Version of the manifest's format; increased when an older reader would misread the manifest."""
 
 
 class DamagedCheckpointError(ValueError):
-    """A file of a checkpoint is not what was saved."""
+    """Raised when a file of a checkpoint differs from what was saved."""
 
 
 def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> No
         checkpoint (`str` or `Path`):
             The checkpoint's folder; every rank must have finished writing to it.
         trained_with (`Mapping[str, Any]`):
-            What a run that goes on from it has to have in common with this one; JSON.
+            What a run that resumes from it must have in common with this one, as JSON.
     """
     folder = Path(checkpoint)
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FINISHED)
@@ -49,18 +49,18 @@ def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> No
 
 def mark_unfinished(checkpoint: str | Path) -> None:
     """
-    Takes the mark away before a checkpoint is written again.
+    Removes the mark before a checkpoint is written again.
 
     Args:
         checkpoint (`str` or `Path`):
-            The checkpoint's folder; need not exist.
+            The checkpoint's folder; it need not exist.
     """
     (Path(checkpoint) / FINISHED).unlink(missing_ok=True)
 
 
 def last_finished_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The latest checkpoint whose save was not interrupted.
+    Finds the latest checkpoint whose save was not interrupted.
 
     Args:
         output_dir (`str` or `Path`):
@@ -74,27 +74,27 @@ def last_finished_checkpoint(output_dir: str | Path) -> str | None:
 
 def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str, Any] | None:
     """
-    Refuses a checkpoint that is incomplete or damaged.
+    Reads the manifest of a checkpoint; refuses one that is incomplete or damaged.
 
     Args:
         checkpoint (`str` or `Path`):
             The checkpoint's folder.
         contents (`bool`, *optional*, defaults to `True`):
-            Whether to read every file; otherwise only their sizes are looked at.
+            Whether to read every file; if not, only the sizes are compared.
 
     Returns:
         `dict` or `None`: what the run was trained with; None for a checkpoint of an earlier version, which has an empty
         mark and cannot be checked.
 
     Raises:
-        `ValueError`: its save was interrupted, or it was not written by this trainer.
+        `ValueError`: its save was interrupted, or another program wrote it.
         [`DamagedCheckpointError`]: a file is missing, cut off or changed; names it and the last good checkpoint.
     """
     folder = Path(checkpoint)
     if not (folder / FINISHED).is_file():
         raise ValueError(
             f"{checkpoint} has no file named {FINISHED}: its save was interrupted, or another program wrote it. "
-            f"{_beside(folder)} If you know that it is complete, put an empty file of that name into it."
+            f"{_last_good(folder)} If you know that it is complete, put an empty file of that name into it."
         )
     text = (folder / FINISHED).read_text(encoding="utf-8", errors="replace")
     if not text.strip():
@@ -106,13 +106,13 @@ def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str,
         return None
     damage = _damage(folder, text, contents)
     if damage is not None:
-        raise DamagedCheckpointError(f"{checkpoint} is damaged: {damage}. {_beside(folder)}")
+        raise DamagedCheckpointError(f"{checkpoint} is damaged: {damage}. {_last_good(folder)}")
     trained_with: dict[str, Any] = json.loads(text)["trained_with"]
     return trained_with
 
 
 def _damage(folder: Path, text: str, contents: bool) -> str | None:
-    """What is wrong with the files of a manifest, in words."""
+    """Says what is wrong with the files of a manifest; returns None if nothing is."""
     try:
         manifest = json.loads(text)
         version = manifest["format"]
@@ -135,7 +135,7 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
 
 
 def _finished(output_dir: str | Path) -> list[str]:
-    """The finished checkpoints of a run, the latest first."""
+    """Lists the finished checkpoints of a run, the latest first."""
     steps = {}
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -144,10 +144,10 @@ def _finished(output_dir: str | Path) -> list[str]:
     return [steps[step] for step in sorted(steps, reverse=True)]
 
 
-def _beside(folder: Path) -> str:
-    """The last checkpoint beside this one that is whole, in words."""
+def _last_good(folder: Path) -> str:
+    """Names the last undamaged checkpoint in the same run folder, in a sentence."""
     for other in _finished(folder.parent):
         text = (Path(other) / FINISHED).read_text(encoding="utf-8", errors="replace")
         if Path(other) != folder and (not text.strip() or _damage(Path(other), text, contents=True) is None):
-            return f"The last good one beside it is {other}."
-    return "There is no finished one beside it that is whole."
+            return f"The last good checkpoint of this run is {other}."
+    return "This run has no other finished checkpoint that is undamaged."

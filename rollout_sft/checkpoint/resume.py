@@ -1,4 +1,4 @@
-"""Runs that go on from a finished checkpoint bit for bit."""
+"""Resumes runs from a finished checkpoint, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class ResumableTrainer(SavingTrainer):
-    """A [`SavingTrainer`] that starts from its finished checkpoints, and from nothing else."""
+    """Resumes a [`SavingTrainer`] from its finished checkpoints, and from no others."""
 
     _changed: frozenset[str] = frozenset()
-    """Settings that differ from the checkpoint's, and may."""
+    """Settings that may differ from the checkpoint's, and do."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.train`; `True` resumes from the last checkpoint whose save was finished."""
+        """Trains as `Trainer.train` does; `True` resumes from the last finished checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_finished_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
@@ -40,7 +40,7 @@ class ResumableTrainer(SavingTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _compare(self, checkpoint: str | None) -> None:
-        """Refuses a damaged checkpoint and one of another run before anything is read from it."""
+        """Refuses a checkpoint that is damaged or belongs to another run, before anything is read from it."""
         first = self.is_world_process_zero()
         _, data = together(lambda: fingerprint(self.train_dataset) if first else None, share=lambda found: found)
         self.trained_with = trained_with(self.args, self.accelerator.unwrap_model(self.model), data[0])
@@ -66,7 +66,7 @@ class ResumableTrainer(SavingTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """The Trainer does not know how often a stream has begun again; the epoch in the checkpoint says it."""
+        """Reads from the checkpoint's epoch how often a stream has started again, which the Trainer does not know."""
         start: tuple[int, int] = super()._init_training_state(
             max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial
         )
@@ -81,12 +81,12 @@ class ResumableTrainer(SavingTrainer):
             return start
         saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
         passes = max(0, math.ceil(saved.epoch or 0) - 1)
-        # To the Trainer a pass of a stream is as long as the whole run.
+        # The Trainer takes one pass of a stream to be as long as the whole run.
         batches_of_a_pass = saved.max_steps * self.args.gradient_accumulation_steps
         return passes, round(((saved.epoch or 0) - passes) * batches_of_a_pass)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer looks at `max_steps` after a step.
+        # The Trainer compares with `max_steps` only after a step.
         if self._is_at_its_end():
             self.control.should_training_stop = True
         else:
@@ -119,7 +119,7 @@ class ResumableTrainer(SavingTrainer):
         together(work, share=lambda _: None)
 
     def _restore_schedule(self, checkpoint: str | None) -> None:
-        """What waited when the checkpoint was saved; nothing of an earlier run of this trainer."""
+        """Restores the segments that the checkpoint holds, and forgets those of an earlier run of this trainer."""
         if not isinstance(self.schedule, MicroSchedule):
             lens = carried(checkpoint) if checkpoint else []
             self._report_left_over(lens, "wait in the checkpoint's carry buffers, which only scope micro has,")
@@ -130,7 +130,7 @@ class ResumableTrainer(SavingTrainer):
             load_carry_buffer(self.schedule.buffer, checkpoint, rank=rank, ranks=ranks)
 
     def _report_left_over(self, encoded_lens: Sequence[int], where: str) -> None:
-        """Segments that wait are not trained (`packing_drop_last`); say so, with numbers."""
+        """Warns that waiting segments are not trained (`packing_drop_last`), with their numbers."""
         if encoded_lens and self.is_world_process_zero():
             logger.warning(
                 "%d segments (%d tokens) %s and are not trained (training.packing_drop_last: true). Scope window "

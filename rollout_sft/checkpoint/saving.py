@@ -1,8 +1,8 @@
-"""Saves that are complete on every rank or do not count.
+"""Saves checkpoints that are complete on every rank; a save that failed on one rank does not count.
 
 The Trainer saves in the middle of collectives: a rank that raised alone between two of them would leave the others
-in the next one. Whatever a rank writes by itself is therefore held back when it fails, and the ranks agree when all
-have come to the end of the save. Collectives that write (FSDP, DeepSpeed) are [`entangled`].
+in the next one. Therefore an error of what a rank writes alone is held back, and the ranks share it at the end of the
+save. Collectives that write (FSDP, DeepSpeed) run inside [`entangled`].
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from rollout_sft.step.schedule import MicroSchedule, Schedule
 
 class SavingTrainer(Trainer):
     """
-    A `Trainer` whose checkpoints hold what its schedule carries, and are marked when every rank has written its part.
+    Adds the schedule's waiting segments to checkpoints, and marks a checkpoint when every rank has written its part.
 
     Attributes:
         schedule ([`~rollout_sft.step.schedule.Schedule`]):
-            What may carry segments from one window to the next.
+            The schedule, which may carry segments from one window to the next.
         trained_with (`dict`):
-            Written into every checkpoint; see [`~rollout_sft.checkpoint.settings.trained_with`].
+            The settings that every checkpoint holds; see [`~rollout_sft.checkpoint.settings.trained_with`].
     """
 
     args: RolloutSFTConfig
     schedule: Schedule
     trained_with: dict[str, Any]
     _failures: list[Exception] | None = None
-    """While a checkpoint is being saved: what this rank could not write."""
+    """The errors of this rank while a checkpoint is being saved; None otherwise."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Older checkpoints are removed only after every rank has finished writing this one."""
+        """Saves a checkpoint; removes older ones only after every rank has finished writing this one."""
         run_folder = self._get_output_dir(trial=trial)
         folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit = self.args.save_total_limit
@@ -79,7 +79,7 @@ class SavingTrainer(Trainer):
             together(part, share=lambda _: None)
 
     def _reject_non_finite_weights(self, model: nn.Module) -> None:
-        """Such weights would replace the last good checkpoint."""
+        """Refuses to save weights that are not finite, which would replace the last good checkpoint."""
         name = first_non_finite(model)
         if name is not None:
             last = last_finished_checkpoint(self._get_output_dir(trial=None))
@@ -90,7 +90,7 @@ class SavingTrainer(Trainer):
             )
 
     def _hold(self, write: Callable[[], None], *, local: bool = True) -> None:
-        """Writes something; if that fails in a save, the others learn of it at the save's end."""
+        """Writes something; if that fails during a save, holds the error until the end of the save."""
         if self._failures is None or not local:
             write()
         elif not self._failures:
@@ -100,7 +100,7 @@ class SavingTrainer(Trainer):
                 self._failures.append(error)
 
     def writes_in_collectives(self) -> bool:
-        """Whether weights or optimizer lie in parts on the ranks, and are gathered while they are written."""
+        """Returns whether weights or optimizer are sharded, and so gathered while they are written."""
         return is_sharded(self.model_wrapped) or self.is_deepspeed_enabled
 
     def _save_carried(self, folder: Path) -> None:
@@ -109,7 +109,7 @@ class SavingTrainer(Trainer):
             save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=ranks)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # A whole state dict was gathered before; without one, sharded weights are gathered while they are written.
+        # A given state dict is already gathered; without one, sharded weights are gathered while they are written.
         gathered = state_dict is not None or not self.writes_in_collectives()
         self._hold(lambda: super(SavingTrainer, self)._save(output_dir, state_dict), local=gathered)
 

@@ -1,4 +1,4 @@
-"""What a resumed run has to have in common with the one that saved its checkpoint."""
+"""Compares the settings of a resumed run with those of the run that saved its checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _HOW_LONG = ("max_steps", "num_train_epochs")
 _CHANGE_NOTHING = {
     *_HOW_LONG,
-    # where it runs, what is written and measured
+    # say where the run takes place, and what it writes and measures
     *("output_dir", "use_cpu", "local_rank", "resume_from_checkpoint", "resume_with_changes", "debug", "ddp_timeout"),
     *("ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_static_graph"),
     *("do_train", "do_eval", "do_predict", "disable_tqdm", "skip_memory_metrics", "run_name", "project", "report_to"),
@@ -32,10 +32,10 @@ _CHANGE_NOTHING = {
     *("include_num_input_tokens_seen", "push_to_hub", "enable_jit_checkpoint", "full_determinism", "label_names"),
     *("restore_callback_states_from_checkpoint", "average_tokens_across_devices", "torch_empty_cache_steps"),
     *("callbacks",),
-    # how the same numbers are computed and read
+    # say how the same numbers are computed and read
     *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
-    # what decides nothing here
+    # decide nothing about the weights
     *("packing_min_fill_ratio", "packing_drop_last", "idle_micro_steps", "on_infeasible", "check_isolation"),
     *("validate_schedule", "on_non_finite", "rollout_batch_size", "vllm"),
 }
@@ -59,23 +59,23 @@ _SAMPLES = 16
 
 
 class ChangedSettingsError(ValueError):
-    """A checkpoint was saved by a run with other settings."""
+    """Raised when a checkpoint was saved by a run with different settings."""
 
 
 def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[str, Any]:
     """
-    What this run is trained with.
+    Collects what this run is trained with.
 
     Args:
         config (`RolloutSFTConfig`):
-            Its arguments; those that change nothing of the weights are left out.
+            Its arguments; those that do not change the weights are left out.
         model (`nn.Module`):
-            Names, shapes and types of its parameters count, not its weights.
+            The names, shapes and types of its parameters are compared, not its weights.
         data (`str`):
-            From [`fingerprint`].
+            The result of [`fingerprint`].
 
     Returns:
-        `dict`: `settings`, key -> value, `how_long` and `versions`; JSON.
+        `dict`: `settings` (key to value), `how_long` and `versions`, as JSON.
     """
     settings: dict[str, Any] = {"ranks": config.world_size, "model": _shape(model), "data.train": data}
     for spec in fields(config):
@@ -93,14 +93,14 @@ def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[
 
 def fingerprint(dataset: Any) -> str:
     """
-    Tells one training data set from another: its length, and ids and prompts of a few samples.
+    Describes a training data set by its length and a checksum of a few ids and prompts.
 
     Args:
         dataset (`Dataset`):
-            What is trained on; of a stream nothing is read.
+            The training data; nothing is read from a stream.
 
     Returns:
-        `str`: the same for the same data.
+        `str`: the same text for the same data.
     """
     if not hasattr(dataset, "__len__"):
         return "a stream"
@@ -120,22 +120,23 @@ def check_changes(
     checkpoint: str, saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str]
 ) -> frozenset[str]:
     """
-    Compares a resumed run with the one that saved.
+    Compares a resumed run with the run that saved its checkpoint.
 
     Args:
         checkpoint (`str`):
-            For the message.
+            The path of the checkpoint, for messages.
         saved, now (`Mapping[str, Any]`):
-            From [`trained_with`].
+            Results of [`trained_with`].
         allowed (`Iterable[str]`):
             `training.resume_with_changes`.
 
     Returns:
-        `frozenset[str]`: the keys that have changed and may, `training.max_steps` and `num_train_epochs` among them.
+        `frozenset[str]`: the changed keys, all of them allowed; `training.max_steps` and `num_train_epochs` may be
+        among them.
 
     Raises:
         [`ChangedSettingsError`]: a setting has changed that is not in `allowed`, or that cannot take effect.
-        `ValueError`: `allowed` holds what is no setting.
+        `ValueError`: `allowed` holds a name that is not a setting.
     """
     before, after = saved["settings"], now["settings"]
     for key in allowed:
@@ -156,7 +157,7 @@ def check_changes(
     for key in sorted(changed & set(_CANNOT)):
         raise ChangedSettingsError(f"{key} cannot change in a resumed run: {_CANNOT[key]}.")
     for key in sorted(changed):
-        where = " The data go on where this many steps of the new size would have come to." if key in _WINDOW else ""
+        where = " The data continue at the sample that this many steps of the new size reach." if key in _WINDOW else ""
         logger.warning("resumed with %s: %s (was %s).%s", key, _short(after[key]), _short(before[key]), where)
     moved = {key for part in ("how_long", "versions") for key in _changed(saved[part], now[part])}
     was, is_now = ({**state["how_long"], **state["versions"]} for state in (saved, now))
@@ -167,14 +168,14 @@ def check_changes(
 
 def end_was_moved(config: RolloutSFTConfig) -> bool:
     """
-    Whether a run that has finished shall go on.
+    Returns whether a finished run is to continue.
 
     Args:
         config (`RolloutSFTConfig`):
-            With `output_dir`, `max_steps` and `num_train_epochs`.
+            Gives `output_dir`, `max_steps` and `num_train_epochs`.
 
     Returns:
-        `bool`: True when its last checkpoint was saved with another end.
+        `bool`: True when its last checkpoint was saved with a different end.
     """
     last = last_finished_checkpoint(str(config.output_dir))
     try:
@@ -196,7 +197,7 @@ def _version(package: str) -> str:
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> frozenset[str]:
-    """A setting that only one of the two versions knows is none that was changed."""
+    """Returns the keys whose values differ; ignores keys that only one of the two versions knows."""
     return frozenset(key for key in before if key in after and before[key] != after[key])
 
 

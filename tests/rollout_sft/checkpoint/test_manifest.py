@@ -52,10 +52,10 @@ def test_the_last_good_checkpoint_is_one_that_is_whole(checkpoint):
     shutil.copytree(checkpoint.parent / "checkpoint-2", checkpoint.parent / "checkpoint-1")
     (checkpoint.parent / "checkpoint-2" / "parts" / "empty").write_text("x")
     (checkpoint / "model.bin").unlink()
-    with pytest.raises(DamagedCheckpointError, match=r"The last good one beside it is .*checkpoint-1\.$"):
+    with pytest.raises(DamagedCheckpointError, match=r"The last good checkpoint of this run is .*checkpoint-1\.$"):
         read_finished(checkpoint)
     (checkpoint.parent / "checkpoint-1" / "model.bin").unlink()
-    with pytest.raises(DamagedCheckpointError, match=r"There is no finished one beside it that is whole\.$"):
+    with pytest.raises(DamagedCheckpointError, match=r"This run has no other finished checkpoint that is undamaged\.$"):
         read_finished(checkpoint)
 
 

@@ -44,7 +44,11 @@ def test_an_unfinished_checkpoint_is_refused_by_its_path_too(saved, make_trainer
     finished = tmp_path / "run" / "checkpoint-1" / FINISHED
     finished.unlink()
     trainer = make_trainer(max_steps=2, **MICRO)
-    with pytest.raises(ValueError, match=re.escape(f"{checkpoint} has no file named finished") + ".* no finished one"):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"{checkpoint} has no file named finished")
+        + ".* no other finished checkpoint that is undamaged",
+    ):
         trainer.train(resume_from_checkpoint=checkpoint)
     finished.touch()
     trainer.train(resume_from_checkpoint=checkpoint)
