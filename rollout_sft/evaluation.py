@@ -17,8 +17,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from rollout_sft.data.samples import Sample, read_id, read_prompt
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, check_counters
-from rollout_sft.rollouts.answers import checked
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.check_answers import checked
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.seeds import derive_seed
 from rollout_sft.targets.base import TargetBuilder

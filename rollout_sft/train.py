@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rollout_sft.checkpoint.files import write_atomically
-from rollout_sft.checkpoint.finished import last_finished_checkpoint
+from rollout_sft.checkpoint.atomic_files import write_atomically
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checkpoint.settings import end_was_moved
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stages = load_run(path)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+    logging.basicConfig(format="%(message)s")
+    # What was chosen and measured (attention, leak probe, fill) is said once, by the first process.
+    logging.getLogger("rollout_sft").setLevel(logging.INFO if stages[0].training.should_log else logging.WARNING)
     columns: list[tuple[str, dict[str, float]]] = []
     weights: str | None = None
     for stage in stages:

@@ -38,9 +38,9 @@ from rollout_sft.rollouts.base import RolloutBackend
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import PackedBatch, collate_pack, collate_padded, split_inputs
-from rollout_sft.step.loss import weighted_loss
+from rollout_sft.step.loss import share_of_window, weighted_loss
 from rollout_sft.step.micro_steps import MICRO_STEP, arrange_window, run_micro_step
-from rollout_sft.step.non_finite import FiniteTrainer, carried_by_gradient
+from rollout_sft.step.non_finite import FiniteTrainer
 from rollout_sft.step.schedule import make_schedule
 from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
@@ -204,7 +204,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         outputs = model(**inputs)
         logits = outputs.logits.flatten(0, 1)
         loss = weighted_loss(logits if "logits_to_keep" in inputs else logits[supervised], targets, weights)
-        loss = carried_by_gradient(loss, self.args.world_size / num_items_in_batch)
+        loss = share_of_window(loss, window_weight=num_items_in_batch, ranks=self.args.world_size)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 from transformers import Qwen3ForCausalLM
 
-import rollout_sft.checkpoint.finished
+import rollout_sft.checkpoint.manifest
 import rollout_sft.trainer
 from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer

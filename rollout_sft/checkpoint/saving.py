@@ -16,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rollout_sft.checkpoint.carry_buffer import save_carry_buffer
-from rollout_sft.checkpoint.finished import last_finished_checkpoint, mark_finished, mark_unfinished
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finished, mark_unfinished
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rollout_sft.checkpoint.finished import DamagedCheckpointError, last_finished_checkpoint, read_finished
+from rollout_sft.checkpoint.manifest import DamagedCheckpointError, last_finished_checkpoint, read_finished
 from rollout_sft.config.arguments import RolloutSFTConfig
 
 logger = logging.getLogger(__name__)

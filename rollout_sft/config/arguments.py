@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited, init_inherited
-from rollout_sft.config.typed import Range, Section, build, section_of
+from rollout_sft.config.keys import Range, Section, build, section_of
 from rollout_sft.config.vllm import VLLMConfig
 
 _TOP = {"section": "top"}

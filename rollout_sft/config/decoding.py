@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from rollout_sft.config.typed import Range, check_fields
+from rollout_sft.config.keys import Range, check_fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,8 +16,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from rollout_sft.config.keys import Range, enum_values
 from rollout_sft.config.shorten import cut, shorten
-from rollout_sft.config.typed import Range, enum_values
 
 _CHECKED_CHOICES = ("train_sampling_strategy", "log_level", "log_level_replica", "dataloader_multiprocessing_context")
 """Fields of text whose listed choices are all there is; transformers takes any text and falls back silently."""

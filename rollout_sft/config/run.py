@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from rollout_sft.config.arguments import ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
+from rollout_sft.config.keys import Section, build
 from rollout_sft.config.sections import DataSpec, ModelSpec, StageConfig
 from rollout_sft.config.shorten import shorten
-from rollout_sft.config.typed import Section, build
 from rollout_sft.config.yaml_file import merged, read_document
 
 TRAINER_VARIANT = "rollout_matching_sft"

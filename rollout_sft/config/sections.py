@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from rollout_sft.config.arguments import RolloutSFTConfig
-from rollout_sft.config.typed import Range
+from rollout_sft.config.keys import Range
 
 
 @dataclass(frozen=True, kw_only=True)

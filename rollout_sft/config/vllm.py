@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from rollout_sft.config.keys import Range, check_fields
 from rollout_sft.config.shorten import shorten
-from rollout_sft.config.typed import Range, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.reporting.metrics import Counters
-from rollout_sft.rollouts.answers import AnswerLimits
 from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend, check_backend
+from rollout_sft.rollouts.check_answers import AnswerLimits
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import Engine, VLLMBackend

@@ -8,7 +8,7 @@ renamed layouts          put back into the checkpoint's names and shapes (a mixt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from rollout_sft.model.wrappers import base_model
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Names that torch.compile and activation checkpointing put between a module and its child."""
+
+
+class StaleRolloutError(RuntimeError):
+    """An engine would have generated with other weights than the live ones."""
 
 
 class LiveWeights:
@@ -42,6 +46,13 @@ class LiveWeights:
     def changed(self) -> None:
         """Marks the weights as changed: after an optimizer step, or after loading."""
         self.version += 1
+
+    def refuse_copy(self, version: int | None) -> NoReturn:
+        """Raises [`StaleRolloutError`] for an engine whose copy is of `version`, not of the live one."""
+        raise StaleRolloutError(
+            f"the engine has weights of version {version}, but the live ones are of version {self.version}. "
+            "Call sync() on every rank before generate()."
+        )
 
     @property
     def model(self) -> PreTrainedModel:

@@ -16,8 +16,8 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, Sample, read_prompt
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.reporting.metrics import Ratios, WindowReport, check_counters
-from rollout_sft.rollouts.answers import AnswerLimits, checked
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
+from rollout_sft.rollouts.check_answers import AnswerLimits, checked
 from rollout_sft.step.collate import PackedBatch
 from rollout_sft.step.reductions import rescale
 from rollout_sft.step.schedule import Schedule

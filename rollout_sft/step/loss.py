@@ -42,6 +42,27 @@ def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, chunk: in
     return loss
 
 
+def share_of_window(loss: Tensor, *, window_weight: Tensor | float, ranks: int) -> Tensor:
+    """
+    Divides a pack's loss by the weight of its whole window.
+
+    Ranks average their gradients, so each multiplies by their number. A loss that is not finite gets a gradient that is
+    NaN everywhere: without that an infinite loss may have a finite gradient (a target whose probability is 0, say).
+
+    Args:
+        loss (`Tensor`):
+            A scalar, from [`weighted_loss`].
+        window_weight (`float`):
+            Sum of the loss weights over the window and all ranks.
+        ranks (`int`):
+            How many ranks average their gradients.
+
+    Returns:
+        `Tensor`: exactly `loss * (ranks / window_weight)` when the loss is finite.
+    """
+    return loss * (ranks / window_weight + 0 * loss.detach())
+
+
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, rows: int) -> Tensor:

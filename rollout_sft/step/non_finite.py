@@ -1,9 +1,9 @@
 """Keeps a step whose loss or gradient is not finite from the optimizer, on every rank.
 
-The check adds no wait for the device. [`carried_by_gradient`] turns a loss that is not finite into a gradient that is
-not finite, and the sum of gradients over the ranks carries it to all ranks. The Trainer computes the norm of the
-gradient before the optimizer's step anyway; this module reads that norm. Only when it is not finite do the ranks tell
-each other what they saw.
+The check adds no wait for the device. [`~rollout_sft.step.loss.share_of_window`] turns a loss that is not finite into a
+gradient that is not finite, and the sum of gradients over the ranks carries it to all ranks. The Trainer computes the norm
+of the gradient before the optimizer's step anyway; this module reads that norm. Only when it is not finite do the ranks
+tell each other what they saw.
 """
 
 from __future__ import annotations
@@ -31,24 +31,6 @@ _NAMED = 8
 
 class NonFiniteError(ValueError):
     """Raised when a loss, a gradient or a weight is infinite or not a number."""
-
-
-def carried_by_gradient(loss: Tensor, scale: float) -> Tensor:
-    """
-    Returns `loss * scale`, with a gradient that is NaN everywhere when the loss is not finite.
-
-    Otherwise an infinite loss could have a finite gradient, for instance where a target has the probability 0.
-
-    Args:
-        loss (`Tensor`):
-            A scalar.
-        scale (`float`):
-            What to multiply by.
-
-    Returns:
-        `Tensor`: The scaled loss; exactly `loss * scale` when it is finite.
-    """
-    return loss * (scale + 0 * loss.detach())
 
 
 def first_non_finite(model: nn.Module) -> str | None:

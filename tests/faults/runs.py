@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rollout_sft.checkpoint.finished import last_finished_checkpoint
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from tests.distributed.launch import start_two_ranks
 from tests.faults import machine_faults as machine
 from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, ONLY_IN_SCOPE, RANK_0_ALONE, SAMPLE, Fault

@@ -25,7 +25,7 @@ from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.checkpoint.finished import last_finished_checkpoint
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.ranks.distributed import leave_together
 from tests.faults.faults import Fault, plant
 from tests.tiny import QUIET, tiny_config

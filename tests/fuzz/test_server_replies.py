@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.rollouts.answers import AnswerError, AnswerLimits, checked
 from rollout_sft.rollouts.base import RolloutRequest
+from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError
 from rollout_sft.rollouts.vllm.routes import Server

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.rollouts.vllm.backend import StaleRolloutError, VLLMBackend
+from rollout_sft.rollouts.live_weights import StaleRolloutError
+from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 from rollout_sft.rollouts.vllm.worker import RolloutWorker
 from tests.vllm.conftest import (

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rollout_sft.rollouts.answers import AnswerError, AnswerLimits, checked
+from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
 from rollout_sft.rollouts.vllm import weight_transfer
 from rollout_sft.rollouts.vllm.http import ServerError
 from tests.hostile_server import HostileServer, answer

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rollout_sft.config.decoding import Decoding
-from rollout_sft.rollouts.answers import AnswerError
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.check_answers import AnswerError
 from rollout_sft.rollouts.live_weights import LiveWeights
 
 
@@ -73,10 +73,6 @@ class Engine(Protocol):
         ...
 
 
-class StaleRolloutError(RuntimeError):
-    """An engine was asked to generate with weights that are not the live ones."""
-
-
 class VLLMBackend:
     """
     Generates with vLLM from the weights that are being trained.
@@ -126,10 +122,7 @@ class VLLMBackend:
             if not requests:  # as in training on reference answers, which never hands over weights
                 self.counters = {}
                 return []
-            raise StaleRolloutError(
-                f"the engine has weights of version {self._engine.version}, but the live ones are of version "
-                f"{self._weights.version}. Call sync() on every rank before generate()."
-            )
+            self._weights.refuse_copy(self._engine.version)
         for i, request in enumerate(requests):
             self._check_length(i, len(request.prompt_ids))
         retries, start = self._engine.retries, time.perf_counter()

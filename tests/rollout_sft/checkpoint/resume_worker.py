@@ -81,7 +81,7 @@ def main(folder, scope, kill_step, kill_save):
     trainer.generation.train.generate = record
     if kill_save:
         die_in_save(kill_save)
-    from rollout_sft.checkpoint.finished import last_finished_checkpoint
+    from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 
     trainer.train(resume_from_checkpoint=last_finished_checkpoint(folder))
     torch.save(

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from examples.digits.data import DigitsDataset
-from rollout_sft.checkpoint.finished import DamagedCheckpointError
+from rollout_sft.checkpoint.manifest import DamagedCheckpointError
 from rollout_sft.checkpoint.settings import ChangedSettingsError, fingerprint
 
 RUN = {

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from rollout_sft.checkpoint.files import checksums, write_atomically
-from rollout_sft.checkpoint.finished import FINISHED, DamagedCheckpointError, mark_finished, read_finished
+from rollout_sft.checkpoint.atomic_files import checksums, write_atomically
+from rollout_sft.checkpoint.manifest import FINISHED, DamagedCheckpointError, mark_finished, read_finished
 
 WITH = {"settings": {"training.seed": 1}}
 BLOCK = 2**20

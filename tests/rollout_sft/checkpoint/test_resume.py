@@ -12,7 +12,7 @@ import torch
 
 from packsched import CarryBuffer
 from rollout_sft.checkpoint.carry_buffer import load_carry_buffer, save_carry_buffer
-from rollout_sft.checkpoint.finished import FINISHED, last_finished_checkpoint
+from rollout_sft.checkpoint.manifest import FINISHED, last_finished_checkpoint
 from rollout_sft.inputs.segment import Segment
 from tests import processes
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from examples.digits.data import DigitsDataset
-from rollout_sft.checkpoint.finished import FINISHED
+from rollout_sft.checkpoint.manifest import FINISHED
 
 MICRO = {
     "post_rollout_pack_scope": "micro",

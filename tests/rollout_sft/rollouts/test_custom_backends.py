@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rollout_sft import Rollout
-from rollout_sft.rollouts.answers import AnswerError
+from rollout_sft.rollouts.check_answers import AnswerError
 
 WINDOW = {"post_rollout_pack_scope": "window", "decoding": {"max_new_tokens": 8}}
 

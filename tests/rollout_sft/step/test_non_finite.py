@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from rollout_sft.step.non_finite import SKIPS_IN_A_ROW, NonFiniteError, carried_by_gradient, first_non_finite
+from rollout_sft.step.loss import share_of_window
+from rollout_sft.step.non_finite import SKIPS_IN_A_ROW, NonFiniteError, first_non_finite
 
 RUN = {"reference_fraction": 1.0, "post_rollout_pack_scope": "window", "max_steps": 3, "check_isolation": False}
 
@@ -119,7 +120,7 @@ def test_weights_that_are_nan_at_the_start_are_called_that(make_trainer, make_mo
 @pytest.mark.parametrize(("value", "expected"), [(2.0, 3.0), (math.nan, math.nan), (math.inf, math.nan)])
 def test_a_loss_that_is_not_finite_is_a_gradient_that_is_not(value, expected):
     x = torch.tensor(value, requires_grad=True)
-    carried_by_gradient(x, 3.0).backward()
+    share_of_window(x, window_weight=1.0, ranks=3).backward()
     assert x.grad.item() == pytest.approx(expected, nan_ok=True)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rollout_sft.checkpoint.files import checksums, write_atomically
+from rollout_sft.checkpoint.atomic_files import checksums, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rollout_sft import Rollout, RolloutRequest
-from rollout_sft.rollouts.answers import AnswerError, AnswerLimits, checked
+from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
 
 LIMITS = AnswerLimits(vocab_size=100, max_new_tokens=6, end_ids=frozenset([2, 3]))
 REQUESTS = [RolloutRequest(prompt_ids=[10 + n, 11], seed=n) for n in range(3)]
