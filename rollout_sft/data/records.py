@@ -135,10 +135,8 @@ def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) ->
         raise ValueError(f"{place}: prompt is {shorten(row['prompt'])}; give a text that is not empty.")
     if require_objects:
         read_truth(row["objects"], place)
-    if "id" in row and (not isinstance(row["id"], str | int) or len(str(row["id"])) > MAX_ID):
-        raise ValueError(
-            f"{place}: id is {shorten(row['id'])}; give a text or an integer of at most {MAX_ID} characters."
-        )
+    if "id" in row and (not isinstance(row["id"], str | int) or not 1 <= len(str(row["id"])) <= MAX_ID):
+        raise ValueError(f"{place}: id is {shorten(row['id'])}; give a text or an integer of 1 to {MAX_ID} characters.")
     return {**row, "id": str(row.get("id", whole_place))}
 
 

@@ -76,3 +76,12 @@ ROW = optional(
 @given(rows=st.lists(ROW, min_size=1, max_size=3))
 def test_any_values_in_the_known_fields(read, rows):
     read("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+@cases(600)
+@given(good=st.sampled_from(GOOD.splitlines()), odd=ROW)
+def test_good_records_with_one_odd_field(read, good, odd):
+    row = json.loads(good)
+    for key, value in list(odd.items())[:1]:
+        row[key] = value
+    read((json.dumps(row) + "\n").encode())

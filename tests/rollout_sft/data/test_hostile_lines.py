@@ -41,7 +41,8 @@ HOSTILE = {
         with_field(objects=[{"desc": "a", "bbox_2d": "9" * 2_000_000}]),
         r"objects\[0\]\.bbox_2d is str '999.*four finite numbers",
     ),
-    "an id of 2 MB": (with_field(id="x" * 2_000_000), "id is 'xxx.*give a text or an integer of at most 200"),
+    "an id of 2 MB": (with_field(id="x" * 2_000_000), "id is 'xxx.*give a text or an integer of 1 to 200"),
+    "an empty id": (with_field(id=""), "id is ''; give a text or an integer of 1 to 200"),
     "an id that is a list": (with_field(id=[1]), r"id is \[1\]; give a text or an integer"),
 }
 
