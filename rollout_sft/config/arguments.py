@@ -1,4 +1,4 @@
-"""`RolloutSFTConfig`: Hugging Face's `TrainingArguments` plus what rollout-matching SFT adds.
+"""Defines `RolloutSFTConfig`: Hugging Face's `TrainingArguments` plus the arguments of rollout-matching SFT.
 
 Field names are the keys of the YAML file; `rollout_sft.config.run` reads the file.
 """
@@ -33,9 +33,9 @@ Share = Annotated[float, Range(takes="a share between 0 and 1", at_least=0, at_m
 @dataclass(kw_only=True)
 class RolloutSFTConfig(TrainingArguments):
     r"""
-    Arguments of [`RolloutSFTTrainer`].
+    Holds the arguments of [`RolloutSFTTrainer`].
 
-    Only what is new is listed; everything else is a `TrainingArguments` field and keeps its meaning.
+    Only the new arguments are listed; all others are fields of `TrainingArguments` and keep their meaning.
     `per_device_train_batch_size` counts samples of a raw micro-batch and `gradient_accumulation_steps` (GA) the
     micro-batches of a window, and so the forward/backward micro-steps of every optimizer step.
 
@@ -48,13 +48,13 @@ class RolloutSFTConfig(TrainingArguments):
         packing_buffer (`int`, *optional*, defaults to 512):
             `training.packing_buffer`: segments the carry buffer of scope `micro` may hold.
         packing_min_fill_ratio (`float`, *optional*, defaults to 0.65):
-            `training.packing_min_fill_ratio`: a pack below it is reported as underfilled; decides nothing.
+            `training.packing_min_fill_ratio`: a pack with a lower fill is reported as underfilled. It decides nothing.
         packing_drop_last (`bool`, *optional*, defaults to `True`):
             `training.packing_drop_last`. Must be true: segments left in the carry buffer when training ends are
             reported, never trained in an extra step.
         callbacks (`list[str]`, *optional*):
             `training.callbacks`: `module:Class` of further callbacks, added when the trainer is made. A class whose
-            constructor takes `trainer` is given the trainer, the others are made without arguments.
+            constructor takes `trainer` gets the trainer; the others are made without arguments.
         resume_with_changes (`list[str]`, *optional*):
             `training.resume_with_changes`: settings that may differ from those of the checkpoint that a run resumes
             from, such as `training.learning_rate`; every other change is refused by name.
@@ -71,15 +71,15 @@ class RolloutSFTConfig(TrainingArguments):
             in those that are idle on every rank ([`~rollout_sft.step.micro_steps`]). The gradient is the same.
         on_infeasible (`str`, *optional*, defaults to `"raise"`):
             Scope `window`, when the segments do not fit GA packs: `raise` stops the run before the first forward,
-            `extra_steps` runs the packs that are too many inside the last micro-step. The gradient is the same.
-            Without effect in scope `micro` and where `packing` is false: nothing can be infeasible there.
+            `extra_steps` runs the surplus packs inside the last micro-step. The gradient is the same.
+            Without effect in scope `micro` and where `packing` is false, because nothing can be infeasible there.
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
             What generates: `hf` uses the live model's `generate`, `vllm` an engine that gets the live weights.
         vllm ([`~rollout_sft.config.vllm.VLLMConfig`], *optional*):
             How vLLM is used; a mapping of its fields is taken as well.
         rollout_batch_size (`int`, *optional*):
-            `hf`: prompts generated together at most. A whole window (`per_device_train_batch_size` x GA), or an
-            evaluation batch, when not given; lower it if `generate` runs out of memory.
+            `hf`: the most prompts that are generated together. A whole window (`per_device_train_batch_size` x GA), or
+            an evaluation batch, when not given; lower it if `generate` runs out of memory.
         decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
             How training rollouts are sampled; a mapping of its fields is taken as well.
         eval_decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
@@ -145,28 +145,28 @@ class RolloutSFTConfig(TrainingArguments):
     # Raw samples reach the trainer as they are, and one line is logged per optimizer step.
     remove_unused_columns: bool = False
     logging_steps: float = 1
-    # The filter hides a loss that is not a number behind the mean, and waits for the device in every micro-step.
+    # The filter replaces a loss that is not a number by the mean, and waits for the device in every micro-step.
     logging_nan_inf_filter: bool = False
     resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]  # true: from the last checkpoint
     fsdp: str | bool | list[str] | None = None  # type: ignore[assignment]  # transformers documents fsdp=True
 
     @property
     def packing_length(self) -> int:
-        """Tokens a packed forward may hold at most."""
+        """Returns the most tokens that a packed forward may hold."""
         return self.global_max_length
 
     @property
     def longest_response(self) -> int:
-        """The most tokens that a response may hold, in training or evaluation."""
+        """Returns the most tokens that a response may hold, in training or evaluation."""
         return max(self.decoding.max_new_tokens, self.eval_decoding.max_new_tokens)
 
     @property
     def longest_rollout(self) -> int:
-        """The most tokens that an engine has to have room for: a prompt that could be packed, and its response."""
+        """Returns the most tokens that an engine needs room for: the longest prompt that packs, and its response."""
         return self.global_max_length + self.longest_response
 
     def to_dict(self) -> dict[str, Any]:
-        """As `TrainingArguments.to_dict`; `decoding`, `eval_decoding` and `vllm` are mappings in it."""
+        """Returns what `TrainingArguments.to_dict` does, with `decoding`, `eval_decoding` and `vllm` as mappings."""
         return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _DATACLASSES}}
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class RolloutSFTConfig(TrainingArguments):
         self._reject_data_parallel()
 
     def _convert(self) -> None:
-        """Checks what this class adds against its type hints, and makes dataclasses of mappings."""
+        """Checks the arguments that this class adds against their type hints, and turns mappings into dataclasses."""
         for section in (TOP, TRAINING, ROLLOUT_MATCHING):
             ours = [name for name in section.hints if name in _OURS and name not in _DATACLASSES]
             for name, value in section.read({name: getattr(self, name) for name in ours}).items():

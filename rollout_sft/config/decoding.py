@@ -1,4 +1,4 @@
-"""The decoding knobs every backend understands."""
+"""Defines the decoding arguments that every backend understands."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rollout_sft.config.keys import Range, check_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
     """
-    How responses are sampled (`rollout_matching.decoding`).
+    Says how responses are sampled (`rollout_matching.decoding`).
 
     Args:
         max_new_tokens (`int`, *optional*, defaults to 256):
-            Tokens generated at most per response; a response cut there is reported as truncated.
+            The most tokens generated per response; a response that is cut there is reported as truncated.
         temperature (`float`, *optional*, defaults to 0.0):
             0 is greedy; above 0, logits are divided by it before sampling.
         top_p (`float`, *optional*, defaults to 1.0):

@@ -1,4 +1,4 @@
-"""Objects of the user's own that a configuration names by import path: `module:name`."""
+"""Imports the user's objects that a configuration names by import path: `module:name`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def is_import_path(text: str) -> bool:
-    """Whether a text has the form `module:name`."""
+    """Returns whether a text has the form `module:name`."""
     return _IMPORT_PATH.fullmatch(text) is not None
 
 
@@ -21,25 +21,25 @@ def call_import_path(path: str, *arguments: Any, key: str, takes: str, **keyword
 
     Args:
         path (`str`):
-            `module:name`; the module is looked for in the working directory and among the installed packages.
+            `module:name`; Python looks for the module in the working directory and among the installed packages.
         arguments, keywords:
-            What it is called with.
+            The arguments of the call.
         key (`str`):
             The key of the configuration that holds the path.
         takes (`str`):
             What the key takes, for messages.
 
     Returns:
-        `Any`: what the call returned.
+        `Any`: the result of the call.
 
     Raises:
         `ValueError`: the path has another form, cannot be imported, or names something that cannot be called with
-            these arguments; names the key and the path.
+            these arguments; the message names the key and the path.
     """
     called = import_path(path, key=key, takes=takes)
     try:
         signature = inspect.signature(called)
-    except (TypeError, ValueError):  # no callable, or one written in C
+    except (TypeError, ValueError):  # not callable, or written in C
         signature = None
     if not callable(called):
         raise ValueError(f"{key} is {path!r}, a {type(called).__name__}; it takes {takes}.")
@@ -71,7 +71,7 @@ def import_path(path: str, *, key: str, takes: str) -> Any:
         found: Any = importlib.import_module(module)
         for attribute in name.split("."):
             found = getattr(found, attribute)
-    except Exception as error:  # whatever a module of the user's raises while it is imported
+    except Exception as error:  # the user's module may raise anything while it is imported
         raise ValueError(
             f"{key} is {path!r}, which cannot be imported: {type(error).__name__}: {error}. It takes {takes}; modules "
             "are looked for in the working directory and among the installed packages."

@@ -1,6 +1,6 @@
-"""The fields that `RolloutSFTConfig` inherits from `TrainingArguments`: bad values named by their key, and refusals.
+"""Checks the fields that `RolloutSFTConfig` inherits from `TrainingArguments`; names a bad value by its key.
 
-All of it runs before `TrainingArguments` converts anything: its own messages name no key, and it fills in values
+The checks run before `TrainingArguments` converts anything, because its messages name no key and it fills in values
 that were not given.
 """
 
@@ -20,7 +20,7 @@ from rollout_sft.config.keys import Range, enum_values
 from rollout_sft.config.shorten import cut, shorten
 
 _CHECKED_CHOICES = ("train_sampling_strategy", "log_level", "log_level_replica", "dataloader_multiprocessing_context")
-"""Fields of text whose listed choices are all there is; transformers takes any text and falls back silently."""
+"""Text fields that take only the listed choices; transformers accepts any text and falls back silently."""
 
 _RANGES = {
     "gradient_accumulation_steps": Range(takes="1 micro-batch or more", at_least=1),
@@ -52,15 +52,15 @@ _REFUSED = {
 
 def check_inherited(arguments: TrainingArguments) -> None:
     """
-    Checks what was given for inherited fields, before `TrainingArguments.__post_init__`.
+    Checks the values of inherited fields, before `TrainingArguments.__post_init__`.
 
     Args:
         arguments (`TrainingArguments`):
-            With the values as they were given.
+            The arguments, with the values as they were given.
 
     Raises:
         `ValueError`: a value that transformers would reject without its key or ignore silently, or a field that is
-            refused here; names the key, the value, and what it takes or why it is refused.
+            refused here; the message names the key, the value, and what the key takes or why it is refused.
     """
     for name, choices in _choices().items():
         value = getattr(arguments, name)
@@ -78,7 +78,7 @@ def check_inherited(arguments: TrainingArguments) -> None:
 
 
 def _check_numbers(arguments: TrainingArguments) -> None:
-    """`TrainingArguments` takes infinite rates, and divides by counts of 0 much later."""
+    """Checks numbers; `TrainingArguments` accepts infinite rates, and divides by counts of 0 much later."""
     for spec in fields(TrainingArguments):
         value = getattr(arguments, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -90,7 +90,7 @@ def _check_numbers(arguments: TrainingArguments) -> None:
 
 
 def _check_files(arguments: TrainingArguments) -> None:
-    """Texts that `TrainingArguments` opens as files."""
+    """Checks that the files exist which `TrainingArguments` opens."""
     for name in ("deepspeed", "fsdp_config", "accelerator_config"):
         value = getattr(arguments, name)
         if isinstance(value, str) and not value.startswith("{") and not _is_file(value):
@@ -122,7 +122,7 @@ def init_inherited(init: Callable[[], None]) -> None:
     Runs `TrainingArguments.__post_init__`.
 
     Raises:
-        `ValueError`: transformers refuses the arguments; says so, and why.
+        `ValueError`: transformers refuses the arguments; the message says why.
         `ImportError`: a setting needs a package that is not installed.
     """
     try:
@@ -136,16 +136,17 @@ def init_inherited(init: Callable[[], None]) -> None:
 
 
 def check_dispatch(value: bool | None) -> None:
-    """Raises `ValueError` when the batches of one rank shall be dispatched to all."""
+    """Raises `ValueError` when rank 0 is to dispatch its batches to all ranks."""
     if value:
         raise ValueError(
             f"training.accelerator_config.dispatch_batches is {value}, which is refused: rank 0 would slice the "
-            "batches of all ranks as tensors, and raw samples are none. Leave it out; every rank reads its own share."
+            "batches of all ranks as tensors, but raw samples are not tensors. Leave it out; every rank reads its own "
+            "share."
         )
 
 
 def _check_best_metric(arguments: TrainingArguments) -> None:
-    """`TrainingArguments` takes `loss` where no metric is given, and evaluation reports none."""
+    """Requires a metric where one is needed: `TrainingArguments` defaults to `loss`, which evaluation lacks."""
     if arguments.metric_for_best_model is not None:
         return
     needed_by = {
@@ -164,7 +165,7 @@ def _check_best_metric(arguments: TrainingArguments) -> None:
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
-    """What each field of a fixed set of texts takes."""
+    """Returns, for each field that takes fixed texts, these texts."""
     hints = typing.get_type_hints(TrainingArguments)
     found = {name: values for name, hint in hints.items() if (values := tuple(enum_values(hint)))}
     metadata = {spec.name: spec.metadata for spec in fields(TrainingArguments)}

@@ -1,8 +1,8 @@
-"""Values of a configuration, checked against the type hints of the dataclass that they are for.
+"""Checks the values of a configuration against the type hints of a dataclass.
 
 A hint says everything that a key takes: its type, its choices (`Literal`), its range (`Annotated[int, Range(...)]`).
-This is also the one place that knows when a word is a truth: YAML 1.2 reads `off`, `no`, `on` and `yes` as text, and so
-they stay where a key takes text; where it takes a boolean, they are one.
+Only this module decides when a word is a boolean. YAML 1.2 reads `off`, `no`, `on` and `yes` as text: they stay text
+where a key takes text, and become a boolean where the key takes a boolean.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _TRUTHS = {"yes": True, "on": True, "no": False, "off": False}
 @dataclass(frozen=True, kw_only=True)
 class Range:
     """
-    The numbers that a field takes: `Annotated[int, Range(takes="1 or more", at_least=1)]`. `None` is let through.
+    Limits the numbers that a field takes: `Annotated[int, Range(takes="1 or more", at_least=1)]`. Accepts `None`.
 
     Args:
         takes (`str`):
             The range in words, for messages.
         at_least, more_than, at_most (`float`, *optional*):
-            Its bounds.
+            The bounds of the range.
     """
 
     takes: str
@@ -43,7 +43,7 @@ class Range:
     at_most: float = math.inf
 
     def holds(self, value: float | None) -> bool:
-        """Whether the value lies in the range."""
+        """Returns whether the value lies in the range."""
         if value is None:
             return True
         return self.at_least <= value <= self.at_most and (value > self.more_than or self.more_than == -math.inf)
@@ -52,7 +52,7 @@ class Range:
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """
-    A mapping of the configuration: where it stands and what each key takes.
+    Describes a mapping of the configuration: its place and what each key takes.
 
     Args:
         path (`str`):
@@ -62,7 +62,7 @@ class Section:
         elsewhere (`tuple[Section, ...]`, *optional*):
             Sections that an unknown key may have been meant for.
         moved (`Mapping[str, str]`, *optional*):
-            Keys that are refused, and why.
+            Keys that are refused, with the reasons.
     """
 
     path: str
@@ -71,22 +71,22 @@ class Section:
     moved: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, name: Any) -> str:
-        """The path of a key of this section."""
+        """Returns the path of a key of this section."""
         return f"{self.path}.{cut(str(name))}" if self.path else cut(str(name))
 
     def takes(self, name: str) -> str:
-        """What a key takes, in words."""
+        """Says what a key takes."""
         return _in_words(self.hints[name])
 
     def read(self, values: Any) -> dict[str, Any]:
         """
         Checks a mapping of keys to values and converts each value to its type.
 
-        A mapping for a dataclass stays a mapping; [`build`] makes the dataclass of it.
+        A mapping for a dataclass stays a mapping; [`build`] turns it into the dataclass.
 
         Raises:
-            `ValueError`: no mapping, an unknown key, or a value of another type or out of its range; names the key,
-                the value and what it takes.
+            `ValueError`: `values` is not a mapping, a key is unknown, or a value has the wrong type or is out of its
+                range; the message names the key, the value and what the key takes.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"{self.path} is {shorten(values)}; it takes a mapping of keys to values.")
@@ -112,7 +112,7 @@ class Section:
         hint, ranges = self.hints[name], []
         if typing.get_origin(hint) is typing.Annotated:
             hint, *ranges = typing.get_args(hint)
-        if dataclasses.is_dataclass(hint) or hint is Mapping:  # a section that is read by itself
+        if dataclasses.is_dataclass(hint) or hint is Mapping:  # a section that is read separately
             if not isinstance(value, Mapping | typing.cast(type, hint)):
                 raise self._refused(name, value, self.takes(name))
             return value
@@ -144,7 +144,7 @@ def section_of(
     elsewhere: tuple[Section, ...] = (),
     moved: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Section:
-    """The section whose keys are the fields of a dataclass, or those that `keep` chooses."""
+    """Makes the section whose keys are the fields of a dataclass, or those that `keep` chooses."""
     hints = _hints(owner)
     names = [spec.name for spec in dataclasses.fields(owner) if keep(spec)]
     return Section(path=path, hints={name: hints[name] for name in names}, elsewhere=elsewhere, moved=moved)
@@ -152,7 +152,7 @@ def section_of(
 
 def build(owner: type, path: str, values: Any) -> Any:
     """
-    Makes a dataclass of a section's values.
+    Makes a dataclass from a section's values.
 
     Args:
         owner (`type`):
@@ -163,7 +163,7 @@ def build(owner: type, path: str, values: Any) -> Any:
             A mapping of keys to values; or an object of that class, which is returned.
 
     Raises:
-        `ValueError`: as [`Section.read`]; a key without a default is missing.
+        `ValueError`: for the reasons of [`Section.read`], or because a key without a default is missing.
     """
     if isinstance(values, owner):
         return values
@@ -176,12 +176,12 @@ def build(owner: type, path: str, values: Any) -> Any:
 
 
 def check_fields(made: Any, path: str) -> None:
-    """Checks the fields of a dataclass that was made in Python as those of a file are; raises `ValueError`."""
+    """Checks the fields of a dataclass made in Python like those of a file; raises `ValueError`."""
     section_of(path, type(made)).read({spec.name: getattr(made, spec.name) for spec in dataclasses.fields(made)})
 
 
 def enum_values(annotation: Any) -> Iterator[str]:
-    """The values of the enumerations in a type annotation, such as `IntervalStrategy | str`."""
+    """Yields the values of the enumerations in a type annotation, such as `IntervalStrategy | str`."""
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         yield from (str(member.value) for member in annotation)
     for inner in typing.get_args(annotation):
@@ -199,7 +199,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _reject_words(path: str, value: Any) -> None:
-    """Below a mapping of any values nothing says whether `off` is meant as a truth or as text, so ask."""
+    """Refuses `off` and similar words in a mapping of any values, where it may be meant as a boolean or as text."""
     for key, inner in value.items() if isinstance(value, Mapping) else ():
         if isinstance(inner, str) and inner.lower() in _TRUTHS:
             raise ValueError(f"{path}.{cut(str(key))} is {inner!r}, which is text in YAML 1.2; it takes true or false.")
@@ -212,7 +212,7 @@ def _in_words(hint: Any) -> str:
         return _in_words(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
         members = typing.get_args(hint)
-        if any(enum_values(hint)):  # beside them `str` says only that they may be given as text
+        if any(enum_values(hint)):  # with them, `str` only says that they may be given as text
             members = tuple(member for member in members if member is not str)
         return " | ".join(_in_words(member) for member in members)
     if isinstance(hint, type) and any(enum_values(hint)):

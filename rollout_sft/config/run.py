@@ -1,4 +1,4 @@
-"""From a YAML file to the stages of a run.
+"""Reads the stages of a run from a YAML file.
 
 The sections and who reads them:
 
@@ -96,12 +96,12 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An empty section, such as `eval:` alone, is read as none."""
+    """Leaves out empty sections, such as `eval:` without a value."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _packing_length(given: Mapping[str, Any]) -> int:
-    """`global_max_length`, or `template.max_length`, which must not disagree."""
+    """Returns `global_max_length` or `template.max_length`; refuses two different values."""
     template = _TEMPLATE.read(given.get("template", {}))
     lengths = {
         path: length

@@ -1,4 +1,4 @@
-"""The sections `model` and `data`, and a stage: everything that it takes to train once."""
+"""Defines the sections `model` and `data`, and a stage: everything that is needed to train once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rollout_sft.config.keys import Range
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """
-    The section `model`.
+    Holds the section `model`.
 
     Args:
         model_name_or_path (`str`, *optional*):
@@ -50,7 +50,7 @@ class ModelSpec:
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """
-    One of `data.train`, `data.eval`.
+    Holds the section `data.train` or `data.eval`.
 
     Args:
         source (`str`):
@@ -61,7 +61,8 @@ class DataSpec:
         name (`str`, *optional*):
             Configuration name of a `datasets` data set.
         size (`int`, *optional*):
-            Files and `datasets`: uses the first samples, this many; all when not given. Import paths get it as it is.
+            Files and `datasets`: uses this many samples from the start; all when not given. An import path gets it
+            unchanged.
         seed (`int`, *optional*):
             For import paths; `training.seed` when not given.
         arguments (`dict`, *optional*):
@@ -79,7 +80,7 @@ class DataSpec:
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """
-    One stage of a run: everything that is needed to train once.
+    Holds one stage of a run: everything that is needed to train once.
 
     Args:
         name (`str`):
@@ -87,7 +88,7 @@ class StageConfig:
         training (`RolloutSFTConfig`):
             Arguments of the trainer.
         model (`ModelSpec`):
-            What is trained; a later stage starts from the earlier one's weights.
+            The model to train; a later stage starts from the weights of the stage before.
         train (`DataSpec`):
             Training samples.
         eval (`DataSpec`, *optional*):

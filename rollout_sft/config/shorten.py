@@ -1,4 +1,4 @@
-"""Values in messages, cut to a length that can be read."""
+"""Shortens values for messages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 def shorten(value: Any, limit: int = 120) -> str:
     """
-    Writes a value as `repr` does, in `limit` characters at most.
+    Writes a value as `repr` does, in at most `limit` characters.
 
-    Never looks at more of the value than it shows, so it costs the same for a list of a million items.
+    Reads only the part of the value that it shows, so a list of a million items costs no more.
     """
     try:
         return cut(_Repr().repr(value), limit)
@@ -19,7 +19,7 @@ def shorten(value: Any, limit: int = 120) -> str:
 
 
 def cut(text: str, limit: int = 120) -> str:
-    """The text, with its middle left out where it is longer than `limit` characters."""
+    """Returns the text; leaves out its middle where it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     head = (limit - 3) * 2 // 3
@@ -33,7 +33,7 @@ class _Repr(reprlib.Repr):
         self.maxstring = self.maxother = self.maxlong = 100
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
-        """In the order of the mapping, not sorted as `reprlib` does."""
+        """Writes a mapping in its own order; `reprlib` would sort it."""
         if level <= 0:
             return "{...}"
         shown = [f"{self.repr1(k, level - 1)}: {self.repr1(x[k], level - 1)}" for k in list(x)[: self.maxdict]]

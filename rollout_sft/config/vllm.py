@@ -1,4 +1,4 @@
-"""How vLLM is used: the section `rollout_matching.vllm`."""
+"""Defines the section `rollout_matching.vllm`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout_sft.config.shorten import shorten
 @dataclass(frozen=True, kw_only=True)
 class VLLMConfig:
     """
-    How vLLM is used (`rollout_matching.vllm`).
+    Says how vLLM is used (`rollout_matching.vllm`).
 
     Args:
         mode (`str`, *optional*, defaults to `"colocate"`):
@@ -22,17 +22,17 @@ class VLLMConfig:
         gpu_memory_utilization (`float`, *optional*, defaults to 0.3):
             `colocate`: share of the device's memory that the engine may take, weights included.
         max_model_len (`int`, *optional*):
-            `colocate`: most tokens of a prompt and its response; `global_max_length` plus the longest response when
-            not given, and never more than the model takes.
+            `colocate`: the most tokens of a prompt and its response. `global_max_length` plus the longest response
+            when not given, and never more than the model takes.
         enforce_eager (`bool`, *optional*, defaults to `False`):
-            `colocate`: do not capture CUDA graphs; starts faster, generates slower.
+            `colocate`: whether to skip the capture of CUDA graphs; the engine then starts faster and generates slower.
         tensor_parallel_size (`int`, *optional*, defaults to 1):
             `colocate`: this many neighbouring ranks share one engine.
         sleep (`bool`, *optional*):
-            `colocate`: whether the engine gives its memory back between rollout and training; where the platform
-            has it when not given.
+            `colocate`: whether the engine releases its memory between rollout and training. When not given, it does
+            so where the platform supports it.
         engine_args (`dict`, *optional*):
-            `colocate`: further arguments of `vllm.LLM`, which win over all others.
+            `colocate`: further arguments of `vllm.LLM`; they override all others.
         base_url (`str` or `list[str]`, *optional*):
             `server`: where the servers are, for instance http://127.0.0.1:8000. Requests are split over them.
         timeout (`float`, *optional*, defaults to 600.0):
@@ -40,7 +40,7 @@ class VLLMConfig:
         retries (`int`, *optional*, defaults to 3):
             `server`: how often a server that fails is asked again.
         concurrency (`int`, *optional*, defaults to 64):
-            `server`: requests under way at one server at a time, per rank.
+            `server`: the most requests that a rank sends to one server at a time.
         weight_transfer (`str`, *optional*, defaults to `"folder"`):
             `server`: how weights get there. `folder` writes them to `weights_dir`; `nccl` broadcasts them from the
             trainer's device to those of the servers, `gloo` over host memory.
@@ -65,7 +65,7 @@ class VLLMConfig:
 
     @property
     def urls(self) -> list[str]:
-        """The servers, in order, without a slash at the end."""
+        """Returns the addresses of the servers, in order, without a slash at the end."""
         urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
         return [url.rstrip("/").removesuffix("/v1") for url in urls]
 

@@ -1,7 +1,7 @@
-"""Configuration files: YAML with YAML 1.2's booleans and numbers, `extends`, and no key given twice.
+"""Reads configuration files: YAML with the booleans and numbers of YAML 1.2, and `extends`; refuses duplicate keys.
 
-A damaged or hostile file is refused early, whatever it holds: its size, the depth of its nesting and the number of its
-values are limited, where an alias counts as all that it stands for.
+A damaged or hostile file is refused early. Its size, the depth of its nesting and the number of its values are limited;
+an alias counts as all the values that it stands for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from rollout_sft.config.shorten import cut, shorten
 
 MAX_BYTES = 256 * 1024
-"""Of a file and all that it extends."""
+"""Limit for a file and all files that it extends."""
 MAX_DEPTH = 32
 MAX_VALUES = 5000
 MAX_FILES = 16
@@ -36,8 +36,8 @@ def read_document(path: Path) -> dict[str, Any]:
         `dict[str, Any]`: the merged sections, without `extends`.
 
     Raises:
-        `ValueError`: not UTF-8, not YAML, no mapping, a key given twice, a circle of `extends`, or over a limit; names
-            the file, and the line where there is one.
+        `ValueError`: the file is not UTF-8, not YAML or not a mapping, gives a key twice, extends itself, or exceeds a
+            limit; the message names the file, and the line if there is one.
         `FileNotFoundError`: the file or one it extends does not exist.
     """
     documents: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, mapping by mapping; anything but a mapping is replaced whole."""
+    """Returns `base` with the values of `over`: merges mappings key by key, and replaces all other values."""
     out = copy.deepcopy(dict(base))
     for key, value in over.items():
         both = isinstance(out.get(key), dict) and isinstance(value, dict)
@@ -93,8 +93,8 @@ def _read(path: Path, limit: int) -> bytes:
         raise ValueError(f"{cut(path.name)} cannot be read: {error.strerror}.") from None
     if len(text) > limit:
         raise ValueError(
-            f"{cut(path.name)} is larger than {limit} bytes, what is left of the {MAX_BYTES} that a configuration may "
-            "have with all that it extends."
+            f"{cut(path.name)} is larger than {limit} bytes, the rest of the {MAX_BYTES} that a configuration and "
+            "all files that it extends may have."
         )
     return text
 
@@ -123,7 +123,7 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
 
 
 class _Refused(Exception):
-    """Valid YAML that no configuration holds."""
+    """Raised for valid YAML that a configuration may not hold."""
 
     def __init__(self, message: str, mark: yaml.Mark):
         super().__init__(message)
@@ -131,12 +131,12 @@ class _Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML within limits that refuses a key given twice, and reads `3e-4` as a number and `off` as text (YAML 1.2)."""
+    """Loads YAML within limits; refuses duplicate keys, and reads `3e-4` as a number and `off` as text (YAML 1.2)."""
 
     def __init__(self, stream: Any):
         super().__init__(stream)
-        self._open = 0  # nodes that are being composed, one within the other
-        self._measured: dict[int, tuple[int, int]] = {}  # of each finished node: its values, its depth
+        self._open = 0  # how many nodes are being composed, one within the other
+        self._measured: dict[int, tuple[int, int]] = {}  # for each finished node its number of values and its depth
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
@@ -191,8 +191,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _BOOL, _INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp"))
-# YAML 1.1 takes no, off, yes and on for booleans, but `save_strategy: no` and `validate_schedule: off` are texts. It
-# also takes 2024-01-31 for a date, and fails at 2024-13-01; no key takes a date.
+# YAML 1.1 reads no, off, yes and on as booleans, but `save_strategy: no` and `validate_schedule: off` are texts. It
+# also reads 2024-01-31 as a date, and fails at 2024-13-01; no key takes a date.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _DATE)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -1,1 +1,1 @@
-"""From files and data sets to samples."""
+"""Reads samples from files and data sets."""

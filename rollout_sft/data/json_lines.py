@@ -1,4 +1,4 @@
-"""JSON lines, one value a line, within limits: a damaged or hostile line is refused by its number."""
+"""Reads JSON lines within limits; refuses a damaged or hostile line by its number."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             The file.
 
     Returns:
-        `Iterator[tuple[str, Any]]`: for each line where it stands (`file:line`), and its value.
+        `Iterator[tuple[str, Any]]`: for each line its place (`file:line`) and its value.
 
     Raises:
-        `ValueError`: a line that is empty, not UTF-8, not JSON, too long, nested too deeply, or that holds an integer
-            of thousands of digits or half of a surrogate pair; names file and line.
+        `ValueError`: a line is empty, not UTF-8, not JSON, too long or nested too deeply, or holds an integer of
+            thousands of digits or half of a surrogate pair; the message names file and line.
         `FileNotFoundError`: the file does not exist.
     """
     if not _is_file(path):
@@ -61,7 +61,7 @@ def _parse(line: bytes, place: str, *, first: bool) -> Any:
         raise ValueError(f"{place}: an integer of more digits than Python reads (4300); give it as text.") from None
     except RecursionError:
         raise ValueError(_too_deep(place)) from None
-    # Only such lines can hold what is looked for below.
+    # Other lines can hold neither half of a surrogate pair nor too deep a nesting.
     if b"\\u" in line or line.count(b"[") + line.count(b"{") > MAX_DEPTH:
         _check(value, place)
     return value
@@ -87,7 +87,7 @@ def _check(value: Any, place: str) -> None:
 
 
 def _check_text(text: str, place: str) -> None:
-    """JSON may write half of a surrogate pair, which no tokenizer takes and no file holds."""
+    """Refuses half of a surrogate pair: JSON can write it, but no tokenizer takes it and no file can hold it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

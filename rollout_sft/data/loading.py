@@ -1,4 +1,4 @@
-"""From the section `data` to data sets."""
+"""Loads the data sets that the section `data` names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_dataset(
     spec: DataSpec, tokenizer: Tokenizer, *, seed: int, key: str = "data.train", require_objects: bool = True
 ) -> Any:
     """
-    The samples that a data section names.
+    Loads the samples that a data section names.
 
     Args:
         spec (`DataSpec`):
@@ -23,23 +23,25 @@ def load_dataset(
         tokenizer (`PreTrainedTokenizerBase`):
             Encodes the prompts.
         seed (`int`):
-            Used where the section names none.
+            Used when the section has no seed.
         key (`str`, *optional*, defaults to `"data.train"`):
             The section, for messages.
         require_objects (`bool`, *optional*, defaults to `True`):
-            Whether records have to hold `objects`: what the target builder `objects` reads.
+            Whether records have to hold `objects`, which the target builder `objects` reads.
 
     Returns:
-        A data set of samples: map-style, except that an import path may return an iterable one.
+        A data set of samples. It is map-style, except that an import path may return an iterable one.
 
     Raises:
-        `ValueError`: bad records, see [`~rollout_sft.data.records.load_records`]; an import path that cannot be
+        `ValueError`: a record is bad, see [`~rollout_sft.data.records.load_records`]; or the import path cannot be
             imported or does not take the arguments of the section.
     """
     if is_import_path(spec.source):
         taken = sorted({"tokenizer", "split", "size", "seed"} & set(spec.arguments))
         if taken:
-            raise ValueError(f"{key}.arguments has {', '.join(taken)}, given anyway; set the keys of {key} instead.")
+            raise ValueError(
+                f"{key}.arguments has {', '.join(taken)}, which {key} sets itself; set the keys of {key} instead."
+            )
         return call_import_path(
             spec.source,
             key=f"{key}.source",

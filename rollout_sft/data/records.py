@@ -1,10 +1,9 @@
 """
-The user's own data: a JSONL file or a `datasets` data set with a prompt and the truth in each record.
+Loads the user's data: a JSONL file or a `datasets` data set with a prompt and the truth in each record.
 
 A record is `{"messages": [...] | "prompt": str, "objects": [{"desc": str, "bbox_2d": [x1, y1, x2, y2]},
 ...]}`, with an optional `id` and any further columns. A target builder other than `objects` needs no
-`objects`. Every record is checked when the data is loaded and none is skipped; prompts are encoded when they
-are asked for.
+`objects`. Loading checks every record and skips none; a prompt is encoded when its sample is read.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from rollout_sft.data.json_lines import read_json_lines
 from rollout_sft.data.truth import read_truth
 
 MAX_ID = 200
-"""Ids go into log lines and messages."""
+"""Limits ids, which appear in log lines and messages."""
 _PROMPTS = ("messages", "prompt")
 
 
 class RecordsDataset(Dataset[dict[str, Any]]):
     """
-    Checked records as samples: `{"id": str, "prompt_ids": list[int], ...}` with every further column as it is.
+    Gives checked records as samples: `{"id": str, "prompt_ids": list[int], ...}`, with all further columns unchanged.
 
-    Made by [`load_records`].
+    [`load_records`] makes it.
 
     Args:
         records (`list[dict]`):
-            Records with an `id`.
+            Checked records, each with an `id`.
         tokenizer (`PreTrainedTokenizerBase`):
             Encodes the prompts.
     """
@@ -71,16 +70,16 @@ def load_records(
 
     Args:
         path_or_name (`str`):
-            A file that ends in .jsonl, or whatever `datasets.load_dataset` takes.
+            A file that ends in .jsonl, or a name that `datasets.load_dataset` takes.
         tokenizer (`PreTrainedTokenizerBase`):
-            Encodes the prompts: `messages` with its chat template and the generation prompt, `prompt` as it
-            is.
+            Encodes the prompts: `messages` with its chat template and the generation prompt, `prompt`
+            unchanged.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a `datasets` data set; a file has none.
         name (`str`, *optional*):
             Configuration name of a `datasets` data set.
         limit (`int`, *optional*):
-            Takes the first so many records.
+            Loads only this many records, from the start.
         require_objects (`bool`, *optional*, defaults to `True`):
             Whether each record has to hold valid `objects`; false for target builders that read other columns.
 
@@ -88,9 +87,8 @@ def load_records(
         `RecordsDataset`: a map-style data set of samples.
 
     Raises:
-        `ValueError`: a malformed record, with file and line number (or data set and row) and the field; no
-        records;
-            messages but no chat template.
+        `ValueError`: a record is malformed, there are no records, or the data has messages and the tokenizer no
+            chat template; the message names file and line (or data set and row) and the field.
         `FileNotFoundError`: the file does not exist.
     """
     if str(path_or_name).endswith(".jsonl"):
@@ -110,7 +108,7 @@ def _read_datasets(name_or_path: str, split: str, name: str | None) -> Iterator[
     from datasets import load_dataset
 
     for number, row in enumerate(load_dataset(name_or_path, name, split=split)):
-        # A table has every column in every row: what a row does not give is None there.
+        # Every row of a table has every column; a value that the row does not give is None.
         yield f"{name_or_path}[{split}], row {number}", {key: v for key, v in row.items() if v is not None}
 
 
@@ -123,7 +121,7 @@ def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) ->
         found = "both" if given else "neither"
         raise ValueError(f"{place}: {found} of messages and prompt; give one (keys: {shorten(sorted(row))}).")
     if "prompt_ids" in row:
-        raise ValueError(f"{place}: prompt_ids is given, but it is made of {given[0]}; rename or remove that column.")
+        raise ValueError(f"{place}: prompt_ids is given, but it is made from {given[0]}; rename or remove that column.")
     if require_objects and "objects" not in row:
         raise ValueError(
             f"{place}: objects is missing; give the list of true objects (keys: {shorten(sorted(row))}), or name a "
@@ -148,7 +146,7 @@ def _check_messages(messages: Any, place: str, tokenizer: Any) -> None:
             raise ValueError(f'{place}: messages[{i}] is {shorten(message)}; give {{"role": ..., "content": ...}}.')
     if messages[-1]["role"] == "assistant":
         raise ValueError(
-            f"{place}: the last message is the assistant's; leave it out, targets are built of the other columns."
+            f"{place}: the last message is the assistant's; leave it out, targets are built from the other columns."
         )
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Samples on their way from a data set to the step that trains them."""
+"""Carries samples from a data set to the step that trains them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 Sample = Mapping[str, Any]
-"""One item of the data set: `id` (str) and `prompt_ids` (list[int]) are read by the trainer, the rest (such as
-`objects`) by the target builder."""
+"""One item of the data set. The trainer reads `id` (str) and `prompt_ids` (list[int]); the target builder reads the
+rest, such as `objects`."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Raw samples on their way through a data loader, opaque so that no library looks for tensors inside."""
+    """Holds raw samples in a data loader; opaque, so that no library looks for tensors inside."""
 
     samples: tuple[Sample, ...]
 
 
 def collate_raw(samples: Sequence[Mapping[str, Any]]) -> Any:
-    """The trainer's data collator: keeps the samples as they are."""
+    """Collates samples without changing them; the trainer's data collator."""
     return MicroBatch(tuple(samples))
 
 
 def read_prompt(sample: Sample) -> list[int]:
     """
-    The prompt's token ids of a sample.
+    Returns the token ids of a sample's prompt.
 
     Args:
         sample (`Sample`):
@@ -35,7 +35,7 @@ def read_prompt(sample: Sample) -> list[int]:
         `list[int]`: a copy of its `prompt_ids`.
 
     Raises:
-        `ValueError`: it has none; names the sample and what it has.
+        `ValueError`: it has no `prompt_ids`; the message names the sample and its columns.
     """
     if sample.get("prompt_ids") is None:
         raise ValueError(
@@ -47,23 +47,23 @@ def read_prompt(sample: Sample) -> list[int]:
 
 def read_id(sample: Sample, index: int) -> str:
     """
-    The id of a sample that is evaluated: the seed of its rollout, so that no batch size or rank changes a score.
+    Returns the id of an evaluated sample, which seeds its rollout, so that no batch size or rank changes a score.
 
     Args:
         sample (`Sample`):
             An item of the data set.
         index (`int`):
-            Where it stands among the samples answered together.
+            Its place among the samples that are answered together.
 
     Returns:
         `str`: its `id` as text.
 
     Raises:
-        `ValueError`: it has none; names the sample by its place and what it has.
+        `ValueError`: it has no `id`; the message names the sample's place and its columns.
     """
     if "id" not in sample:
         raise ValueError(
-            f"sample {index} of the evaluation batch has no 'id', only {sorted(sample)}; its rollout is seeded by the "
-            "id. Give every evaluation sample an id that no other has, such as its index."
+            f"sample {index} of the evaluation batch has no 'id', only {sorted(sample)}; the id seeds its rollout. "
+            "Give every evaluation sample a unique id, such as its index."
         )
     return str(sample["id"])

@@ -1,4 +1,4 @@
-"""The ground truth of a sample: the column `objects` of a record, checked."""
+"""Checks the ground truth of a sample: the column `objects` of a record."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rollout_sft.config.shorten import shorten
 @dataclass(frozen=True, slots=True)
 class TrueObject:
     """
-    One object of the ground truth.
+    Holds one object of the ground truth.
 
     Args:
         desc (`str`): Its description.
-        box (`tuple[float, ...]`): `x1, y1, x2, y2` as the data gave them, so that 4 is written `4` and not
+        box (`tuple[float, ...]`): `x1, y1, x2, y2` as the data give them, so that 4 is written `4` and not
         `4.0`.
     """
 
@@ -27,7 +27,7 @@ class TrueObject:
 
     @property
     def json(self) -> str:
-        """The object as answers write it: `json.dumps` with its default separators."""
+        """Returns the object as answers write it: `json.dumps` with its default separators."""
         return json.dumps({"desc": self.desc, "bbox_2d": list(self.box)})
 
 
@@ -37,9 +37,9 @@ def read_truth(objects: Any, where: str) -> list[TrueObject]:
 
     Args:
         objects (`Any`):
-            What the sample holds under `objects`: a list of mappings.
+            The sample's `objects`: a list of mappings.
         where (`str`):
-            Begins every message, such as `"sample '17'"`.
+            The start of every message, such as `"sample '17'"`.
 
     Raises:
         `ValueError`: something is missing or malformed; the message names the field.
@@ -66,7 +66,7 @@ def read_truth(objects: Any, where: str) -> list[TrueObject]:
 
 
 def is_box(box: Any) -> bool:
-    """Whether `box` is four finite numbers `x1, y1, x2, y2` with `x1 < x2` and `y1 < y2`."""
+    """Returns whether `box` is four finite numbers `x1, y1, x2, y2` with `x1 < x2` and `y1 < y2`."""
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_finite(x) for x in box):
         return False
     x1, y1, x2, y2 = map(float, box)
@@ -78,7 +78,7 @@ def _is_finite(x: Any) -> bool:
         return False
     try:
         return math.isfinite(x)
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer too large for a float
         return False
 
 

@@ -104,7 +104,7 @@ def test_a_bad_row_of_a_data_set_is_named_by_its_number(tmp_path):
         ({**PROMPT, "messages": []}, "both of messages and prompt"),
         ({"prompt": "x"}, r"objects is missing; .* \(keys: \['prompt'\]\)"),
         ({**PROMPT, "prompt": ""}, "prompt is ''; give a text that is not empty"),
-        ({**PROMPT, "prompt_ids": [1]}, "prompt_ids is given, but it is made of prompt; rename or remove"),
+        ({**PROMPT, "prompt_ids": [1]}, "prompt_ids is given, but it is made from prompt; rename or remove"),
         ({**PROMPT, "prompt": 3}, "prompt is 3; give a text"),
         ({**PROMPT, "objects": [{"desc": "a"}]}, r"objects\[0\] has no 'bbox_2d'"),
         ({"messages": [], "objects": []}, r"messages is \[\]; give a list with at least one message"),
