@@ -1,6 +1,6 @@
-"""Evaluates by rollouts: the live model answers samples and the target builder scores the answers.
+"""Evaluates with rollouts: the live model answers samples and the target builder scores the answers.
 
-Nothing is packed, and no state of the training is touched.
+Nothing is packed, and the state of the training does not change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rollout_sft.targets.base import TargetBuilder
 
 class EvaluatingTrainer(Trainer):
     """
-    A `Trainer` whose evaluation generates and scores.
+    Evaluates by generating and scoring.
 
     Attributes:
         generation ([`~rollout_sft.rollouts.lifecycle.Generation`]):
@@ -34,7 +34,7 @@ class EvaluatingTrainer(Trainer):
         target_builder ([`~rollout_sft.targets.base.TargetBuilder`]):
             Scores the answers.
         metrics ([`~rollout_sft.reporting.metrics.StepMetrics`]):
-            What the next line of the log will hold.
+            Collects the numbers of the next log line.
     """
 
     generation: Generation
@@ -71,7 +71,7 @@ class EvaluatingTrainer(Trainer):
 
         Args:
             samples (`Sequence[Sample]`):
-                Samples with `prompt_ids` and `id`, which seeds the rollout, so no batch size or rank changes a score.
+                Samples with `prompt_ids` and `id`. The id seeds the rollout, so no batch size or rank changes a score.
 
         Returns:
             `list[Rollout]`: one per sample.

@@ -1,8 +1,8 @@
-"""`python -m rollout_sft.serve --config x.yaml`: a vLLM server for the rollouts of a configuration.
+"""Starts a vLLM server for the rollouts of a configuration: `python -m rollout_sft.serve --config x.yaml`.
 
-Writes the model and tokenizer that the configuration's first stage starts from to a temporary folder, and runs vLLM's
-own server on them with what training needs: the routes for weight updates, and the worker extension. The weights that
-the server starts with are never used for a rollout; the trainer sends its own first.
+Writes the model and the tokenizer of the configuration's first stage to a temporary folder, and runs vLLM's server on
+them with the parts that training needs: the routes for weight updates, and the worker extension. The server's first
+weights are never used for a rollout; the trainer sends its weights first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.rollouts.vllm import WORKER_EXTENSION
 
 _CPU_CACHE_BYTES = 1 << 30
-"""Keys and values of a server without a GPU, unless the command line says otherwise."""
+"""Size of the cache of a server without a GPU, unless the command line sets it."""
 
 
 def server_command(model_dir: str | Path, *, port: int, max_model_len: int, python: str = sys.executable) -> list[str]:
@@ -33,14 +33,14 @@ def server_command(model_dir: str | Path, *, port: int, max_model_len: int, pyth
         model_dir (`str` or `Path`):
             Folder with the model and its tokenizer.
         port (`int`):
-            Where to listen, on this machine alone.
+            The port; the server listens only on this machine.
         max_model_len (`int`):
-            Most tokens of a prompt and its response.
+            The most tokens of a prompt and its response.
         python (`str`, *optional*):
-            Interpreter that has vLLM.
+            The interpreter that has vLLM.
 
     Returns:
-        `list[str]`: to be run with [`server_environment`].
+        `list[str]`: the command, to be run with [`server_environment`].
     """
     return [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)),
@@ -66,10 +66,10 @@ def _has_gpu() -> bool:
 
 def _remove_at_the_end(folder: str) -> None:
     """
-    Starts a process that removes a folder when this process ends, however it ends.
+    Starts a process that removes a folder when this process ends in any way.
 
-    This process becomes the server and so cannot remove anything itself. Its end closes the pipe that the other one
-    reads from.
+    This process becomes the server and so cannot remove the folder itself. Its end closes the pipe from which the
+    other process reads.
     """
     remove = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
     command = [sys.executable, "-I", "-c", remove, folder]
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments (`Sequence[str]`, *optional*):
-            The command line; what is not known here goes to vLLM.
+            The command line; unknown arguments go to vLLM.
     """
     parser = argparse.ArgumentParser(prog="rollout_sft.serve", description="A vLLM server for rollouts.")
     parser.add_argument("--config", required=True, help="the YAML file of the training")

@@ -1,4 +1,4 @@
-"""`accelerate launch -m rollout_sft.train --config x.yaml`: runs the stages of a configuration one after the other.
+"""Runs the stages of a configuration one after the other: `accelerate launch -m rollout_sft.train --config x.yaml`.
 
 Each stage evaluates, trains, evaluates again, and writes to its folder: the model and tokenizer, `log.jsonl`,
 `summary.json` and `packs.png` (how the last window was packed).
@@ -30,11 +30,11 @@ SUMMARY_FILE = "summary.json"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Trains as the configuration says and prints a table.
+    Trains the stages of the configuration and prints a table.
 
     Args:
         arguments (`Sequence[str]`, *optional*):
-            The command line; there is only `--config`.
+            The command line; its only argument is `--config`.
     """
     parser = argparse.ArgumentParser(prog="rollout_sft.train", description="Rollout-matching SFT, packed.")
     parser.add_argument("--config", required=True, help="YAML file; see the README")
@@ -67,7 +67,7 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
 
     Args:
         stage (`StageConfig`):
-            What to train on what and how.
+            The model, the data and the arguments of the training.
 
     Returns:
         `dict[str, float]`: the numbers of its column in the table.

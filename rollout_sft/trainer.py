@@ -1,13 +1,13 @@
-"""`RolloutSFTTrainer`: Hugging Face's loop, fed with packs.
+"""Defines `RolloutSFTTrainer`, which feeds packs to Hugging Face's training loop.
 
     get_batch_samples    once per optimizer step: GA raw micro-batches -> rollouts -> targets -> segments -> packs
-    training_step        one micro-step: its pack, or none, or several
+    training_step        runs one micro-step: its pack, or none, or several
     compute_loss         one pack: sum of weight * cross-entropy, divided by the whole window's weight
-    evaluation_loop      rollouts are scored, in evaluation.py; nothing is packed and no training state is touched
+    evaluation_loop      scores rollouts, in evaluation.py; packs nothing and does not change the training state
     log                  adds the window's metrics to the line of the optimizer step
 
-No loop is forked: exactly as many batches are returned as the Trainer asked for, since it finds its
-synchronising step by counting them.
+The training loop is not forked. The trainer returns exactly as many batches as the Trainer asked for, because the
+Trainer finds its synchronising step by counting them.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         model (`PreTrainedModel`):
             A causal language model whose forward takes `position_ids`.
         args (`RolloutSFTConfig`):
-            Everything that can be configured.
+            All settings.
         processing_class (`PreTrainedTokenizerBase`):
-            The tokenizer; needs an end token.
+            The tokenizer; it needs an end token.
         target_builder (`TargetBuilder`, *optional*):
-            Makes segments of samples and rollouts; the one that `args.target_builder` names when not given.
+            Makes segments from samples and rollouts; the one that `args.target_builder` names when not given.
         rollout_backend (`RolloutBackend`, *optional*):
             Generates for training and evaluation; the one that `args.rollout_backend` names when not given.
         kwargs:
@@ -126,7 +126,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             self.add_callback(callback)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.train`; `resume_from_checkpoint=True` takes the last checkpoint whose save was finished."""
+        """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last finished checkpoint."""
         together(lambda: unsupported.reject_empty_data(self.train_dataset, self.args), share=lambda _: None)
         return super().train(*args, **kwargs)
 
@@ -136,7 +136,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         """
         Builds one window; returns exactly `num_batches` micro-steps, and the sum of the loss weights over all ranks.
 
-        Once no rank has data left there are no micro-steps at all.
+        Returns no micro-steps when no rank has data left.
         """
         self.metrics.training_ends()
         if self._to_probe:
@@ -173,7 +173,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | float | None = None
     ) -> Tensor:
-        """Runs one micro-step, whatever it holds; see [`~rollout_sft.step.micro_steps`]."""
+        """Runs one micro-step with one pack, none, or several; see [`~rollout_sft.step.micro_steps`]."""
         self.micro_step += 1
         step = super().training_step
 

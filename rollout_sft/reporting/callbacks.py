@@ -1,4 +1,4 @@
-"""Callbacks that the configuration names by import path."""
+"""Makes the callbacks that the configuration names by import path."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def make_callbacks(paths: Sequence[str], trainer: Any) -> Iterator[TrainerCallba
 
     Args:
         paths (`Sequence[str]`):
-            `module:Class` of each.
+            `module:Class` of each callback.
         trainer (`RolloutSFTTrainer`):
-            Given to each class whose constructor takes `trainer`; the others are made without arguments.
+            The argument of each class whose constructor takes `trainer`; the others are made without arguments.
 
     Returns:
         `Iterator[TrainerCallback]`: one for each path, in order.
 
     Raises:
-        `ValueError`: a path cannot be imported, or is no such class.
+        `ValueError`: a path cannot be imported, or does not name a `TrainerCallback` class.
     """
     for path in paths:
         found = import_path(path, key=_KEY, takes=_TAKES)
         if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
-            raise ValueError(f"{_KEY} names {path!r}, which is no TrainerCallback class; it takes {_TAKES}.")
+            raise ValueError(f"{_KEY} names {path!r}, which is not a TrainerCallback class; it takes {_TAKES}.")
         keywords = {"trainer": trainer} if "trainer" in inspect.signature(found).parameters else {}
         yield call_import_path(path, key=_KEY, takes=_TAKES, **keywords)

@@ -1,4 +1,4 @@
-"""The log: a progress bar, one readable line per optimizer step, and the same numbers in `log.jsonl`."""
+"""Logs a run: a progress bar, one readable line per optimizer step, and the same numbers in `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def format_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
 
     Args:
         logs (`dict`):
-            Metric name -> value; names with a slash are grouped by what stands before it.
+            Maps metric names to values; names with a slash are grouped by the part before it.
         step (`int`):
-            Optimizer steps done.
+            Optimizer steps done so far.
         max_steps (`int`):
-            Optimizer steps in all.
+            Total number of optimizer steps.
 
     Returns:
         `str`: for instance `step 3/90 loss=2.31 | packing: segments=16 ... | time: train_s=0.41`.
@@ -40,16 +40,16 @@ def _number(value: Any) -> str:
 
 
 class LogLineCallback(ProgressCallback):
-    """Transformers' progress bar with [`format_line`] above it; without a bar (`disable_tqdm`) it prints."""
+    """Shows transformers' progress bar with [`format_line`] above it; prints it without a bar (`disable_tqdm`)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._log: Path | None = None  # a run begins its file afresh with its first entry
+        self._log: Path | None = None  # the first entry of a run starts a new file
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the bar; on resume `log.jsonl` begins with what the checkpoint had logged."""
+        """Starts the bar; on resume, starts `log.jsonl` with the entries of the checkpoint."""
         if not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
         if state.is_world_process_zero and state.log_history:

@@ -1,4 +1,4 @@
-"""Numbers for the log line that stay honest when they are summed: (numerator, denominator) pairs."""
+"""Collects the numbers of the log line as (numerator, denominator) pairs, which stay correct when they are summed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numbers import Real
 from packsched import FillStats
 
 Counters = dict[str, tuple[float, float]]
-"""Metric name -> (numerator, denominator); pairs are summed over samples, micro-steps and ranks, then divided."""
+"""Maps a metric's name to (numerator, denominator); pairs are summed over samples, micro-steps and ranks, then
+divided."""
 
 
 _TAKEN = {
@@ -23,19 +24,19 @@ _TAKEN_GROUPS = ("train_", "eval_", "packing/", "padding/", "time/", "equivalenc
 
 def check_counters(counters: Counters, origin: str) -> Counters:
     """
-    Keeps what others count out of the names that the trainer itself logs.
+    Refuses counters with a name that the trainer itself logs.
 
     Args:
         counters (`Counters`):
-            What they counted.
+            The counters of a backend or a target builder.
         origin (`str`):
-            Who they are, for the message.
+            Says in messages who made the counters.
 
     Returns:
-        `Counters`: the same.
+        `Counters`: the same counters.
 
     Raises:
-        `ValueError`: a name of the trainer's, or a value that is no pair of numbers.
+        `ValueError`: the trainer logs such a name itself, or a value is not a pair of numbers.
     """
     for name, pair in counters.items():
         if name in _TAKEN or name.startswith(_TAKEN_GROUPS):
@@ -50,16 +51,16 @@ def check_counters(counters: Counters, origin: str) -> Counters:
 
 class Ratios:
     """
-    Named (numerator, denominator) pairs, summed over samples, micro-steps, steps and ranks before they are divided.
+    Sums named (numerator, denominator) pairs over samples, micro-steps, steps and ranks before it divides them.
 
-    A mean of means would weigh a micro-batch with one rollout like one with thirty.
+    A mean of means would give a micro-batch with one rollout the weight of one with thirty.
     """
 
     def __init__(self) -> None:
         self._pairs: Counters = {}
 
     def add(self, counters: Mapping[str, tuple[float, float]]) -> None:
-        """Adds each pair to the one of the same name."""
+        """Adds each pair to the pair of the same name."""
         for name, (numerator, denominator) in counters.items():
             n, d = self._pairs.get(name, (0.0, 0.0))
             self._pairs[name] = (n + numerator, d + denominator)
@@ -72,22 +73,22 @@ class Ratios:
         self.add({name: (time.perf_counter() - start, 1.0)})
 
     def pairs(self) -> Counters:
-        """A copy of the pairs, to send to other ranks."""
+        """Returns a copy of the pairs, to send to other ranks."""
         return dict(self._pairs)
 
     def values(self) -> dict[str, float]:
-        """Name -> numerator / denominator, and 0.0 where there was nothing to count (say, precision of no object)."""
+        """Returns numerator / denominator by name; 0.0 where nothing was counted (precision without objects, say)."""
         return {name: n / d if d else 0.0 for name, (n, d) in self._pairs.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowReport:
     """
-    What one rank tells the others about its window: plain numbers only.
+    Holds what one rank tells the others about its window: plain numbers only.
 
     Args:
         raw_micro_batches (`int`):
-            Micro-batches that the data still had.
+            Micro-batches that the data gave.
         packs (`int`):
             Packs that hold segments.
         weight_sum (`float`):
@@ -121,7 +122,7 @@ class StepMetrics:
         self._training_since: float | None = None
 
     def add(self, reports: list[WindowReport], micro_steps: int) -> None:
-        """Adds one window of `micro_steps`, as reported by every rank."""
+        """Adds one window of `micro_steps` micro-steps, with the reports of all ranks."""
         for report in reports:
             self._ratios.add(report.counters)
             self._fill = self._fill.merge(report.fill)
@@ -139,17 +140,17 @@ class StepMetrics:
         self._latest.update(values)
 
     def training_begins(self) -> None:
-        """The window is built; from here on the micro-steps run."""
+        """Starts the training time: the window is built, and its micro-steps run next."""
         self._training_since = time.perf_counter()
 
     def training_ends(self) -> None:
-        """The optimizer step is over; may be called more than once."""
+        """Ends the training time of an optimizer step; may be called more than once."""
         if self._training_since is not None:
             self._ratios.add({"time/train_s": (time.perf_counter() - self._training_since, 1.0)})
             self._training_since = None
 
     def take(self) -> dict[str, float]:
-        """The numbers of the log line; starts afresh."""
+        """Returns the numbers of the log line, and forgets them."""
         self.training_ends()
         packing = _fill_metrics(self._fill) if self._fill.windows else {}
         values = {**packing, **self._latest, **self._ratios.values()}
@@ -158,6 +159,6 @@ class StepMetrics:
 
 
 def _fill_metrics(fill: FillStats) -> dict[str, float]:
-    """The names that packsched gives, as they are logged: `fill` over all packs is the requirement's metric."""
+    """Returns packsched's metrics under their log names; the requirement names the metric for `fill` over all packs."""
     metrics = fill.metrics()
     return {"packing/post_rollout_fill": metrics.pop("fill"), **{f"packing/{name}": n for name, n in metrics.items()}}

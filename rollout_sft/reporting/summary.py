@@ -1,4 +1,4 @@
-"""What a run shows at its end: a table, and a picture of how one window was packed."""
+"""Shows the results of a run: a table, and a picture of how one window was packed."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def summarise(
     log_history: Sequence[dict[str, Any]], before: dict[str, float], after: dict[str, float]
 ) -> dict[str, float]:
     """
-    The numbers of one stage's column.
+    Computes the numbers of one stage's column.
 
     Args:
         log_history (`Sequence[dict]`):
             The trainer's log.
         before (`dict`):
-            Evaluation before training.
+            Metrics of the evaluation before training.
         after (`dict`):
-            Evaluation after training.
+            Metrics of the evaluation after training.
 
     Returns:
-        `dict`: name -> value; what was not measured is left out.
+        `dict`: maps names to values, without those that were not measured.
     """
     lines = [entry for entry in log_history if "time/train_s" in entry]
 
@@ -77,7 +77,7 @@ def print_table(stages: Sequence[tuple[str, dict[str, float]]], title: str) -> N
         stages (`Sequence[tuple[str, dict]]`):
             Name and numbers of each stage.
         title (`str`):
-            Stands above the table.
+            The title above the table.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -91,17 +91,17 @@ def print_table(stages: Sequence[tuple[str, dict[str, float]]], title: str) -> N
 
 def draw_packs(pack_lens: Sequence[Sequence[int]], packing_length: int, path: str | Path, title: str) -> None:
     """
-    Draws how the segments of one window sat in its packs.
+    Draws how the segments of one window lie in its packs.
 
     Args:
         pack_lens (`Sequence[Sequence[int]]`):
             For each micro-step the lengths of its segments, in order.
         packing_length (`int`):
-            The cap, drawn as a line.
+            The cap of a pack, drawn as a line.
         path (`str` or `Path`):
             The PNG file to write.
         title (`str`):
-            Stands above the picture.
+            The title above the picture.
     """
     import matplotlib
 

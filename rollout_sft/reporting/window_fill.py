@@ -1,19 +1,19 @@
-"""How full windows will be, and the batch size that would fill them without overfilling one in 10,000.
+"""Estimates how full windows will be, and finds the batch size that fills them and overfills at most 1 in 10,000.
 
-Only a window's sum has to fit, so batches may be sized until windows are 90 % full; how close to full depends on how
-much the lengths vary. The lengths seen are a sample, and the windows to come have lengths that it lacks. So:
+Only the sum of a window has to fit, so a batch size may fill windows to 90 %; how close they come to full depends on
+how much the lengths vary. The lengths seen are a sample, and later windows have lengths that the sample lacks. So:
 
 1. The share of segments longer than each length is raised to its upper confidence limit: the largest share with which
    one sample in 20 shows as few of them (Clopper-Pearson). Mean, spread and the share of long segments rise together.
    Up to 3/n of all segments may be longer than the longest of n; these count as `packing_length`.
-2. 20,000 windows of such lengths are drawn, and the largest batch size is taken with which at most one is infeasible.
+2. 20,000 windows of such lengths are drawn. The result is the largest batch size with at most one infeasible window.
 
-The promise holds for 95 of 100 samples, whatever the distribution, if every segment is drawn from the same one
-independently of the others: while a model learns, its lengths may change. It is given for one rank, and for whole
-windows: an epoch's last, shorter window overfills more often, and may have up to GA packs for that reason. Its price
-is steep after few segments, since any of them might be followed by a whole pack.
+The estimate holds with 95 % confidence, for every distribution, if all segments are drawn independently from the same
+distribution; while a model learns, its lengths may change. It holds for one rank and for whole windows: an epoch's
+last, shorter window overfills more often, and may therefore have up to GA packs. After few segments the estimate is
+cautious and recommends a low fill, because the next segment may be as long as a pack.
 
-Cost: 20,000 draws for each of about six batch sizes, four times in a run: about a second each.
+Each estimate costs about a second: 20,000 draws for each of about six batch sizes. A run makes four estimates.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ logger = logging.getLogger(__name__)
 
 TARGET_FILL = 0.9
 CONFIDENCE = 0.95
-"""Share of samples for which the promise holds."""
+"""Share of samples for which the estimate holds."""
 WINDOWS = 20_000
-"""Drawn for each batch size."""
+"""How many windows are drawn for each batch size."""
 WINDOWS_AT_A_TIME = 1_000
-"""Drawn before they are counted; a batch size that is far too large shows in the first thousand."""
+"""How many windows are drawn at once; the first thousand already show a batch size that is far too large."""
 INFEASIBLE = 1
-"""How many of them may be infeasible."""
+"""How many of the drawn windows may be infeasible."""
 ATOMS = 128
-"""Different lengths that windows are drawn from at most; each stands for all that are shorter, down to the next."""
+"""The most different lengths from which windows are drawn; each stands for all lengths between it and the next."""
 PLANS = 100
-"""Windows that are planned for each of two reasons to doubt, the most doubtful first."""
+"""How many windows are planned for each of two measures of doubt, the most doubtful first."""
 ENOUGH = (512, 4096, 32768)
-"""Segments after which the estimate is made again, with its promise."""
+"""Numbers of segments after which the estimate is made again, with 95 % confidence."""
 
 Lengths = NDArray[np.int64]
 Shares = NDArray[np.float64]
@@ -55,13 +55,13 @@ Shares = NDArray[np.float64]
 @dataclass(frozen=True, kw_only=True)
 class Advice:
     """
-    A batch size and what it would do.
+    Holds a recommended batch size and its fill.
 
     Args:
         batch_size (`int`):
             `per_device_train_batch_size`.
         fill (`float`):
-            The mean fill over all packs with it, by the mean of the lengths seen.
+            The mean fill over all packs with this batch size, from the mean of the lengths seen.
     """
 
     batch_size: int
@@ -78,30 +78,30 @@ def advise(
     seed: int = 0,
 ) -> Advice:
     """
-    The batch size that brings the mean fill closest to `target` from below.
+    Finds the batch size that brings the mean fill closest to `target` from below.
 
     Args:
         encoded_lens (`Sequence[int]`):
-            Lengths of segments seen so far, at least one, none above `packing_length`.
+            Lengths of the segments seen so far; at least one, and none above `packing_length`.
         packing_length (`int`):
             Tokens of a pack.
         micro_steps (`int`):
             Packs of a window (GA).
         promise (`bool`, *optional*, defaults to `True`):
-            Whether to allow for what the sample does not show. Without, it is taken for the distribution.
+            Whether to allow for lengths that the sample does not show. If not, the sample is taken as the distribution.
         target (`float`, *optional*, defaults to 0.9):
             Mean fill to aim for.
         seed (`int`, *optional*, defaults to 0):
-            Of the drawn windows.
+            Seed of the drawn windows.
 
     Returns:
-        [`Advice`]: the batch size (at least 1) whose mean fill is nearest to the target, or a smaller one, such that
-        fewer than 1 in 10,000 whole windows are infeasible.
+        [`Advice`]: the batch size (at least 1) whose mean fill is nearest to the target, or a smaller one if needed, so
+        that fewer than 1 in 10,000 whole windows are infeasible.
     """
     mean = sum(encoded_lens) / len(encoded_lens)
     lens, shares = population(encoded_lens, packing_length, CONFIDENCE if promise else None)
     high = max(1, int(target * packing_length / mean + 0.5))
-    low = 1  # one segment for each pack always fits; `high` + 1 does not, or is above the target
+    low = 1  # one segment for each pack always fits; `high` + 1 does not fit, or exceeds the target
     while low < high:
         middle = (low + high + 1) // 2
         if overfills(lens, shares, packing_length, micro_steps, middle * micro_steps, seed):
@@ -113,7 +113,7 @@ def advise(
 
 def population(encoded_lens: Sequence[int], packing_length: int, confidence: float | None) -> tuple[Lengths, Shares]:
     """
-    Lengths that a sample may have been drawn from, with their shares.
+    Returns a distribution of lengths from which the sample may have been drawn.
 
     Args:
         encoded_lens (`Sequence[int]`):
@@ -121,14 +121,14 @@ def population(encoded_lens: Sequence[int], packing_length: int, confidence: flo
         packing_length (`int`):
             The longest length there can be.
         confidence (`float`, *optional*):
-            Of the upper limit of each share. `None` takes the sample's own shares.
+            Confidence of the upper limit of each share. `None` takes the shares of the sample.
 
     Returns:
         `tuple[Lengths, Shares]`: at most `ATOMS` + 1 lengths, the longest first, and their shares.
     """
     longest_first = np.sort(np.asarray(encoded_lens, dtype=np.int64))[::-1]
     n = len(longest_first)
-    # Every long one by itself, the others in groups: `k` segments are longer than the k-th.
+    # Each long segment counts alone, the others in groups: `k` segments are longer than the k-th.
     k = np.union1d(np.arange(min(n, ATOMS // 4)), np.linspace(0, n - 1, ATOMS * 3 // 4).astype(np.int64))
     longer = k / n if confidence is None else betaincinv(k + 1.0, n - k, confidence)
     lens = np.concatenate([[packing_length], longest_first[k]])
@@ -138,13 +138,13 @@ def population(encoded_lens: Sequence[int], packing_length: int, confidence: flo
 
 def overfills(lens: Lengths, shares: Shares, packing_length: int, micro_steps: int, segments: int, seed: int) -> bool:
     """
-    Whether more than `INFEASIBLE` of `WINDOWS` windows do not fit.
+    Returns whether more than `INFEASIBLE` of `WINDOWS` windows do not fit.
 
     Args:
         lens (`Lengths`):
             Lengths of the population, the longest first.
         shares (`Shares`):
-            The share of each.
+            The share of each length.
         packing_length (`int`):
             Tokens of a pack.
         micro_steps (`int`):
@@ -152,23 +152,23 @@ def overfills(lens: Lengths, shares: Shares, packing_length: int, micro_steps: i
         segments (`int`):
             Segments of a window.
         seed (`int`):
-            Of the drawn windows.
+            Seed of the drawn windows.
 
     Returns:
-        `bool`: by two proofs that a window does not fit, one that it does, and plans of the windows that are most in
-        doubt where neither says.
+        `bool`: decided by two proofs that a window does not fit and one that it fits. Where no proof decides, the most
+        doubtful windows are planned.
     """
     rng, infeasible = np.random.default_rng(seed), 0
     in_doubt = []
     for _ in range(WINDOWS // WINDOWS_AT_A_TIME):
         counts = rng.multinomial(segments, shares, WINDOWS_AT_A_TIME)
-        tokens = np.cumsum(counts * lens, axis=1)  # of the segments that are at least as long
+        tokens = np.cumsum(counts * lens, axis=1)  # tokens of the segments that are at least as long
         long = counts[:, 2 * lens > packing_length].sum(axis=1)
         refused = (tokens[:, -1] > micro_steps * packing_length) | (long > micro_steps)
         infeasible += int(refused.sum())
         if infeasible > INFEASIBLE:
             return True
-        # First fit, longest first, finds no place for a segment only if all packs are too full for it, of longer ones.
+        # First fit, longest first, finds no place for a segment only if longer segments fill all packs too much for it.
         tight = (tokens - lens > micro_steps * (packing_length - lens)) & (np.cumsum(counts, axis=1) > micro_steps)
         in_doubt.append(counts[((counts > 0) & tight).any(axis=1) & ~refused])
     doubtful = np.concatenate(in_doubt)
@@ -191,12 +191,14 @@ def _fits(encoded_lens: NDArray[Any], packing_length: int, micro_steps: int) -> 
 
 class FillEstimate:
     """
-    Says a few times in a run, on the first process, how full the windows are: a guess at the first window, and an
-    estimate with a promise once enough segments are seen, and again when there are eight times as many.
+    Logs a few times in a run, on the first process, how full the windows are.
+
+    The estimate after the first window is a guess. From 512 segments on it holds with 95 % confidence; it is repeated
+    whenever there are eight times as many segments.
 
     Args:
         config (`RolloutSFTConfig`):
-            Gives the pack's length, GA and the batch size. Outside scope `window` nothing is said.
+            Gives the pack's length, GA and the batch size. Nothing is logged outside scope `window`.
     """
 
     def __init__(self, config: RolloutSFTConfig):
@@ -208,7 +210,7 @@ class FillEstimate:
         self._due = [1, *ENOUGH] if windows and config.process_index == 0 else []
 
     def add(self, encoded_lens: Sequence[int]) -> None:
-        """Takes one window's lengths; logs where it is time."""
+        """Adds one window's lengths; logs an estimate when one is due."""
         if not self._due:
             return
         self._seen += encoded_lens
@@ -217,7 +219,7 @@ class FillEstimate:
             logger.info("%s", self.message())
 
     def message(self) -> str:
-        """The estimate in two sentences."""
+        """Returns the estimate in words."""
         seen, cap = len(self._seen), self._packing_length
         mean = sum(self._seen) / seen
         promise = seen >= ENOUGH[0]
@@ -229,10 +231,10 @@ class FillEstimate:
         would = f"{advice.batch_size} would bring it to {advice.fill:.2f}"
         if not promise:
             return now + (
-                f"A first guess, which takes these segments for all there are: {would}. It promises nothing; the "
-                f"estimate that does comes after {ENOUGH[0]} segments."
+                f"First guess: {would}, if all segments are like these. The estimate is reliable from {ENOUGH[0]} "
+                "segments on."
             )
         return now + (
-            f"{would} with less than 1 whole window in 10,000 infeasible; that is right for 95 of 100 samples of so "
-            f"many segments, and allows for {3 / seen:.2%} of them as long as a pack."
+            f"{would} with less than 1 whole window in 10,000 infeasible. The estimate holds with 95 % confidence, and "
+            f"allows for {3 / seen:.2%} of the segments being as long as a pack."
         )
