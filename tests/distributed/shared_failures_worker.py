@@ -41,12 +41,13 @@ def save_on_a_full_disk(folder):
 
 
 def resume_without_a_buffer(folder):
-    """The carry buffer of rank 1 is missing in a finished checkpoint."""
+    """The carry buffer of rank 1 is missing in a checkpoint of an earlier version, whose mark lists no files."""
     trainer = build(folder, save_strategy="steps", save_steps=1)
     trainer.train()
     dist.barrier()
     if trainer.args.process_index == 1:
         (folder / "checkpoint-1" / "carry_buffer_rank1.pt").unlink()
+        (folder / "checkpoint-1" / "finished").write_text("")
     dist.barrier()
     again = build(folder, max_steps=2)
     return {"error": error_of(lambda: again.train(resume_from_checkpoint=str(folder / "checkpoint-1")))}
