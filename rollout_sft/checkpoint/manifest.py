@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rollout_sft.checkpoint.atomic_files import checksums, write_atomically
+from rollout_sft.checkpoint.atomic_files import checksums, is_unchanged, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> No
     found = checksums(paths)
     files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "checksum": found[p]} for p in paths}
     manifest = {"format": FORMAT, "files": files, "trained_with": trained_with}
-    write_atomically(folder / FINISHED, json.dumps(manifest, indent=1) + "\n")
+    write_atomically(folder / FINISHED, json.dumps(manifest) + "\n")
 
 
 def mark_unfinished(checkpoint: str | Path) -> None:
@@ -127,9 +127,8 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
             return f"{path.relative_to(folder)} is missing"
         if path.stat().st_size != size:
             return f"{path.relative_to(folder)} has {path.stat().st_size} bytes and was saved with {size}"
-    found = checksums(expected) if contents else {}
-    for path, checksum in found.items():
-        if checksum != expected[path][1]:
+    for path, (_, checksum) in expected.items() if contents else ():
+        if not is_unchanged(path, checksum):
             return f"{path.relative_to(folder)} was changed after it was saved"
     return None
 

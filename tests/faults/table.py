@@ -23,7 +23,9 @@ The first half are faults of the trainer, the second those of the machine and of
 that cannot be written (a folder has its name), a loss or a gradient that is not finite, a checkpoint that is damaged
 after it was finished (both ranks refuse it by the file's name; the run goes on from the one before), SIGTERM and SIGINT
 to one rank, SIGSTOP for 20 s (nothing needs to be resumed), a disk that is full for one rank (`RLIMIT_FSIZE`), and
-SIGKILL to torchrun's agent (its ranks train on without it).
+SIGKILL to torchrun's agent (its ranks train on without it). A rank that fails where no agreement follows (an interrupt,
+a full disk under the log) leaves its message in the rendezvous store; without a launcher rank 0 keeps that store, and
+when it is rank 0 that fails, the other raises with what its collective says.
 
 A SIGKILL at a random moment comes after a share of the time that the window before took; the first window also holds
 the start of the model, so that a kill timed by it may hit a later step.

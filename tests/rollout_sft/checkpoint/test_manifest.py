@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from rollout_sft.checkpoint.atomic_files import checksums, write_atomically
+from rollout_sft.checkpoint.atomic_files import checksums, is_unchanged, write_atomically
 from rollout_sft.checkpoint.manifest import FINISHED, DamagedCheckpointError, mark_finished, read_finished
 
 WITH = {"settings": {"training.seed": 1}}
@@ -89,6 +90,22 @@ def test_blocks_that_change_their_places_change_the_checksum(tmp_path):
     found = checksums([one, other, short, zeros])
     assert len(set(found.values())) == 4
     assert checksums([one]) == {one: found[one]}
+
+
+@pytest.mark.parametrize("place", [0.3, 0.9, "directory"])
+def test_a_flipped_bit_in_a_large_archive_is_found_by_its_own_checksums(tmp_path, place):
+    path = tmp_path / "optimizer.pt"
+    torch.save({str(i): torch.ones(10 * BLOCK // 4) for i in range(7)}, path)
+    checksum = checksums([path])[path]
+    assert checksum.startswith("directory ")
+    assert is_unchanged(path, checksum)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size - 200 if place == "directory" else int(place * size))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    assert not is_unchanged(path, checksum)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

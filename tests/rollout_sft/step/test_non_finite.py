@@ -127,5 +127,7 @@ def test_a_loss_that_is_not_finite_is_a_gradient_that_is_not(value, expected):
 def test_the_first_bad_weight_is_found_in_every_precision():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, dtype=torch.bfloat16))
     assert first_non_finite(model) is None
+    model[0].weight.data.fill_(3e38)  # its sum is infinite, it is not
+    assert first_non_finite(model) is None
     model[1].bias.data[1] = -math.inf
     assert first_non_finite(model) == "1.bias"
