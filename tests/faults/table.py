@@ -38,6 +38,11 @@ closed connection in the collective it waits in. No timeout takes part: on a CPU
 process group (transformers passes it on for GPUs only). With NCCL a rank that waits for a dead one learns of it from
 the watchdog or, as a rule sooner, from the launcher, so start with `torchrun` or `accelerate launch`. NCCL was not
 tested here.
+
+What the checks cost, in one run that took turns with and without them (CPU, one thread, a busy machine): a step of the
+digits' model (0.67M parameters, 16 samples) 254.4 ms and 254.4 ms, medians of 48 each; a save of it (8 MB) 73.7 ms and
+77.9 ms (+5.8 %), of which the manifest takes 2.1 ms and the look at the weights 0.9 ms; a save of 27M parameters (330
+MB) 801 ms and 802 ms (+0.2 %), of which they take 15 ms and 8 ms of processor time (4.8 % of the fastest save, 471 ms).
 """
 
 
