@@ -1,4 +1,4 @@
-"""Argument checks shared by every public call: lengths are positive integers, or the call is refused."""
+"""Checks the arguments of every public call: lengths that are not positive integers are refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
         packing_length: When given, the cap in tokens that every length must respect.
 
     Raises:
-        PackingError: A length is not an integer, or is smaller than 1 (index and value are named), or the lengths
-            have no order, as in a set.
+        PackingError: A length is not an integer or is smaller than 1 (the message names index and value), or the
+            lengths have no order, as in a set.
         OversizedSegmentError: A length is larger than `packing_length`.
 
     >>> checked_lengths((5, 3), 8)
@@ -35,7 +35,7 @@ def checked_lengths(encoded_lens: Iterable[SupportsIndex], packing_length: int |
         given = encoded_lens.tolist()
     else:
         given = list(encoded_lens)
-    # Plain integers, the usual case, are checked all at once: one by one would take longer than to select a pack.
+    # Plain integers, the usual case, are checked all at once: checking each one would take longer than `select`.
     plain = {*map(type, given)} <= {int} and min(given, default=1) >= 1
     lengths: list[int] = given if plain else [checked_encoded_len(length, index) for index, length in enumerate(given)]
     if packing_length is not None and max(lengths, default=0) > packing_length:

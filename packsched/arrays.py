@@ -1,4 +1,4 @@
-"""Arrays of any framework, without importing one: what `PackLayout` needs to join them and to move positions."""
+"""Joins arrays of any framework and moves positions, for `PackLayout`, without importing a framework."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_integers(positions: Any) -> npt.NDArray[np.int64]:
 
 
 def widened(positions: Any) -> Any:
-    """Positions of another framework as integers that an offset can be added to, without reading their values."""
+    """Returns positions of another framework as integers to which an offset can be added; reads no values."""
     dtype = getattr(positions, "dtype", None)
     kind = str(dtype).rpartition(".")[2]  # torch calls it torch.int64, JAX int64
     if dtype is None and not hasattr(positions, "__add__"):
@@ -69,13 +69,13 @@ def framework_of(array: object) -> Any:
     """Returns the loaded top-level module that the array's class, or a base of it, comes from.
 
     An array cannot exist before its framework is loaded, so the list of loaded modules is enough to find it, and
-    callers need not pass a `concatenate` of their own.
+    callers need not pass a `concatenate` function.
     """
     for cls in type(array).__mro__:
         module = sys.modules.get(cls.__module__.partition(".")[0])
         if hasattr(module, "concatenate") and hasattr(module, "full"):
             return module
-    # JAX keeps its array class in another package (jaxlib), but names its namespace as the array API asks.
+    # JAX keeps its array class in another package (jaxlib), but gives its namespace as the array API requires.
     namespace = getattr(array, "__array_namespace__", None)
     if namespace is not None and hasattr(namespace(), "concatenate"):
         return namespace()
@@ -98,7 +98,7 @@ def check_pad_value(pad_value: float, array: Any) -> None:
     try:
         dtype = np.dtype(name)
     except TypeError:
-        return  # bfloat16 and its like: floats that numpy does not know; they round, as every float does
+        return  # a float type that numpy does not know, such as bfloat16; it rounds, as every float does
     with np.errstate(all="ignore"):
         cast = np.asarray(pad_value).astype(dtype)
     held = np.isfinite(cast) == np.isfinite(pad_value) if dtype.kind in "fc" else cast == pad_value

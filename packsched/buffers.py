@@ -1,9 +1,9 @@
-"""Segments waiting to be packed, and the packs they become.
+"""Holds segments that wait to be packed, and turns them into packs.
 
-- `CarryBuffer` (scope `micro`): pop one pack per micro-step; what is left waits for the next one. The oldest
-  segment is always in the next pack, so none waits for more than `packing_buffer` pops. Part of a checkpoint.
+- `CarryBuffer` (scope `micro`): pop one pack per micro-step; the other segments wait for the next one. The oldest
+  segment is always in the next pack, so none waits for more than `packing_buffer` pops. Checkpoints hold the buffer.
 - `WindowBuffer` (scope `window`): fill it with a whole window, then take exactly `micro_steps` packs at once.
-  Nothing is left over, so there is nothing to checkpoint. The price is that a window must fit as a whole.
+  Nothing is left over, so checkpoints need not hold it. A window has to fit as a whole.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pack(Generic[S]):
-    """Holds the segments that share one forward pass; none, for a micro-step that has nothing to train.
+    """Holds the segments that share one forward pass; empty for a micro-step that trains nothing.
 
     A pack has a length and iterates over its segments.
 
     Attributes:
         segments: The segments, as they were added, in packed order (insertion order).
-        indices: Their places in the buffer, ascending, 0 the oldest: when the pack was popped from a
-            `CarryBuffer`, or within the whole window of a `WindowBuffer`.
-        layout: Where each of them lies in the pack, without padding.
+        indices: Their places, ascending, 0 the oldest: in a `CarryBuffer` when the pack was popped, or in the whole
+            window of a `WindowBuffer`.
+        layout: Where each segment lies in the pack, without padding.
         packing_length: The cap in tokens that the pack was made for.
 
     >>> window = WindowBuffer(9, micro_steps=1)
@@ -55,7 +55,7 @@ class Pack(Generic[S]):
     packing_length: int
 
     def __len__(self) -> int:
-        """Number of segments. O(1)."""
+        """Returns the number of segments. O(1)."""
         return len(self.segments)
 
     def __iter__(self) -> Iterator[S]:
@@ -67,7 +67,7 @@ class Pack(Generic[S]):
 
     @property
     def fill(self) -> float:
-        """Tokens of the segments (padding not counted) over `packing_length`; 0.0 for an empty pack."""
+        """Returns the segments' tokens, without padding, over `packing_length`; 0.0 for an empty pack."""
         return self.layout.tokens / self.packing_length
 
     @classmethod
@@ -79,21 +79,21 @@ class Pack(Generic[S]):
 
 
 class CarryBuffer(Generic[S]):
-    """Gives one pack at a time and keeps the rest for later: bounded, and local to one rank.
+    """Gives one pack at a time and keeps the other segments for later. It is bounded, and local to one rank.
 
     Methods to fill and empty it: `add`, `pop_pack`. To look inside: `len`, `segments`, `encoded_lens`. For a
     checkpoint: `state_dict`, `load_state_dict`.
 
     Args:
         packing_length: The hard cap of a pack, in tokens.
-        packing_buffer: Most segments held at a time.
-        policy: How `select` chooses what goes beside the oldest segment.
-        min_fill_ratio: A pack filled less than this is logged as a warning; 0 silences it.
+        packing_buffer: The most segments held at a time.
+        policy: How `select` chooses the segments that join the oldest one.
+        min_fill_ratio: A pack with a lower fill is logged as a warning; 0 logs none.
 
     Raises:
         PackingError: An argument is out of range.
-        MissingBinpackingError: The policy is `binpacking` and the module cannot be used. Better now than
-            after the first rollout.
+        MissingBinpackingError: The policy is `binpacking` and the module cannot be used. Raised here, before the
+            first rollout.
 
     >>> buffer = CarryBuffer(9, packing_buffer=8, min_fill_ratio=0.5)
     >>> for name, length in [("a", 4), ("b", 1), ("c", 5)]:
@@ -125,7 +125,7 @@ class CarryBuffer(Generic[S]):
         self._encoded_lens: list[int] = []
 
     def __len__(self) -> int:
-        """Number of segments that wait. O(1)."""
+        """Returns the number of waiting segments. O(1)."""
         return len(self._segments)
 
     def __repr__(self) -> str:
@@ -136,12 +136,12 @@ class CarryBuffer(Generic[S]):
 
     @property
     def segments(self) -> tuple[S, ...]:
-        """The waiting segments, the oldest first. O(n)."""
+        """Returns the waiting segments, the oldest first. O(n)."""
         return tuple(self._segments)
 
     @property
     def encoded_lens(self) -> tuple[int, ...]:
-        """Lengths in tokens of the waiting segments, the oldest first. O(n)."""
+        """Returns the lengths in tokens of the waiting segments, the oldest first. O(n)."""
         return tuple(self._encoded_lens)
 
     def add(self, segment: S, encoded_len: SupportsIndex) -> None:
@@ -163,10 +163,10 @@ class CarryBuffer(Generic[S]):
         self._encoded_lens.append(length)
 
     def pop_pack(self) -> Pack[S]:
-        """Takes the next pack out: the oldest segment and what the policy puts beside it.
+        """Takes the next pack out: the oldest segment and those that the policy adds to it.
 
-        A pack below `min_fill_ratio` is popped all the same and logged as a warning by logger
-        `packsched.buffers`. Costs one `select`, then O(n).
+        A pack below `min_fill_ratio` is still popped, and logger `packsched.buffers` logs a warning. Costs one
+        `select`, then O(n).
 
         Raises:
             PackingError: The buffer is empty; run a micro-step without segments instead.
@@ -248,17 +248,17 @@ class WindowBuffer(Generic[S]):
     """Collects the segments of one accumulation window, then gives exactly `micro_steps` packs.
 
     Methods to fill and empty it: `add`, `take_packs`. To look inside: `len`, `segments`, `encoded_lens`, and
-    `plan` afterwards. The last window of an epoch may have fewer micro-steps: make one buffer per window, they cost
-    nothing.
+    `plan` afterwards. The last window of an epoch may have fewer micro-steps, so make one buffer per window; a buffer
+    costs nothing.
 
     Args:
         packing_length: The hard cap of a pack, in tokens.
         micro_steps: Packs per window: forward/backward passes per optimizer step on this rank.
-        objective: What `plan_window` aims for: `"dense"` or `"balanced"`.
-        effort: How hard `plan_window` searches; 10 looks ten times as hard.
+        objective: The objective of `plan_window`: `"dense"` or `"balanced"`.
+        effort: Multiplies the counted work of `plan_window`.
 
     Attributes:
-        plan: The plan behind the last packs taken, or None before; it knows the bounds that were reached.
+        plan: The plan of the last packs taken, with its bounds; None before.
 
     Raises:
         PackingError: An argument is out of range.
@@ -287,13 +287,13 @@ class WindowBuffer(Generic[S]):
         self.objective = objective
         self.effort = effort
         self.plan: WindowPlan | None = None
-        # The planner knows its objectives and efforts; asking it now refuses a bad one before the first rollout.
+        # The planner checks objective and effort; this call refuses a bad one before the first rollout.
         plan_window([], self.packing_length, self.micro_steps, objective=objective, effort=effort)
         self._segments: list[S] = []
         self._encoded_lens: list[int] = []
 
     def __len__(self) -> int:
-        """Number of segments collected so far. O(1)."""
+        """Returns the number of segments collected so far. O(1)."""
         return len(self._segments)
 
     def __repr__(self) -> str:
@@ -304,12 +304,12 @@ class WindowBuffer(Generic[S]):
 
     @property
     def segments(self) -> tuple[S, ...]:
-        """The collected segments, in insertion order. O(n)."""
+        """Returns the collected segments, in insertion order. O(n)."""
         return tuple(self._segments)
 
     @property
     def encoded_lens(self) -> tuple[int, ...]:
-        """Lengths in tokens of the collected segments, in insertion order. O(n)."""
+        """Returns the lengths in tokens of the collected segments, in insertion order. O(n)."""
         return tuple(self._encoded_lens)
 
     def add(self, segment: S, encoded_len: SupportsIndex) -> None:
@@ -328,7 +328,7 @@ class WindowBuffer(Generic[S]):
         self._encoded_lens.append(length)
 
     def take_packs(self) -> list[Pack[S]]:
-        """Returns the packs of the window and empties the buffer. If planning fails, it stays as it was.
+        """Returns the packs of the window and empties the buffer. If planning fails, the buffer does not change.
 
         Returns:
             Exactly `micro_steps` packs with every segment in exactly one of them, empty packs last.

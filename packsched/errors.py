@@ -1,7 +1,7 @@
-"""The ways a call can be refused. Every message states the numbers first and then what to do about them.
+"""Defines the errors with which calls are refused. Every message states the numbers first and then what to do.
 
-All are raised before anything has been changed, so the caller may correct the input and call again. Each kind
-carries its numbers as attributes and keeps them when it is pickled, so it may cross to another process.
+All are raised before anything is changed, so the caller may correct the input and call again. Each kind carries its
+numbers as attributes and keeps them when it is pickled, so it may be sent to another process.
 """
 
 from __future__ import annotations

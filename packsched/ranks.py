@@ -1,11 +1,11 @@
-"""The global scope: move few segments between ranks so that every rank's window fits and all ranks cost the same.
+"""Plans the global scope: moves few segments between ranks, so that every window fits and all ranks cost the same.
 
 Under data parallelism the step waits for the slowest rank's whole window. Each rank above a common limit keeps the
-costliest subset of its segments that stays within it, and the rest go, largest first, to the ranks with room
-below it. The limit starts one per cent above the mean and rises only if the moved segments do not fit.
+costliest subset of its segments that stays within the limit. Its other segments go, largest first, to the ranks with
+room below the limit. The limit starts one per cent above the mean and rises only if the moved segments do not fit.
 
-The packing length is never traded for cost: a rank whose window cannot be placed gives segments away whatever they
-cost, and where nobody can take one, it is planned together with as few of the roomiest ranks as it takes.
+Fitting comes before cost: a rank whose window cannot be placed gives segments away at any cost. If no rank can take
+one, the rank is planned together with the roomiest other ranks, as few of them as possible.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,18 +30,18 @@ _TRIAL_EFFORT = 0.1
 
 @dataclass(frozen=True, repr=False)
 class RanksPlan:
-    """Who gives which segment to whom, and one window plan for each rank.
+    """Says which segment moves from which rank to which, and holds one window plan for each rank.
 
     Attributes:
         moves: (segment, from_rank, to_rank) for every segment that changes its rank, ordered by from_rank and then
             segment; `segment` is its index in the lengths of `from_rank`.
-        segments: For each rank the (from_rank, segment) of what it holds after the moves: its own first, in
-            order, then the received ones in the order of `moves`. The plans' indices point into this tuple.
+        segments: For each rank the (from_rank, segment) of each segment that it holds after the moves: its own first,
+            in order, then the received ones in the order of `moves`. The plans' indices point into this tuple.
         plans: One `WindowPlan` for each rank.
-        costs: Each rank's cost after the moves; `costs_before` without them.
+        costs: Each rank's cost after the moves; `costs_before` is the cost without them.
         moved_tokens: Tokens of all moved segments together.
         least_moved_tokens: A lower bound of the tokens that must move to bring every rank to the highest cost
-            reached here and every window under its token capacity, were segments divisible.
+            reached here and every window within its token capacity, if segments could be divided.
     """
 
     moves: tuple[tuple[int, int, int], ...]
@@ -60,12 +60,12 @@ class RanksPlan:
 
     @property
     def straggler(self) -> float:
-        """Highest over mean cost of the ranks after the moves: 1.0 is level. 1.0 for an empty window."""
+        """Returns highest over mean cost of the ranks after the moves; 1.0 means level, or an empty window."""
         return _straggler(self.costs)
 
     @property
     def straggler_before(self) -> float:
-        """Highest over mean cost of the ranks without the moves."""
+        """Returns highest over mean cost of the ranks without the moves."""
         return _straggler(self.costs_before)
 
 
@@ -78,7 +78,7 @@ def plan_ranks(
     objective: Objective = "dense",
     effort: float = 1.0,
 ) -> RanksPlan:
-    """Level the windows of all ranks by moving few tokens, then plan each rank's window.
+    """Levels the windows of all ranks by moving few tokens, then plans each rank's window.
 
     Args:
         encoded_lens_by_rank: For each rank the lengths of its segments in tokens, in insertion order.
@@ -93,10 +93,10 @@ def plan_ranks(
         The same plan on every rank that calls it with the same arguments.
 
     Raises:
-        OversizedSegmentError: a segment is longer than `packing_length`.
-        InfeasibleWindowError: proven that all segments do not fit into all ranks' packs.
-        UndecidedWindowError: neither a plan nor a proof was found within the counted work.
-        PackingError: no rank, a bad count, length, cost or objective.
+        OversizedSegmentError: A segment is longer than `packing_length`.
+        InfeasibleWindowError: It is proven that the segments do not fit into the packs of all ranks.
+        UndecidedWindowError: Neither a plan nor a proof was found within the counted work.
+        PackingError: There is no rank, or a count, length, cost or objective is bad.
 
     Cost: `O(N log N)` for N segments in all, plus one `plan_window` a rank: about 0.1 s for 1024 ranks of 32.
 
@@ -190,7 +190,7 @@ def _straggler(costs: Sequence[int]) -> float:
 
 
 def _least_moved(lens: Sequence[Sequence[int]], table: dict[int, int], limit: int, tokens: int) -> int:
-    """Tokens that must leave each rank, taking those with most cost a token first and only as much as needed."""
+    """Returns the tokens that must leave the ranks: those with most cost a token first, and only as many as needed."""
     least = 0
     for rank in lens:
         excess = sum(map(table.__getitem__, rank)) - limit

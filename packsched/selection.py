@@ -1,17 +1,17 @@
-"""Which buffered segments go into the next packed forward pass.
+"""Selects the buffered segments that go into the next packed forward pass.
 
-One selection problem, three answers. All pin the oldest segment (index 0), so nothing starves, and none
-splits a segment or exceeds the cap.
+There are three policies. Each selects the oldest segment (index 0), so that no segment waits for ever; none splits a
+segment or exceeds the cap.
 
-- `fifo`: scan in insertion order, take what still fits. O(n).
-- `binpacking`: constant-volume bin packing over what fits beside the oldest segment; the best bin replaces
-  the FIFO answer only if it is strictly longer. O(n * bins). The heuristic of the installed `binpacking`
-  decides, so its version is bounded: 1.5.2 puts an item into the fullest bin that has room, 2.0.x into the
+- `fifo` scans in insertion order and takes each segment that still fits. O(n).
+- `binpacking` packs the segments that fit next to the oldest one into bins of constant volume. The best bin replaces
+  FIFO's answer only if it is strictly longer. O(n * bins). The result depends on the heuristic of the installed
+  `binpacking`, so its version is restricted: 1.5.2 puts an item into the fullest bin that has room, 2.0.x into the
   emptiest, and the two select different segments in most states of a buffer.
-- `optimal`: the fullest pack there is. FIFO's pick wins if it is as full; otherwise the newest segment in the pack
-  is as old as possible, then the next newest, and so on, so that no segment waits longer than it must.
-  O(n * packing_length / 64), less where segments fit exactly; the bitsets take at most 16 MiB, or
-  `sqrt(n) * packing_length / 4` bytes where that is more, and above 2 GiB the call is refused.
+- `optimal` finds the fullest possible pack. If FIFO's pack is as full, it returns that one. Otherwise the newest
+  segment in the pack is as old as possible, then the next newest, and so on, so that no segment waits longer than
+  necessary. O(n * packing_length / 64), less where segments fit exactly. The bitsets take at most 16 MiB, or
+  `sqrt(n) * packing_length / 4` bytes where that is more. A call that would need more than 2 GiB is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 def select(
     encoded_lens: Iterable[SupportsIndex], packing_length: SupportsIndex, *, policy: Policy = "binpacking"
 ) -> list[int]:
-    """Selects the segments of the next pack: the oldest, and others that fit beside it.
+    """Selects the segments of the next pack: the oldest, and others that fit next to it.
 
     The same lengths in the same order give the same answer in every process. The total is never below that of
     `fifo`, and on equal totals the answer of `binpacking` *is* that of `fifo`.
@@ -43,7 +43,7 @@ def select(
     Args:
         encoded_lens: Lengths in tokens of the buffered segments, in insertion order; index 0 is the oldest.
         packing_length: The hard cap of a pack, in tokens.
-        policy: `"fifo"`, `"binpacking"` or `"optimal"`; the header of this module says what each costs.
+        policy: `"fifo"`, `"binpacking"` or `"optimal"`; the header of this module states the cost of each.
 
     Returns:
         Indices into `encoded_lens`, ascending, starting with 0; empty if there are no segments.
@@ -86,7 +86,7 @@ def require_binpacking() -> ModuleType:
 
     Raises:
         MissingBinpackingError: The module is absent, or its version is outside the range that
-            `pyproject.toml` declares; both ways out are named.
+            `pyproject.toml` declares; the message names both ways out.
     """
     try:
         import binpacking
@@ -126,7 +126,7 @@ def _optimal(lengths: list[int], cap: int) -> list[int]:
     if free == 0 or len(fifo) == len(lengths):
         return fifo
     others, room = lengths[1:], cap - lengths[0]
-    # Sums of multiples of a unit are multiples of it, and the bitsets are as much shorter.
+    # Sums of multiples of a unit are multiples of it, so counting in units shortens the bitsets.
     unit = gcd(*others)
     others = others if unit == 1 else [length // unit for length in others]
     needed = history_bytes(len(others), room // unit)
@@ -149,7 +149,7 @@ def _binpacking_or_fifo(lengths: list[int], cap: int) -> list[int]:
     if not items:
         return baseline
     bins = binpacking.to_constant_volume(items, residual, weight_pos=1)
-    # The order of the bins is the heuristic's own affair; this key makes the choice among them unique.
+    # The heuristic does not define the order of its bins; this key makes the choice among them unique.
     rests = [sorted(index for index, _ in found) for found in bins]
     best = min(rests, key=lambda rest: (-_total(lengths, rest), len(rest), rest))
     candidate = [0, *best]

@@ -1,8 +1,8 @@
-"""How full the packs were, as sums that stay correct when steps and ranks are merged.
+"""Measures how full the packs were, as sums that stay correct when steps and ranks are merged.
 
-With a fixed number of packs and no carry the mean fill depends on the window's tokens alone, whatever the
-packing. One number could therefore flatter: fill over all packs hides how they were used, fill over the
-non-empty ones hides idle micro-steps. Both are kept, next to the packs used and the bound they are judged by.
+With a fixed number of packs and no carry, the mean fill depends only on the window's tokens and not on the packing.
+So one number could mislead: the fill over all packs hides how well they were used, and the fill over the non-empty
+packs hides idle micro-steps. Both are kept, with the number of packs used and its lower bound.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class FillStats:
 
     Attributes:
         windows: How many windows (of one rank each) are summed up here.
-        segments: Segments in them.
+        segments: Segments in these windows.
         tokens: Tokens of these segments.
         capacity: Tokens that all packs could have held, empty ones included.
         capacity_non_empty: Tokens that the non-empty packs could have held.
         non_empty_packs: Packs with at least one segment.
-        lower_bound: Packs that these windows needed at the very least.
+        lower_bound: The fewest packs that these windows can need.
         min_fill: Fill of the least filled non-empty pack; 1.0 while there is none.
 
     >>> step = FillStats.from_packs([9, 3, 0], 10, segments=4)
@@ -60,8 +60,8 @@ class FillStats:
             pack_lens: Tokens in each pack, padding not counted; 0 for an empty pack, which is counted too.
             packing_length: The cap of a pack, in tokens.
             segments: How many segments the packs hold together.
-            lower_bound: Packs needed at the very least, as a `WindowPlan` knows it; by default the tokens
-                over the cap, rounded up.
+            lower_bound: The fewest packs that can be needed, from a `WindowPlan`; by default the tokens over the
+                cap, rounded up.
 
         Raises:
             PackingError: A number is negative or not an integer, or a pack exceeds the cap.

@@ -1,19 +1,19 @@
-"""Fills a room with segments exactly, by subset sums with Python integers as bitsets.
+"""Fills a room with segments as fully as possible, by subset sums with Python integers as bitsets.
 
-- Bit `s` of a bitset says that some subset has sum `s`. Adding a segment is one shift, one or and one mask that cuts
-  sums over the room off. The highest bit is the largest sum; the search ends where it is the room itself.
-- The bitsets of the prefixes are kept. The last segment that is needed is the one before whose bitset the sum was out
-  of reach, found by bisection; then the rest of the sum is looked up among the segments before it.
+- Bit `s` of a bitset is set when some subset has sum `s`. A segment is added with one shift, one or, and one mask that
+  cuts off sums over the room. The highest bit is the largest sum; the search ends when it equals the room.
+- The bitset before each segment is kept. A bisection finds the last segment of the subset: the first one whose
+  addition made the sum reachable. The rest of the sum is then found among the segments before it.
 
 A room of 16384 tokens is a 2 KiB integer, so a segment costs a fraction of a microsecond, and realistic lengths give
-an exact fit after some twenty of them. Source: Bellman 1957; Pisinger, "Dynamic programming on the word RAM" (2003).
+an exact fit after about twenty segments. Source: Bellman 1957; Pisinger, "Dynamic programming on the word RAM" (2003).
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from math import isqrt
 
-# Bitsets of up to 16 MiB are all kept.
+# All bitsets are kept while they take at most 16 MiB.
 _MOST_HISTORY_BITS = 1 << 27
 
 
@@ -65,10 +65,10 @@ def fill_room(lengths: Sequence[int], room: int, enough: int = 0) -> list[int]:
 
 
 def history_bytes(n: int, room: int) -> int:
-    """Returns the memory that `fill_room` needs for n segments at most. O(1).
+    """Returns an upper bound of the memory that `fill_room` needs for n segments. O(1).
 
-    A bitset of `room / 8` bytes for each segment, up to 16 MiB; where that is more, one for every `sqrt(n)`-th
-    segment, and those in between are computed again when the subset is read back.
+    It keeps a bitset of `room / 8` bytes for each segment while all of them take at most 16 MiB. Otherwise it keeps one
+    for every `sqrt(n)`-th segment, and computes those in between again when it reads the subset back.
     """
     step = _kept_every(n, room)
     return (-(-n // step) + min(step, n)) * (room // 8 + 1)
@@ -79,7 +79,7 @@ def _kept_every(n: int, room: int) -> int:
 
 
 def _history(reach: int, lengths: Sequence[int], room: int) -> list[int]:
-    """The bitset before each of the segments."""
+    """Returns the bitset before each of the segments."""
     full = (2 << room) - 1
     history = [reach]
     for length in lengths[:-1]:

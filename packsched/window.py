@@ -1,12 +1,12 @@
-"""One plan for one accumulation window: every segment in exactly one of `micro_steps` packs.
+"""Plans one accumulation window: puts every segment into exactly one of `micro_steps` packs.
 
-`plan_window` checks its arguments, sorts the lengths and hands them to the objective:
+`plan_window` checks its arguments, sorts the lengths and passes them to the objective:
 
 - `planner/dense.py` asks whether they fit into the fewest packs there could be, then into one more;
 - `planner/levelling.py` asks whether they fit into shorter and shorter packs.
 
-Both ask `planner/stages.py`, whose table of algorithms goes from cheap to dear. Work is counted, never timed, so the
-same lengths give the same plan on every machine.
+Both ask `planner/stages.py`, whose table lists the algorithms from the cheapest to the most expensive. Work is counted,
+never timed, so the same lengths give the same plan on every machine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _MOST_EFFORT = 10**9
 
 @dataclass(frozen=True, repr=False)
 class WindowPlan:
-    """Which segments share which pack.
+    """Says which segments share which pack.
 
     Attributes:
         packs: One tuple of segment indices (ascending) per micro-step; the non-empty ones come first, ordered
@@ -64,13 +64,13 @@ def plan_window(
     objective: Objective = "dense",
     effort: float = 1.0,
 ) -> WindowPlan:
-    """Put every segment of a window into exactly one of `micro_steps` packs.
+    """Puts every segment of a window into exactly one of `micro_steps` packs.
 
     Args:
         encoded_lens: Segment lengths in tokens, in insertion order (oldest first).
         packing_length: Hard cap of a pack, in tokens.
-        micro_steps: Packs to return (gradient accumulation steps); packs may stay empty. None: as few as it
-            takes, objective `dense` only.
+        micro_steps: Packs to return (gradient accumulation steps); packs may stay empty. None returns as few packs as
+            possible, for objective `dense` only.
         objective: `dense` uses as few non-empty packs as possible, `balanced` makes the longest pack as short
             as possible.
         effort: Multiplies the counted work of the searches behind the first attempts; 10 looks ten times as hard.
@@ -79,15 +79,15 @@ def plan_window(
         The plan. Same arguments, same plan: on every machine, in every process.
 
     Raises:
-        OversizedSegmentError: a single segment is longer than `packing_length`.
-        InfeasibleWindowError: proven that the segments do not fit into `micro_steps` packs.
-        UndecidedWindowError: neither a plan nor a proof was found within the counted work.
-        PackingError: a count below 1, a length that is not a positive integer, an unknown objective.
+        OversizedSegmentError: A single segment is longer than `packing_length`.
+        InfeasibleWindowError: It is proven that the segments do not fit into `micro_steps` packs.
+        UndecidedWindowError: Neither a plan nor a proof was found within the counted work.
+        PackingError: A count is below 1, a length is not a positive integer, or the objective is unknown.
 
     Cost: `O(n log n)` for nearly every window, under a millisecond up to 512 segments. Windows that are never decided
-    cost 0.1 to 0.8 s at effort 1 and packing lengths up to 16384, whatever the number of segments (`balanced` with
-    over a thousand packs: 3 s). Above 4096 segments, and where a bitset of the packing length is too long to keep, only
-    best fit, first fit and the bounds run.
+    cost 0.1 to 0.8 s at effort 1 and packing lengths up to 16384, for any number of segments (`balanced` with over a
+    thousand packs: 3 s). Windows of more than 4096 segments, or with a packing length whose bitsets are too long to
+    keep, are not searched: only best fit, first fit and the bounds run.
 
     >>> plan_window([1, 1, 4, 6, 6], 10, 2).packs
     ((0, 1, 4), (2, 3))
@@ -110,7 +110,7 @@ def checked_effort(effort: float) -> float:
 
 
 def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: Objective, effort: float) -> WindowPlan:
-    """`plan_window` for arguments that have been checked: `plan_ranks` plans a thousand windows at once."""
+    """Plans like `plan_window`, from checked arguments; `plan_ranks` plans a thousand windows at once."""
     order = sorted(range(len(lens)), key=lens.__getitem__, reverse=True)
     # Packs of lengths that are multiples of 64 cannot use the last few tokens of a cap that is not a multiple. Counting
     # in the common divisor turns that waste into better bounds and changes no answer.
@@ -139,7 +139,7 @@ def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: Ob
 
 
 def plan_of_packs(lens: Sequence[int], packs: Packs, cap: int, steps: int, objective: Objective) -> WindowPlan:
-    """Packs of segments that are known to fit, found elsewhere, as a plan of `steps` packs."""
+    """Returns packs that were found elsewhere, and are known to fit, as a plan of `steps` packs."""
     bound = lower_bound(sorted(lens, reverse=True), cap)[0]
     return _as_plan([sorted(pack) for pack in packs], lens, steps, bound, objective == "dense" and len(packs) == bound)
 

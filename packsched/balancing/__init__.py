@@ -1,1 +1,1 @@
-"""What `plan_ranks` is made of: levelling cost between ranks, and planning ranks that do not fit alone."""
+"""Implements `plan_ranks`: levels cost between ranks, and plans ranks that do not fit alone."""

@@ -1,4 +1,4 @@
-"""Which rank holds which segment, so that all ranks cost the same and none holds more tokens than it can."""
+"""Assigns segments to ranks, so that all ranks cost the same and none holds more tokens than fit its packs."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from packsched.subset_sum import fill_room
 
 HeldSegment = tuple[int, int]
-"""A segment where plans of several ranks meet: (from_rank, segment), its index in the lengths of `from_rank`."""
+"""A segment of any rank: (from_rank, segment), where `segment` is its index in the lengths of `from_rank`."""
 Held = list[list[HeldSegment]]
 """For each rank the segments that it holds, in the order of `own_first`."""
 
@@ -19,7 +19,7 @@ _MOST_RECEIVERS = 64
 
 
 def level_ranks(lens: Sequence[Sequence[int]], table: dict[int, int], tokens: int) -> Held:
-    """Who holds what, so that every rank costs about the mean and holds at most `tokens` where that is possible.
+    """Assigns segments so that every rank costs about the mean and, where possible, holds at most `tokens`.
 
     Cost: `O(N log N)` for N segments, for each limit tried.
 
@@ -38,7 +38,7 @@ def level_ranks(lens: Sequence[Sequence[int]], table: dict[int, int], tokens: in
 
 
 def own_first(rank: int, segments: Iterable[HeldSegment]) -> list[HeldSegment]:
-    """The segments of `rank` first, then those of other ranks; both in order."""
+    """Sorts the segments of `rank` first, then those of other ranks; both in order."""
     return sorted(segments, key=lambda one: (one[0] != rank, one))
 
 
@@ -81,9 +81,9 @@ def _level_to(
 
 
 def _keep(rank_lens: Sequence[int], table: dict[int, int], limit: int, tokens: int, keep_short: bool) -> list[int]:
-    """The segments a rank keeps: as much cost as the limit allows, and no more tokens than fit its packs.
+    """Chooses the segments a rank keeps: as much cost as the limit allows, and no more tokens than fit its packs.
 
-    Giving the long ones away moves the fewest tokens, since they cost most a token; short ones fit elsewhere.
+    Giving long segments away moves the fewest tokens, since they cost most a token; short ones fit into more ranks.
     """
     unit = limit // _UNITS + 1
     order = sorted(range(len(rank_lens)), key=rank_lens.__getitem__, reverse=not keep_short)

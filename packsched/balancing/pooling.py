@@ -1,7 +1,7 @@
-"""Ranks whose window cannot be placed: one segment given away, else packs made together with ranks that have room.
+"""Places ranks whose window does not fit: gives one segment away, or plans the rank together with ranks with room.
 
-Both leave every rank that is not involved as it is. The packs of a pool go back to the ranks that held most of
-their tokens, unless that would make a rank dearer than the dearest one so far.
+Neither changes a rank that is not involved. The packs of a pool go back to the ranks that held most of their tokens,
+unless a rank would then cost more than the costliest rank so far.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +10,11 @@ from packsched.balancing.exchange import Held, HeldSegment, own_first
 from packsched.window import WindowPlan
 
 PlanRank = Callable[[Sequence[int], bool], WindowPlan | None]
-"""The plan of one rank's lengths, or None: not found. True: an attempt among many, worth less work."""
+"""Plans one rank's lengths; returns None if no plan is found. True marks one attempt of many, which gets less work."""
 PlanPool = Callable[[Sequence[int], int], Sequence[Sequence[int]] | None]
-"""Packs (of indices) for the lengths of that many ranks, or None: not found. Raises when those are all ranks."""
+"""Packs (of indices) the lengths of that many ranks; returns None if it finds no packs, or raises for all ranks."""
 AdoptPacks = Callable[[Sequence[int], list[list[int]]], WindowPlan]
-"""Packs that were found in a pool as the plan of one rank's lengths."""
+"""Turns packs that were found in a pool into the plan of one rank's lengths."""
 
 # Ranks with most free tokens that are asked to take a segment.
 _RECEIVERS = 8
@@ -31,12 +31,12 @@ def fit_every_rank(
     pool: PlanPool,
     adopt: AdoptPacks,
 ) -> list[WindowPlan]:
-    """A plan for every rank; ranks that cannot be placed exchange segments with others (`held` changes).
+    """Plans every rank; ranks that cannot be placed exchange segments with others (`held` changes).
 
-    Every rank in trouble tries its segments shortest first: one whose loss helps goes to the rank with the most
-    free tokens that can still be placed with it; when none helps alone, the longest goes. If nobody can take it, the
-    rank is planned together with one of the roomiest other ranks, else with two of them, then with twice as many
-    until it fits. The packs of a pool are the plan of a rank for which `plan` finds none.
+    Every rank that cannot be placed tries its segments, shortest first. The first without which it can be placed goes
+    to the rank with the most free tokens that can still be placed with it; if there is none, the longest goes. If no
+    rank can take it, the rank is planned together with one of the roomiest other ranks, else with two of them, then
+    with twice as many until it fits. The packs of a pool are the plan of a rank for which `plan` finds none.
     """
     plans = [plan(_lengths(here, lens), False) for here in held]
     for rank in range(len(held)):
@@ -58,7 +58,7 @@ def _lengths(here: Sequence[HeldSegment], lens: Sequence[Sequence[int]]) -> list
 def _one_less(
     here: Sequence[HeldSegment], lens: Sequence[Sequence[int]], plan: PlanRank
 ) -> tuple[HeldSegment, WindowPlan | None]:
-    """The shortest segment without which the rank can be placed, and that plan; else the longest, and None."""
+    """Finds the shortest segment without which the rank can be placed, and that plan; else the longest, and None."""
     by_length = sorted(here, key=lambda one: (lens[one[0]][one[1]], one))
     for one in by_length:
         found = plan([lens[rank][at] for rank, at in here if (rank, at) != one], True)
@@ -75,7 +75,7 @@ def _receiver(
     plans: list[WindowPlan | None],
     plan: PlanRank,
 ) -> int | None:
-    """Hands the segment to a rank that can be placed with it, and says to which."""
+    """Gives the segment to a rank that can be placed with it; returns the rank, or None."""
     for rank in _roomiest_first(held, lens)[:_RECEIVERS]:
         if rank != giver and plans[rank] is not None:
             here = own_first(rank, [*held[rank], moved])
@@ -102,7 +102,7 @@ def _pool(
     pool: PlanPool,
     adopt: AdoptPacks,
 ) -> None:
-    """Plans the rank together with others, as few as it takes; they keep what they can of what they held."""
+    """Plans the rank together with as few others as possible; each keeps as many of its segments as possible."""
     others = [other for other in _roomiest_first(held, lens) if other != rank]
     limit = max(sum(table[length] for length in _lengths(here, lens)) for here in held)
     for group in _groups(rank, others):
@@ -123,7 +123,7 @@ def _pool(
 
 
 def _groups(rank: int, others: Sequence[int]) -> Iterator[list[int]]:
-    """The rank with each of the roomiest others alone, then with the roomiest 2, 4, 8, ... of them, at last all."""
+    """Yields the rank with each of the roomiest others, then with the roomiest 2, 4, 8, ... of them, and last all."""
     for other in others[:_PARTNERS]:
         yield [rank, other]
     size = 2
@@ -142,9 +142,9 @@ def _share_out(
     limit: int,
     micro_steps: int,
 ) -> list[list[list[HeldSegment]]]:
-    """At most `micro_steps` packs for each of the group: most kept tokens first, none dearer than `limit` if possible.
+    """Gives each rank of the group at most `micro_steps` packs: most kept tokens first, within `limit` if possible.
 
-    What would make its first choice too dear goes, dearest first, to the cheapest rank that has a step left.
+    A pack that would bring its first choice over `limit` goes, costliest first, to the cheapest rank with a step left.
     """
     holder = {one: place for place, member in enumerate(group) for one in held[member]}
     kept = sorted(

@@ -1,1 +1,1 @@
-"""The stages behind `plan_window`: one textbook algorithm a file, and the table that orders them."""
+"""Implements `plan_window`: one textbook algorithm a file, and the table that orders them."""

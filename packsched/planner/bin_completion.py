@@ -1,8 +1,8 @@
-"""Bin completion: the exact search, within a budget of nodes.
+"""Searches exactly by bin completion, within a budget of nodes.
 
-Packs are filled one at a time, the longest remaining segment pinned. Instead of placing segments one by one, a
-node chooses a whole completion of that pack. Only completions matter that waste no more than the slack still
-left and to which no remaining segment could be added. Exhausting the tree proves that there is no plan.
+Fills one pack at a time, which gets the longest remaining segment. Instead of placing segments one by one, a node
+chooses a whole completion of that pack. It considers only completions that waste no more than the remaining slack and
+to which no remaining segment can be added. A search of the whole tree proves that there is no plan.
 """
 
 from bisect import bisect_left, bisect_right
@@ -12,25 +12,25 @@ from operator import neg
 
 from packsched.planner.bounds import martello_toth_bound
 
-# Beginning a pack is part of its first node while the segments left, times the room in units of 2^14 tokens, are at
-# most 256; every four beyond that count as one more node.
+# Beginning a pack counts no extra node while the remaining segments, times the room in units of 2^14 tokens, are at
+# most 256; every four beyond that count as one node.
 _FREE_SEGMENTS = 256
 _SEGMENTS_PER_NODE = 4
 
 
 class OutOfNodesError(Exception):
-    """The budget ended before the search did: nothing is proven."""
+    """Raised when the budget ended before the search did, so that nothing is proven."""
 
 
 def bin_completion(lengths: Sequence[int], packing_length: int, packs: int, nodes: int) -> list[list[int]] | None:
-    """At most `packs` packs of positions in `lengths` (longest first), or None: proven that there are none.
+    """Finds at most `packs` packs of positions in `lengths` (longest first); None proves that there are none.
 
-    Cost: exponential; at most `nodes` steps of a few microseconds. Beginning a pack costs a bound and
-    a bitset of the room for each remaining segment. It counts as more steps the more segments remain, so that a
+    Cost: exponential, but at most `nodes` steps of a few microseconds. Beginning a pack costs a bound and
+    a bitset of the room for each remaining segment. It counts as more steps when more segments remain, so that a
     large window ends as soon as a small one.
 
     Raises:
-        OutOfNodesError: after `nodes` steps without an answer.
+        OutOfNodesError: `nodes` steps gave no answer.
 
     Source: R. E. Korf, "A new algorithm for optimal bin packing", AAAI 2002; the dominance of completions:
     S. Martello and P. Toth, "Knapsack Problems", Wiley 1990, chapter 8.
@@ -75,7 +75,7 @@ class _Completion:
         return filled
 
     def begin(self, left: list[int], packs: int, slack: int) -> "_Begun | None":
-        """The next pack, with the longest remaining segment in it; None if what is left is known not to fit."""
+        """Begins the next pack with the longest remaining segment; None if the rest is known not to fit."""
         state = tuple(self.lengths[position] for position in left)
         if not left or state in self.failed:
             return None
@@ -89,7 +89,7 @@ class _Completion:
         return _Begun(left, state, room, slack)
 
     def completions(self, items: list[int], room: int, slack: int) -> Iterator[list[int]]:
-        """Maximal subsets of `items` that leave at most `slack` of `room`, longest segments first."""
+        """Yields the maximal subsets of `items` that leave at most `slack` of `room`, longest segments first."""
         lengths = [self.lengths[position] for position in items]
         # reach[k]: bit s set when some subset of items[k:] sums to s; cuts every branch without a completion.
         fits = (1 << room + 1) - 1

@@ -1,11 +1,11 @@
-"""Minimum bin slack: fill one pack at a time, each as full as the remaining segments allow.
+"""Packs by minimum bin slack: fills one pack at a time, each as full as the remaining segments allow.
 
-The longest remaining segment is pinned, the rest of the pack is an exact subset sum over the others, longest
-first, which keeps the short segments for the packs that come last. One pack costs at most one big-integer shift
-per remaining segment and usually far fewer: the sums reach a fit after a few dozen segments.
+Each pack gets the longest remaining segment; an exact subset sum over the others fills the rest, longest first, which
+keeps the short segments for the last packs. One pack costs at most one big-integer shift per remaining segment and
+usually far fewer: the sums reach a fit after a few dozen segments.
 
-How exact each pack should be is the knob that matters. Insisting on no waste spends short segments where a little
-waste would have done; an `allowance` lets every pack waste up to a multiple of its share of the window's slack.
+The result depends most on how exactly each pack is filled. Packs without waste use up short segments where a little
+waste would do. An `allowance` lets every pack waste up to a multiple of its share of the window's slack.
 """
 
 from bisect import bisect_left
@@ -20,9 +20,9 @@ _ALLOWANCES = ((1, 1), (5, 4), (0, 1), (3, 4), (1, 4), (3, 2))
 
 
 def minimum_bin_slack(lengths: Sequence[int], packing_length: int, packs: int) -> list[list[int]] | None:
-    """At most `packs` packs of positions in `lengths` (longest first) that hold everything, or None: not found.
+    """Puts all positions in `lengths` (longest first) into at most `packs` packs; returns None if it finds no way.
 
-    Tries one allowance after the other; without slack they are all the same.
+    Tries one allowance after the other; without slack all allowances are the same.
 
     Cost: `O(packs * n * packing_length / 64)` for each allowance, about 1 ms for 32 packs of 16 segments.
 
@@ -39,11 +39,11 @@ def minimum_bin_slack(lengths: Sequence[int], packing_length: int, packs: int) -
 
 
 def shuffled_bin_slack(lengths: Sequence[int], packing_length: int, packs: int, tries: int) -> list[list[int]] | None:
-    """`packs` packs that hold everything, or None: not found. For windows (nearly) without slack.
+    """Packs a window with (nearly) no slack into `packs` packs; returns None if it finds no way.
 
-    The longest segment is pinned as before, but the others are tried in random order. Longest first would leave
-    only short segments for the last packs, and when lengths are alike those cannot be filled exactly; a random
-    order leaves a mixture. With eight or more segments a pack the first try nearly always succeeds.
+    Each pack gets the longest remaining segment, but the others are tried in random order. Longest first would leave
+    only short segments for the last packs, and similar short lengths rarely fill a pack exactly; a random order
+    leaves a mixture. With eight or more segments a pack the first try nearly always succeeds.
     """
     draw = Integers(packs)
     for _ in range(tries):

@@ -1,7 +1,7 @@
-"""Lower bounds on the number of packs: what turns "no plan found" into "there is none".
+"""Computes lower bounds on the number of packs, which turn "no plan found" into "there is none".
 
-Every bound takes the lengths longest first and returns a number of packs that no plan can go below. All of
-them are integer arithmetic. `lower_bound` is their maximum; taking a line out of `BOUNDS` takes the bound out.
+Every bound takes the lengths, longest first, and returns a number of packs that every plan needs. All bounds use
+integer arithmetic. `lower_bound` is their maximum; removing a line from `BOUNDS` removes the bound.
 """
 
 from bisect import bisect_left
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def lower_bound(lengths: Sequence[int], packing_length: int) -> tuple[int, str]:
-    """The best of the bounds and the name of the first that gives it."""
+    """Returns the best of the bounds and the name of the first that gives it."""
     best, name = 0, "no segments"
     for bound in BOUNDS:
         if len(lengths) <= bound.most_segments:
@@ -26,15 +26,15 @@ def lower_bound(lengths: Sequence[int], packing_length: int) -> tuple[int, str]:
 
 
 def volume_bound(lengths: Sequence[int], packing_length: int) -> int:
-    """All tokens over the tokens of one pack, rounded up. `O(n)`."""
+    """Divides all tokens by the tokens of one pack, rounded up. `O(n)`."""
     return -(-sum(lengths) // packing_length)
 
 
 def martello_toth_bound(lengths: Sequence[int], packing_length: int) -> int:
-    """Bound L2: segments over half a pack need one each, and medium ones must fit beside the smaller of those.
+    """Computes bound L2: segments over half a pack need one each, and medium ones share packs with the smaller of them.
 
-    For each threshold k: segments over `packing_length - k` can share with none of length k or more; what the
-    medium ones need beyond the room beside the other large ones takes packs of its own. `O(n)`.
+    For each threshold k, segments over `packing_length - k` cannot share a pack with one of length k or more. Medium
+    segments that do not fit into the room that the other large ones leave need further packs. `O(n)`.
 
     Source: S. Martello and P. Toth, "Lower bounds and reduction procedures for the bin packing problem",
     Discrete Applied Mathematics 28 (1990).
@@ -59,10 +59,10 @@ def martello_toth_bound(lengths: Sequence[int], packing_length: int) -> int:
 
 
 def cardinality_bound(lengths: Sequence[int], packing_length: int) -> int:
-    """No pack holds more segments than the shortest ones that fit together, the i longest counted alone.
+    """Bounds the number of segments in a pack by how many of the shortest fit together, for the i longest segments.
 
-    For each i: of the i longest, at most k share a pack, where the k shortest of them still fit and k + 1 do not;
-    so they need `i / k` packs. `O(n log n)`.
+    For each i, at most k of the i longest segments share a pack, where the k shortest of them fit together and k + 1
+    do not. So they need `i / k` packs. `O(n log n)`.
 
     Source: folklore; with subset sizes in M. Dell'Amico and S. Martello, "Bounds for the cardinality constrained
     P||Cmax problem", Journal of Scheduling 4 (2001).
@@ -71,7 +71,7 @@ def cardinality_bound(lengths: Sequence[int], packing_length: int) -> int:
     best = 0
     most = 1
     for i in range(len(lengths), 0, -1):
-        # The last k of the i longest: the fewest tokens that k of them can have. k only shrinks as i does.
+        # The last k of the i longest have the fewest tokens of any k of them. As i falls, k never rises.
         if i == len(lengths):
             while most < i and sums[i] - sums[i - most - 1] <= packing_length:
                 most += 1
@@ -83,10 +83,10 @@ def cardinality_bound(lengths: Sequence[int], packing_length: int) -> int:
 
 
 def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
-    """Rounded lengths that fit whenever the true ones do, and whose volume is larger: f_k for k = 1 to 20.
+    """Computes the volume bound of rounded lengths, which fit whenever the true ones do: f_k for k = 1 to 20.
 
     f_k(l) is l itself when (k + 1) * l is a multiple of the packing length, else floor((k + 1) * l / packing
-    length) of k equal parts of a pack. Its volume bound holds for the original lengths. `O(20 * n)`.
+    length) of k equal parts of a pack. The volume bound of the rounded lengths holds for the true ones. `O(20 * n)`.
 
     Source: S. P. Fekete and J. Schepers, "New classes of fast lower bounds for bin packing problems",
     Mathematical Programming 91 (2001), function u^(k).
@@ -102,7 +102,7 @@ def dual_feasible_bound(lengths: Sequence[int], packing_length: int) -> int:
 
 
 class Bound(NamedTuple):
-    """One line of the table: `packs` is asked for windows of up to `most_segments`."""
+    """Describes one line of the table: `packs` runs for windows of up to `most_segments`."""
 
     name: str
     packs: Callable[[Sequence[int], int], int]

@@ -1,4 +1,4 @@
-"""The dense objective: as few non-empty packs as possible."""
+"""Plans the dense objective: as few non-empty packs as possible."""
 
 from packsched.planner.bounds import volume_bound
 from packsched.planner.stages import Packs, Proof, SortedWindow, fit
@@ -12,7 +12,7 @@ def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple
 
     Args:
         window: The lengths and the cap.
-        most: How many packs are allowed; None: as many as it takes.
+        most: How many packs are allowed; None allows any number.
         effort: Multiplies the counted work.
 
     Returns:

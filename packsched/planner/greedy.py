@@ -1,10 +1,10 @@
-"""Best fit, first fit and longest-processing-time: the first attempt at every window, good enough for most.
+"""Packs by best fit, first fit and longest-processing-time: the first attempt at every window, good enough for most.
 
-Segments are taken longest first. Best fit puts each into the fullest pack that still has room and opens a pack
-when none has: never more than 11/9 of the fewest packs plus 6/9, and no pack too many on ordinary windows. First fit
-takes the oldest pack instead: seldom better, and only asked where nothing else follows.
-Longest processing time puts each into the emptiest of a fixed number of packs: at most 4/3 of the shortest
-possible longest pack.
+All take the longest segment first. Best fit puts each segment into the fullest pack that still has room, and opens a
+pack when none has room. It never needs more than 11/9 of the fewest packs plus 6/9, and on ordinary windows it needs
+no pack too many. First fit takes the oldest pack with room; it is seldom better, and runs only for windows that are too
+large to search. Longest processing time puts each segment into the emptiest of a fixed number of packs; its longest
+pack is at most 4/3 of the shortest possible.
 """
 
 from bisect import bisect_left, insort
@@ -16,7 +16,7 @@ _SEGMENTS_PER_BAND = 1024
 
 
 def best_fit_decreasing(lengths: Sequence[int], packing_length: int) -> list[list[int]]:
-    """Packs of positions in `lengths` (longest first, none over `packing_length`). Equal rooms: oldest pack.
+    """Packs the positions in `lengths` (longest first, none over `packing_length`); of equal rooms, the oldest pack.
 
     Cost: `O(n log n)`; 100,000 segments take a fifth of a second.
 
@@ -54,10 +54,11 @@ def best_fit_decreasing(lengths: Sequence[int], packing_length: int) -> list[lis
 
 
 def first_fit_decreasing(lengths: Sequence[int], packing_length: int) -> list[list[int]]:
-    """Packs of positions in `lengths` (longest first, none over `packing_length`), each in the oldest with room.
+    """Packs the positions in `lengths` (longest first, none over `packing_length`), each into the oldest with room.
 
-    Cost: `O(n log n)`. Lengths only fall, so a pack that has room for one segment has room for all that follow
-    until it gets one: packs with room wait in a heap by age, the others in one by room until segments are short enough.
+    Cost: `O(n log n)`. Lengths only fall, so a pack that has room for one segment has room for all later ones until
+    it gets one. Packs with room wait in a heap by age; the others wait in a heap by room until segments are short
+    enough.
 
     Source: as for best fit.
     """
@@ -84,7 +85,7 @@ def first_fit_decreasing(lengths: Sequence[int], packing_length: int) -> list[li
 
 
 def longest_processing_time(lengths: Sequence[int], packs: int) -> list[list[int]]:
-    """`packs` packs of positions, each segment (longest first) in the emptiest pack so far. `O(n log packs)`.
+    """Puts each segment (longest first) into the emptiest of `packs` packs so far. `O(n log packs)`.
 
     Source: R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM J. Appl. Math. 17 (1969).
     """

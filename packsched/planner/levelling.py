@@ -1,8 +1,8 @@
-"""The balanced objective: exactly `packs` packs, the longest of them as short as possible.
+"""Plans the balanced objective: exactly `packs` packs, the longest of them as short as possible.
 
-A pack length into which the window fits is an upper bound of the answer, one proven too short a lower bound. Bisection
-between the two asks the same question as the dense objective, with little work for each length. Windows with many
-segments a pack reach the lower bound at the first question.
+A pack length into which the window fits is an upper bound of the answer; a pack length that is proven too short is a
+lower bound. The bisection between the two asks the same question as the dense objective, with little work for each
+length. Windows with many segments a pack reach the lower bound at the first question.
 """
 
 from collections.abc import Sequence
@@ -42,22 +42,22 @@ def level_packs(window: SortedWindow, packs: int, effort: float) -> tuple[Packs 
 
 
 def longest_pack(lengths: Sequence[int], packs: Packs) -> int:
-    """Tokens in the longest of the packs."""
+    """Returns the tokens in the longest of the packs."""
     return max(sum(lengths[position] for position in pack) for pack in packs)
 
 
 def longest_pack_bound(lengths: Sequence[int], packing_length: int, packs: int) -> int:
-    """No plan with that many packs has a shorter longest pack, in tokens. Lengths longest first, not empty.
+    """Returns a lower bound, in tokens, of the longest pack of every plan with `packs` packs; `lengths` is not empty.
 
-    The mean, the longest segment, and every set of `k * packs + 1` longest segments, of which some pack holds
-    `k + 1` (Graham 1969); then the packing lengths that the bounds of `bounds.py` refute are bisected away.
-    `O(n log(packing_length))`.
+    It starts from the mean, the longest segment, and every set of the `k * packs + 1` longest segments, of which some
+    pack holds `k + 1` (Graham 1969). A bisection then raises it past the packing lengths that the bounds of
+    `bounds.py` refute. `O(n log(packing_length))`.
     """
     low = max(-(-sum(lengths) // packs), lengths[0])
     for k in range(1, (len(lengths) - 1) // packs + 1):
         low = max(low, sum(lengths[k * packs - k : k * packs + 1]))
     high = packing_length
-    # Refuted packing lengths are usually close to the mean: look there first, and then ever further away.
+    # Refuted packing lengths are usually close to the mean, so look there first, and then further and further away.
     step = 64
     while low < high:
         middle = min((low + high) // 2, low + step)
@@ -72,7 +72,7 @@ def longest_pack_bound(lengths: Sequence[int], packing_length: int, packs: int) 
 
 
 def _bisect(window: SortedWindow, packs: int, best: Packs, shortest: int, effort: float) -> tuple[Packs, int]:
-    """The most level packs found, and a length that no plan's longest pack is below. `shortest` is one already."""
+    """Returns the most level packs it found, and a lower bound of every plan's longest pack; begins with `shortest`."""
     low = limit = shortest
     longest = longest_pack(window.lengths, best)
     while low < longest:

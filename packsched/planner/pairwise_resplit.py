@@ -1,7 +1,7 @@
-"""Exact pairwise re-split: level two packs as far as their segments allow.
+"""Levels packs by exact pairwise re-splits.
 
-The longest pack is pooled with another one and the pool is cut in two by an exact subset sum, as near to the
-middle as it goes. Repeated from the longest pack on until no partner shortens it.
+The segments of the longest pack and another one are split again by an exact subset sum, as near to the middle as
+possible. This repeats until no partner shortens the longest pack.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from packsched.subset_sum import fill_room
 
 
 def pairwise_resplit(lengths: Sequence[int], packs: list[list[int]]) -> list[list[int]]:
-    """The same positions in as many packs, the longest of them as short as re-splitting pairs makes it.
+    """Returns the same positions in as many packs, the longest of them as short as re-splitting pairs makes it.
 
-    Cost: at most `4 * len(packs)` successful re-splits, each after trying up to `len(packs)` partners, which is
-    one small subset sum each.
+    Cost: at most `4 * len(packs)` successful re-splits. Each tries up to `len(packs)` partners, with one small subset
+    sum for each.
 
     Source: exact two-way splits are number partitioning, R. E. Korf, "A complete anytime algorithm for number
     partitioning", Artificial Intelligence 106 (1998); applied to pairs as in K. Fleszar and K. S. Hindi,

@@ -1,8 +1,8 @@
-"""A generator of integers that gives the same numbers in every version of Python: the searches draw from it."""
+"""Generates the random integers of the searches, the same in every version of Python."""
 
 
 class Integers:
-    """A linear congruential generator modulo 2^64; only the high half of its state is used.
+    """Generates integers by a linear congruential generator modulo 2^64; uses only the high half of its state.
 
     Source of the constants: D. E. Knuth, "The Art of Computer Programming" 2, section 3.3.4 (MMIX).
     """
@@ -11,12 +11,12 @@ class Integers:
         self._state = seed
 
     def below(self, n: int) -> int:
-        """An integer from 0 to n - 1, n at most 2^32. `O(1)`."""
+        """Returns an integer from 0 to n - 1, n at most 2^32. `O(1)`."""
         self._state = (self._state * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
         return (self._state >> 32) * n >> 32
 
     def sample(self, n: int, size: int) -> list[int]:
-        """`size` different integers below n, in the order drawn. `O(size)` draws while size is well below n."""
+        """Returns `size` different integers below n, in the order drawn; `O(size)` draws if size is well below n."""
         drawn: dict[int, None] = {}
         while len(drawn) < size:
             drawn[self.below(n)] = None

@@ -1,9 +1,9 @@
-"""The stages behind every plan, in one ordered table.
+"""Runs the stages behind every plan, from one ordered table.
 
-Every stage is asked the same question: do these segments fit into that many packs? It answers with packs, with a
-proof that they do not fit, or with None, and then the next stage is asked. Cheap stages come first. Each algorithm
-has a file of its own; `STAGES` at the end of this one says when it is asked and how much work it may do. Taking a
-line out of the table takes the stage out of both objectives.
+Every stage gets the same question: do these segments fit into that many packs? It answers with packs, with a proof
+that they do not fit, or with None; after None the next stage is asked. Cheap stages come first. Each file implements
+one algorithm. `STAGES`, at the end of this file, says when a stage runs and how much work it may do. Removing a line
+from the table removes the stage from both objectives.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from packsched.planner.bin_slack import minimum_bin_slack, shuffled_bin_slack
 from packsched.planner.bounds import lower_bound
 from packsched.planner.greedy import best_fit_decreasing, first_fit_decreasing
 
-# Beyond this many segments filling pack by pack, which is quadratic, costs more than it gains.
+# With more segments, filling pack by pack, which is quadratic, costs more than it gains.
 MOST_SEGMENTS = 4096
 # Limits the memory of one subset sum, in bits: 2^24 tokens a pack with 4096 segments.
 _MOST_BITS = 1 << 30
@@ -27,7 +27,7 @@ Packs = list[list[int]]
 
 
 class Proof(NamedTuple):
-    """No plan has fewer than `packs` packs; `reason` names the bound or the search that shows it."""
+    """Proves that no plan has fewer than `packs` packs; `reason` names the bound or the search that shows it."""
 
     packs: int
     reason: str
@@ -35,9 +35,9 @@ class Proof(NamedTuple):
 
 @dataclass
 class SortedWindow:
-    """The lengths of a window, longest first, and the cap of its packs.
+    """Holds the lengths of a window, longest first, and the cap of its packs.
 
-    What does not depend on the number of packs is computed once.
+    Computes results that do not depend on the number of packs once.
     """
 
     lengths: Sequence[int]
@@ -45,40 +45,40 @@ class SortedWindow:
 
     @cached_property
     def tokens(self) -> int:
-        """The sum of the lengths."""
+        """Returns the sum of the lengths."""
         return sum(self.lengths)
 
     @cached_property
     def best_fit(self) -> Packs:
-        """The packs of best-fit decreasing."""
+        """Returns the packs of best-fit decreasing."""
         return best_fit_decreasing(self.lengths, self.packing_length)
 
     @cached_property
     def first_fit(self) -> Packs:
-        """The packs of first-fit decreasing."""
+        """Returns the packs of first-fit decreasing."""
         return first_fit_decreasing(self.lengths, self.packing_length)
 
     @cached_property
     def lower_bound(self) -> Proof:
-        """The best of the bounds."""
+        """Returns the best of the bounds."""
         return Proof(*lower_bound(self.lengths, self.packing_length))
 
     @cached_property
     def searchable(self) -> bool:
-        """Whether searches are worth their time and memory: not too many segments, and no pack too long."""
+        """Returns whether the window is searched; windows with too many segments or too long packs are not."""
         n = len(self.lengths)
         return n <= MOST_SEGMENTS and self.packing_length * (isqrt(n) + 1) <= _MOST_BITS
 
 
 class Stage(NamedTuple):
-    """One line of the table.
+    """Describes one stage: one line of the table.
 
     Attributes:
-        name: What documents and benchmarks call it.
-        applies: Whether the stage is asked about a window and a number of packs.
+        name: Its name in documents and benchmarks.
+        applies: Says whether the stage runs for a window and a number of packs.
         work: Tries or nodes at effort 1, counted and not timed; 0 for a stage that always runs to its end.
-        levels: Whether the stage is asked again for each pack length that the balanced objective tries.
-        answer: Packs, a proof or None for a window, a number of packs and the work allowed.
+        levels: Whether the stage runs again for each pack length that the balanced objective tries.
+        answer: Takes a window, a number of packs and the work allowed; returns packs, a proof or None.
     """
 
     name: str
@@ -89,16 +89,16 @@ class Stage(NamedTuple):
 
 
 def fit(window: SortedWindow, packs: int, effort: float, *, levelling: bool = False) -> Packs | Proof | None:
-    """At most `packs` packs, a proof that there are none, or None: neither found within the counted work.
+    """Returns at most `packs` packs, a proof that there are none, or None if the counted work found neither.
 
     Args:
         window: The lengths and the cap.
         packs: How many packs there may be.
         effort: Multiplies the counted work of every stage.
-        levelling: Asks only the stages that the balanced objective repeats for every pack length.
+        levelling: Runs only the stages that the balanced objective repeats for every pack length.
 
-    Cost: the first stage, under a millisecond, answers for most windows. When no stage does, a few hundred
-    milliseconds at effort 1 and packing lengths up to 16384, whatever the number of segments.
+    Cost: the first stage answers for most windows, in under a millisecond. When no stage answers, all of them take a
+    few hundred milliseconds at effort 1 and packing lengths up to 16384, for any number of segments.
     """
     for stage in STAGES:
         if (stage.levels or not levelling) and stage.applies(window, packs):
@@ -130,7 +130,7 @@ def _mixed_or_roomy(window: SortedWindow, packs: int) -> bool:
 
 
 def _nearly_full(window: SortedWindow, packs: int) -> bool:
-    """Less than one free token a pack."""
+    """Returns whether the window has less than one free token a pack."""
     return _has_room(window, packs) and packs * window.packing_length - window.tokens < packs
 
 
