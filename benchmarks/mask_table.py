@@ -105,7 +105,7 @@ SPECIAL: dict[str, dict[str, object]] = {
 }
 
 VARIANTS = {"granitemoehybrid, attention only": {"layer_types": ["attention", "attention"]}}
-"""Rows of their own for what a family's tiny configuration hides."""
+"""Separate rows for what a family's tiny configuration hides."""
 INTRODUCTION = """\
 # Which models keep packed segments apart
 
@@ -113,8 +113,8 @@ Made by `make masks`: the start-up probe (`rollout_sft.check_isolation`) on ever
 transformers that builds from a tiny configuration, float32, CPU, random weights, with the arguments that training
 passes. What holds for your model, attention and dtype is measured again before the first step.
 
-- **leaks**: an untouched segment's logits moved when its neighbour was changed, by so much of the largest logit (at
-  most 1e-5 counts as isolated); *positions*: segments behind the first came out differently. Such a model does not
+- **leaks**: changing one segment moved its neighbour's logits; the number is relative to the largest logit (at
+  most 1e-5 counts as isolated); *positions*: the logits of segments behind the first changed. Such a model does not
   train on packs.
 - isolated: they did not move, or by the number given.
 - refuses: the forward raises because of the packing, so nothing can leak silently. Hybrids do where the kernel of
@@ -217,7 +217,7 @@ def _short(error: Exception) -> str:
 
 
 def in_own_process(family: str, attention: str) -> str:
-    """`probe` in a process of its own with a time limit; forked, since the imports take longer than most families."""
+    """Runs `probe` in a forked process with a time limit; forked, since the imports take longer than most families."""
     fork = multiprocessing.get_context("fork")
     reader, writer = fork.Pipe(duplex=False)
     process = fork.Process(target=_answer, args=(writer, family, attention))

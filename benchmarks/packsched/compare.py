@@ -1,4 +1,4 @@
-"""packsched beside what a user would take instead, in one run on one machine."""
+"""Compares packsched with the alternatives that a user has, in one run on one machine."""
 
 import random
 import statistics
@@ -108,7 +108,7 @@ def level_windows(quick: bool) -> str:
 
 
 def referee(quick: bool) -> str:
-    """The verdicts of CP-SAT, 10 s for each window, beside ours: hard small windows near the edge of fitting."""
+    """Compares the verdicts of CP-SAT, 10 s for each window, with ours on small windows that barely fit or do not."""
     if not peers.is_available(lambda lengths, cap, packs: [[peers.cp_sat(lengths, cap, packs)]]):  # type: ignore[list-item]
         return "ortools is not installed."
     rng = random.Random(12)

@@ -75,7 +75,7 @@ def by_time(rows: dict[str, dict[int, list[Evaluation]]], starts: dict[int, Eval
 
 
 def by_steps(rows: dict[str, dict[int, list[Evaluation]]], starts: dict[int, Evaluation]) -> list[str]:
-    """`expert` beside references after the same number of optimizer steps, and so of samples."""
+    """Compares `expert` with references after the same number of optimizer steps, and so of samples."""
     pairs = []
     for seed, evaluations in sorted(rows.get("expert", {}).items()):
         control = {e["step"]: e for e in rows.get("references only", {}).get(seed, [])}

@@ -1,9 +1,9 @@
 """Keeps a step whose loss or gradient is not finite from the optimizer, on every rank.
 
 The check adds no wait for the device. [`~rollout_sft.step.loss.share_of_window`] turns a loss that is not finite into a
-gradient that is not finite, and the sum of gradients over the ranks carries it to all ranks. The Trainer computes the norm
-of the gradient before the optimizer's step anyway; this module reads that norm. Only when it is not finite do the ranks
-tell each other what they saw.
+gradient that is not finite, and the sum of gradients over the ranks carries it to all ranks. The Trainer computes the
+norm of the gradient before the optimizer's step anyway; this module reads that norm. Only when it is not finite do the
+ranks tell each other what they saw.
 """
 
 from __future__ import annotations
