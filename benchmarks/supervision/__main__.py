@@ -46,7 +46,7 @@ def cells(seeds: list[int], *, vllm: bool) -> list[Cell]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--vllm", action="store_true", help="the rows whose rollouts come from colocated vLLM")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "supervision")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from statistics import mean
 from typing import Any
 
 Evaluation = dict[str, Any]
+GOOD_START = 0.85
+"""F1 that stage 1 should reach; seeds below it have a table of their own."""
+
 TITLES = {
     "constant": "The rate held constant",
     "decayed": "The rate falls with the time, as a cosine to a twentieth",
@@ -18,20 +22,22 @@ def report(found: dict[str, Any]) -> str:
     lines = ["# Stage 2 by what it learns from", "", f"`python -m benchmarks.supervision`; {found['machine']}.", ""]
     lines += ["F1 at IoU .5 with equal class, greedy, 256 canvases: mean of the seeds (lowest to highest).", ""]
     starts = {int(seed): evaluation for seed, evaluation in found["starts"].items()}
+    good = {seed for seed, evaluation in starts.items() if evaluation["f1"] >= GOOD_START}
     for table, title in TITLES.items():
-        rows = rows_of(found, table)
-        if rows:
+        if rows := rows_of(found, table, good):
             lines += [f"## {title}", "", *by_time(rows, starts), ""]
-    lines += by_steps(rows_of(found, "constant"), starts)
+    lines += by_steps(rows_of(found, "constant", good), starts)
+    if weak := rows_of(found, "constant", starts.keys() - good):
+        lines += ["", f"## From a stage 1 that ended below F1 {GOOD_START}; constant rate", "", *by_time(weak, starts)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def rows_of(found: dict[str, Any], table: str) -> dict[str, dict[int, list[Evaluation]]]:
-    """Row -> seed -> evaluations."""
+def rows_of(found: dict[str, Any], table: str, seeds: Collection[int]) -> dict[str, dict[int, list[Evaluation]]]:
+    """Row -> seed -> evaluations, of these seeds."""
     rows: dict[str, dict[int, list[Evaluation]]] = {}
     for key, evaluations in found["cells"].items():
         name, row, seed = key.split(" / ")
-        if name == table:
+        if name == table and int(seed) in seeds:
             rows.setdefault(row, {})[int(seed)] = evaluations
     return rows
 
