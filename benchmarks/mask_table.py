@@ -3,7 +3,7 @@
     python -m benchmarks.mask_table
 
 Every causal language model of the installed transformers, times eager, sdpa, flex attention and this project's varlen
-attention, each family in a process of its own (some configurations take minutes or gigabytes, some crash). Writes
+attention, each family in a separate process (some configurations take minutes or gigabytes, some crash). Writes
 `docs/masks.md`.
 """
 

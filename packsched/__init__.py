@@ -1,4 +1,4 @@
-"""Which segments share a padding-free forward pass. Knows only lengths; needs only numpy."""
+"""Decides which segments share a padding-free forward pass. Knows only lengths; needs only numpy."""
 
 from packsched.buffers import CarryBuffer, Pack, WindowBuffer
 from packsched.costs import SegmentCost

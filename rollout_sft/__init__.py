@@ -1,4 +1,4 @@
-"""Rollout-matching SFT on Hugging Face's `Trainer`, packed by `packsched`."""
+"""Trains by rollout-matching SFT on Hugging Face's `Trainer`, with packs from `packsched`."""
 
 try:
     import accelerate  # noqa: F401  # the errors of what imports it indirectly do not name what is missing

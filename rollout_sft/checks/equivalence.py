@@ -222,7 +222,7 @@ def check_arithmetic(
         raise ScheduleMismatchError(
             f"the scheduled packs and the {len(segments)} segments one by one disagree: loss by {report.loss:.1e}, "
             f"gradient by {report.gradient:.1e} (relative, {dtype}; allowed {tolerance:.0e}). The model may let packed "
-            "segments see each other (rollout_sft.check_isolation) or add a loss of its own."
+            "segments see each other (rollout_sft.check_isolation) or add an auxiliary loss."
         )
     return report
 

@@ -1,1 +1,1 @@
-"""Rollout backends: the protocol, Hugging Face generate, vLLM, and their life within a trainer."""
+"""Generates rollouts: the backend protocol, Hugging Face generate, vLLM, and the backends of a trainer."""

@@ -12,13 +12,13 @@ from rollout_sft.reporting.metrics import Counters
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutRequest:
     """
-    One prompt to continue.
+    Holds one prompt to continue.
 
     Args:
         prompt_ids (`list[int]`):
-            The prompt's token ids, as the model shall read them.
+            The token ids that the model reads as the prompt.
         seed (`int`):
-            Seed of this request alone, so that its sample does not depend on what it is batched with.
+            Seed of this request alone, so that its sample does not depend on the other requests of its batch.
     """
 
     prompt_ids: list[int]
@@ -28,7 +28,7 @@ class RolloutRequest:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
     """
-    One response.
+    Holds one response.
 
     Args:
         response_ids (`list[int]`):
@@ -36,7 +36,7 @@ class Rollout:
         truncated (`bool`):
             True when `max_new_tokens` was reached before an end token.
         prompt_ids (`list[int]`, *optional*):
-            The prompt as the backend read it, where it knows; another one than was asked is refused.
+            The prompt that the backend read, if it knows; refused when it differs from the request's prompt.
         origin (`str`, *optional*, defaults to `""`):
             Where the response was generated, for messages: the address of a server.
     """
@@ -53,7 +53,7 @@ class RolloutBackend(Protocol):
 
     Attributes:
         counters (`Counters`):
-            What the last `generate` of this rank has for the log line; `{}` when there is nothing to say.
+            Log values of this rank's last `generate`; `{}` when there are none.
     """
 
     counters: Counters
@@ -69,7 +69,7 @@ class RolloutBackend(Protocol):
 
 @runtime_checkable
 class SyncedBackend(RolloutBackend, Protocol):
-    """A backend that generates with a copy of the weights."""
+    """Generates with a copy of the weights."""
 
     def sync(self) -> None:
         """Renews the copy if the weights have changed; every rank calls it at the same point."""
@@ -77,7 +77,7 @@ class SyncedBackend(RolloutBackend, Protocol):
 
 
 def check_backend(backend: object) -> None:
-    """Raises `ValueError` for an object that is no [`RolloutBackend`], and names what it lacks."""
+    """Raises `ValueError` for an object that is not a [`RolloutBackend`], and names the missing attributes."""
     name = backend.__name__ if isinstance(backend, type) else type(backend).__name__
     if isinstance(backend, type):
         raise ValueError(f"rollout_backend is the class {name}; give an instance of it.")

@@ -15,15 +15,15 @@ from rollout_sft.rollouts.base import Rollout, RolloutRequest
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerLimits:
     """
-    What the answers of one decoding can be.
+    Limits the answers of one decoding.
 
     Args:
         vocab_size (`int`):
             Token ids are smaller than it.
         max_new_tokens (`int`):
-            Most tokens of a response.
+            The most tokens of a response.
         end_ids (`frozenset[int]`):
-            Tokens that end a response, and are no part of it.
+            Tokens that end a response; they are not part of it.
     """
 
     vocab_size: int
@@ -33,7 +33,7 @@ class AnswerLimits:
 
 class AnswerError(ValueError):
     """
-    A backend's answer cannot be trained on or scored.
+    Raised when a backend's answer cannot be trained on or scored.
 
     Args:
         index (`int`):
@@ -57,7 +57,7 @@ def checked(rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLim
 
     Args:
         rollouts (`Any`):
-            What `RolloutBackend.generate` returned, whatever it is.
+            The result of `RolloutBackend.generate`; it may be anything.
         requests (`Sequence[RolloutRequest]`):
             What it was asked.
         limits (`AnswerLimits`):

@@ -1,7 +1,7 @@
-"""Rollouts by Hugging Face `generate` on the live model.
+"""Generates rollouts with Hugging Face's `generate` on the live model.
 
-Requests are sorted by prompt length, left-padded and generated in chunks. Every request samples with a generator
-of its own, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
+Requests are sorted by prompt length, left-padded and generated in chunks. Every request samples with a separate
+generator, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HFBackend:
         eos_token_ids (`Sequence[int]`):
             Tokens that end a response; at least one.
         pad_token_id (`int`):
-            Fills prompts on the left; masked out.
+            Pads prompts on the left; it is masked out.
         batch_size (`int`):
             Prompts generated together.
     """
@@ -64,7 +64,7 @@ class HFBackend:
         self._pad = int(pad_token_id)
         self._batch_size = batch_size
         self.counters: Counters = {}
-        """Of the last call: `rollout/padding`, positions computed for padding over all of them."""
+        """Counters of the last call: `rollout/padding`, the positions computed for padding over all positions."""
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """
@@ -125,7 +125,7 @@ class HFBackend:
         return [self._cut(row) for row in output[:, width:].tolist()]
 
     def _cut(self, row: list[int]) -> Rollout:
-        """Everything before the first end token; padding follows it and is no part of the response."""
+        """Returns everything before the first end token; the padding behind it is not part of the response."""
         ends = set(self._eos)
         for n, token in enumerate(row):
             if token in ends:
@@ -136,7 +136,7 @@ class HFBackend:
 def _padding(
     requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout], chunks: Sequence[Sequence[int]]
 ) -> tuple[float, float]:
-    """Positions that hold no token of a prompt or a response, and all positions."""
+    """Counts the positions that hold no token of a prompt or a response, and all positions."""
     prompts, responses = [len(r.prompt_ids) for r in requests], [len(r.response_ids) for r in rollouts]
     computed = sum(len(c) * (max(prompts[i] for i in c) + max(responses[i] for i in c)) for c in chunks)
     return float(computed - sum(prompts) - sum(responses)), float(computed)
@@ -145,7 +145,7 @@ def _padding(
 class _SampleByExponentialRace(LogitsProcessor):
     """Picks each row's token with the row's own generator and leaves only that token possible.
 
-    `argmax(p / q)` with `q` exponential is a draw from `p` (the Gumbel-max trick in another dress).
+    `argmax(p / q)` with `q` exponential is a draw from `p` (a form of the Gumbel-max trick).
     """
 
     def __init__(self, seeds: Sequence[int]):
@@ -163,7 +163,7 @@ class _SampleByExponentialRace(LogitsProcessor):
 
 
 class _RepetitionPenaltyWithoutPadding(LogitsProcessor):
-    """The repetition penalty, blind to the padding on the left: a padded prompt must not be penalised more."""
+    """Applies the repetition penalty without the padding on the left, which must not change the penalty."""
 
     def __init__(self, penalty: float, pads: Sequence[int]):
         self._penalty = RepetitionPenaltyLogitsProcessor(penalty)
@@ -195,11 +195,11 @@ def _processors(decoding: Decoding, seeds: list[int], input_ids: Tensor, mask: T
 
 @contextmanager
 def _generating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients; modes, generation defaults and generators come back afterwards."""
+    """Sets evaluation mode without gradients; restores modes, generation defaults and generators afterwards."""
     devices = [model.device] if model.device.type == "cuda" else []
     defaults = model.generation_config
     try:
-        # `generate` fills what a config leaves open from the model's own defaults, sampling knobs among them.
+        # `generate` fills missing values of a config from the model's defaults, sampling arguments among them.
         model.generation_config = GenerationConfig()
         with evaluation_mode(model), torch.random.fork_rng(devices=devices), torch.no_grad():
             yield

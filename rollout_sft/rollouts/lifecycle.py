@@ -1,7 +1,7 @@
-"""Holds what a trainer generates with: one backend for training, one for evaluation, and the weights they use.
+"""Holds the backends of a trainer: one for training, one for evaluation, and the weights that they use.
 
-The Hugging Face backend generates with the live model itself. A backend with an engine of its own has to be handed the
-weights: `sync` does so once per change, at points that every rank reaches together.
+The Hugging Face backend generates with the live model itself. A backend with a separate engine needs a copy of the
+weights: `sync` sends them once per change, at points that every rank reaches together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rollout_sft.rollouts.vllm.backend import Engine, VLLMBackend
 
 class Generation(TrainerCallback):
     """
-    The backends of one trainer; also a callback, which learns of every optimizer step.
+    Holds the backends of one trainer; as a callback it marks the weights as changed at every optimizer step.
 
     Args:
         args (`RolloutSFTConfig`):
@@ -35,7 +35,7 @@ class Generation(TrainerCallback):
         model (`Callable[[], nn.Module]`):
             Returns the unwrapped live model.
         backend (`RolloutBackend`, *optional*):
-            Used for training and for evaluation, instead of the one that `args` names.
+            The backend for training and evaluation, instead of the one that `args` names.
 
     Attributes:
         train (`RolloutBackend`):
@@ -43,9 +43,9 @@ class Generation(TrainerCallback):
         evaluation (`RolloutBackend`):
             Answers evaluation samples.
         train_limits, evaluation_limits (`AnswerLimits`):
-            What the answers of the two can be.
+            The limits of the answers of the two backends.
         weights (`LiveWeights`):
-            What a backend with an engine of its own is handed.
+            The weights for a backend with a separate engine.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Generation(TrainerCallback):
 
     def sync(self, *, windows: int) -> Counters:
         """
-        Hands the live weights over where a backend generates with a copy; every rank calls it at the same point.
+        Sends the live weights to backends that generate with a copy; every rank calls it at the same point.
 
         Args:
             windows (`int`):
-                How many windows of training this is for: 1, or 0 for an evaluation.
+                How many windows of training this sync serves: 1, or 0 for an evaluation.
 
         Returns:
-            `Counters`: the seconds it took, for the log line; nothing where no backend has a copy.
+            `Counters`: the seconds it took, for the log line; empty when no backend has a copy.
         """
         start = time.perf_counter()
         for backend in (self.train, self.evaluation):
@@ -104,7 +104,7 @@ class Generation(TrainerCallback):
         return {"time/weight_sync_s": (time.perf_counter() - start, float(windows))}
 
     def sleep(self) -> None:
-        """Lets the engine give its memory to training where it can, until the next rollouts."""
+        """Lets the engine release its memory to training until the next rollouts, if it can."""
         if self._engine is not None:
             self._engine.sleep()
 

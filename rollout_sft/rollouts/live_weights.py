@@ -1,8 +1,8 @@
-"""The live model's weights, tensor by tensor, as a checkpoint of the plain model would name them.
+"""Yields the live model's weights, tensor by tensor, under the names of a checkpoint of the plain model.
 
-LoRA and its relatives   merged layer by layer into copies; the trained tensors are left bit for bit as they were
+LoRA and similar         merged layer by layer into copies; the trained tensors do not change by a bit
 FSDP2, ZeRO-3            gathered parameter by parameter, so no rank ever holds more than one layer in full
-renamed layouts          put back into the checkpoint's names and shapes (a mixture's experts, for instance)
+renamed layouts          converted to the checkpoint's names and shapes (a mixture's experts, for instance)
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 class StaleRolloutError(RuntimeError):
-    """An engine would have generated with other weights than the live ones."""
+    """Raised when an engine would have generated with weights that differ from the live ones."""
 
 
 class LiveWeights:
     """
-    The weights that a rollout shall be made with, and a counter of their changes.
+    Gives the weights for rollouts, and counts their changes.
 
     Args:
         model (`Callable[[], nn.Module]`):
@@ -56,7 +56,7 @@ class LiveWeights:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The plain model, without an adapter's wrapper around it."""
+        """Returns the plain model, without an adapter's wrapper."""
         plain: Any = base_model(self._model())
         return plain
 
@@ -74,7 +74,7 @@ class LiveWeights:
         group: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, tensor in _walk(model, "", set()):
-                # Names and shapes of one layer belong together; a conversion never reaches into another one.
+                # A conversion needs all names and shapes of one layer, and never those of another layer.
                 if _layer(name) != layer:
                     yield from revert_weight_conversion(model, group).items()
                     layer, group = _layer(name), {}
@@ -83,7 +83,7 @@ class LiveWeights:
 
 
 def _layer(name: str) -> str:
-    """`model.layers.3.` for a weight of that layer: up to the first number; names without one stand alone."""
+    """Returns `model.layers.3` for a weight of that layer: the name up to its first number, or the whole name."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
@@ -117,7 +117,7 @@ def _walk(module: nn.Module, prefix: str, seen: set[int]) -> Iterator[tuple[str,
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The module's own parameters and the buffers that a checkpoint holds."""
+    """Yields the module's own parameters and the buffers that a checkpoint holds."""
     yield from module.named_parameters(recurse=False)
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
@@ -125,7 +125,7 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _merged(layer: Any) -> dict[str, Tensor]:
-    """Copies of an adapted layer's base weights with the adapters added.
+    """Returns copies of an adapted layer's base weights with the adapters added.
 
     Merging in place and subtracting again would leave rounding errors in the frozen weights at every step.
     """
@@ -144,7 +144,7 @@ def _merged(layer: Any) -> dict[str, Tensor]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The whole tensor of a shard, detached."""
+    """Returns the whole tensor of a shard, detached."""
     if isinstance(tensor, DTensor):
         whole: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
         return whole
@@ -155,7 +155,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _gathered(tensors: list[Any]) -> Any:
-    """ZeRO-3's context in which parameters are whole; nothing to do for others."""
+    """Returns ZeRO-3's context in which parameters are whole; does nothing for other tensors."""
     partitioned = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
     if not partitioned:
         return torch.no_grad()

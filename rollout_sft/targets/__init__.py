@@ -1,4 +1,4 @@
-"""From a sample and a rollout to the segment that is trained: the protocol, and the builder for objects."""
+"""Builds the segment to train from a sample and a rollout: the protocol, and the builder for objects."""
 
 from rollout_sft.targets.token_decisions import Decisions, token_decisions
 from rollout_sft.targets.token_text import SpelledText, Speller

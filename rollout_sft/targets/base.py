@@ -1,4 +1,4 @@
-"""From a sample and what the model answered to the segment that is trained on."""
+"""Defines target builders, which turn a sample and the model's answer into the segment that is trained."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rollout_sft.rollouts.base import Rollout
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
     """
-    What one sample contributes to training.
+    Holds what one sample contributes to training.
 
     Args:
         segment (`Segment`):
             Prompt plus `Y_train`, on the CPU.
         counters (`Counters`):
-            What was seen on the way: matches, parse failures, lengths.
+            Numbers for the log: matches, parse failures, lengths.
     """
 
     segment: Segment
@@ -31,13 +31,13 @@ class TargetBuilder(Protocol):
     """Builds segments; selected by `rollout_matching.target_builder` (a name or an import path)."""
 
     def build(self, sample: Sample, rollout: Rollout) -> Target:
-        """The training target for `sample`, given the model's own `rollout`."""
+        """Builds the training target for `sample` from the model's `rollout`."""
         ...
 
     def build_reference(self, sample: Sample) -> Target:
-        """The training target made of the full reference answer, without a rollout."""
+        """Builds the training target from the full reference answer, without a rollout."""
         ...
 
     def score(self, sample: Sample, rollout: Rollout) -> Counters:
-        """What evaluation reports about `rollout`; builds no segment."""
+        """Returns the numbers that evaluation reports about `rollout`; builds no segment."""
         ...

@@ -1,4 +1,4 @@
-"""Target builders, by name or import path."""
+"""Makes target builders by name or import path."""
 
 from __future__ import annotations
 

@@ -2,14 +2,14 @@
 Turns "at this character a correct expert would write this text" into targets for single tokens.
 
 A model is trained inside an answer that it wrote itself: its tokens stay in the input, and the expert's next token is
-the target. The expert's text is known at a few places only (a number that should be another one, the choice between
-going on and stopping), and tokens do not care where those places begin and end. One rule settles it for any tokenizer:
+the target. The expert's text is known only at a few places (a wrong number, the choice between going on and stopping),
+and tokens may cross the borders of these places. One rule works for every tokenizer:
 
 - The expert writes its text from the start of the token that holds the first character asked about.
 - Its tokens are compared with the answer's one by one. Each of them is the target of its position.
-- The first that differs is the last target. Behind it the input is no longer what the expert would have
+- The first token that differs is the last target. Behind it the input differs from what the expert would have
   written, so no target is known there, and the weight is 0.
-- Where all agree, the last target is the token that holds the last character asked about.
+- If all tokens agree, the last target is the token that holds the last character asked about.
 
 The price is one encoding of a short text for each place.
 """
@@ -26,11 +26,11 @@ def token_decisions(
     speller: Speller, answer: SpelledText, asked: Span, wanted: str, *, then: str = "", known_from: int = 0
 ) -> Decisions:
     """
-    The targets where a correct expert would have written `wanted` instead of `answer.text[begin:end]`.
+    Returns the targets where a correct expert would have written `wanted` instead of `answer.text[begin:end]`.
 
     Args:
         speller (`Speller`):
-            Of the tokenizer that made the answer.
+            The speller of the tokenizer that made the answer.
         answer (`SpelledText`):
             The model's own answer, from [`Speller.read`].
         asked (`tuple[int, int]`):
@@ -47,7 +47,7 @@ def token_decisions(
     Returns:
         `dict[int, int]`: index of a token of the answer to its target; empty where nothing is known.
 
-    Example (no boxes: a sum whose digits are tokens of their own, of which the model got the second wrong):
+    Example without boxes (a sum with one token per digit, where the model's first digit of the result is wrong):
 
         >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         >>> from transformers import PreTrainedTokenizerFast

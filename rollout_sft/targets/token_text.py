@@ -1,9 +1,8 @@
 """
-Between token ids and characters, exactly and in both directions.
+Maps token ids to characters and back, exactly.
 
-Supervision is decided on characters ("this number") and applied to tokens. The bridge has to be the decoder
-itself: offsets from encoding belong to the tokens the tokenizer would choose, not to those the model
-generated.
+Supervision is decided on characters ("this number") and applied to tokens. Only the decoder gives the right mapping:
+offsets from encoding belong to the tokens that the tokenizer would choose, not to those that the model generated.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Span = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class SpelledText:
     """
-    Tokens and the characters that they hold.
+    Holds tokens and the characters that they stand for.
 
     Args:
         ids (`Sequence[int]`): The tokens.
@@ -37,7 +36,7 @@ class SpelledText:
 
     def token_at(self, char: int) -> tuple[int, int]:
         """
-        Index of the first token that holds `char` or a part of it, and the character at which it starts. O(log n).
+        Returns the first token that holds `char` or a part of it, and the character at which it starts. O(log n).
         """
         index = bisect_right(self.ends, char)
         start = self.ends[index - 1] if index else 0
@@ -45,7 +44,7 @@ class SpelledText:
         return (bisect_right(self.ends, start - 1) + 1 if start else 0), start
 
     def tokens_holding(self, spans: Sequence[Span]) -> set[int]:
-        """The tokens that hold at least one character of one of `spans`."""
+        """Returns the tokens that hold at least one character of one of `spans`."""
         held: set[int] = set()
         for a, b in spans:
             i = bisect_right(self.ends, a)
@@ -61,8 +60,8 @@ class Speller:
 
     Args:
         tokenizer (`PreTrainedTokenizerFast`):
-            Any fast tokenizer that has an end token and can write JSON. It is copied: padding or truncation
-            that somebody switches on later does not reach this one.
+            Any fast tokenizer that has an end token and can write JSON. It is copied, so padding or truncation
+            that is switched on later does not change the copy.
 
     Raises:
         `ValueError`: no fast backend, no end token, or `[` and `]` do not survive encoding and decoding.
@@ -89,8 +88,8 @@ class Speller:
         self._backend.encode_special_tokens = True
         self._anchor = ""
         self._bracket = self._ids("[")
-        # Tokenizers of the SentencePiece kind put a space before whatever they encode. Behind a line break,
-        # which is cut off again, they do not.
+        # SentencePiece tokenizers put a space before all text that they encode. After a line break, which is cut
+        # off again, they do not.
         for anchor in ("", "\n"):
             self._anchor = anchor
             if self.spell(self._bracket + self.encode("]"))[0] == "[]":
@@ -104,7 +103,7 @@ class Speller:
 
     def spell(self, ids: Sequence[int]) -> tuple[str, list[int]]:
         """
-        The text of `ids` and where each token ends in it.
+        Returns the text of `ids` and where each token ends in it.
 
         Args:
             ids (`Sequence[int]`):
@@ -128,11 +127,11 @@ class Speller:
         return "".join(chunks), ends
 
     def read(self, ids: Sequence[int]) -> SpelledText:
-        """The tokens together with what [`spell`] says about them."""
+        """Returns the tokens with their text and their ends, from [`spell`]."""
         return SpelledText(ids, *self.spell(ids))
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text` where it continues other text: no special tokens, no space put before it."""
+        """Returns the tokens of `text` as a continuation of other text, without special tokens or a leading space."""
         if not self._anchor:
             return self._ids(text)
         anchor, ids = self._ids(self._anchor), self._ids(self._anchor + text)

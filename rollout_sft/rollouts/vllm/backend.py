@@ -23,7 +23,7 @@ from rollout_sft.rollouts.live_weights import LiveWeights
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    What an engine gave for one request.
+    Holds an engine's answer to one request.
 
     Args:
         prompt_ids (`list[int]`):

@@ -32,14 +32,14 @@ from rollout_sft.rollouts.vllm.backend import Answer
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    # Without this the engine binds the trainer's threads to cores of its own choice on a CPU.
+    # Without this the engine binds the trainer's threads to cores that it chooses, on a CPU.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
 class ColocatedEngine:
     """
-    A vLLM engine in this process.
+    Runs a vLLM engine in this process.
 
     Args:
         config (`VLLMConfig`):
@@ -181,7 +181,7 @@ class ColocatedEngine:
 
 
 def _class_name(model: Any) -> str:
-    """Returns the name under which vLLM knows the model; `fully_shard` puts a class of its own in front."""
+    """Returns the name under which vLLM knows the model; `fully_shard` puts a new class in front."""
     return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 

@@ -1,4 +1,4 @@
-"""One exchange with a server over HTTP, bounded in time and size, and checked before anything uses the reply.
+"""Exchanges a request and a reply with a server over HTTP, within limits of time and size; checks every reply.
 
 time       one deadline covers everything from the name lookup to the last byte, however slowly bytes arrive
 size       the limit follows from what was asked for; a body is never decompressed
@@ -39,7 +39,7 @@ _START = f"Start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {WORK
 
 class ServerError(RuntimeError):
     """
-    A server did not do what it was asked.
+    Raised when a server did not do what it was asked.
 
     Args:
         message (`str`):
@@ -105,7 +105,7 @@ class Client:
 
     def __init__(self, url: str, *, connections: int):
         self._url = url
-        # A loop in a thread of its own can end an exchange at its deadline, wherever it is.
+        # A loop in a separate thread can end an exchange at its deadline, at any point.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-http", daemon=True)
         self._thread.start()
@@ -139,7 +139,7 @@ class Client:
                 Bytes that the reply may have.
 
         Raises:
-            [`ServerError`]: nothing else, whatever the server does.
+            [`ServerError`]: for every failure of the server; no other exception is raised.
         """
         what = f"{self._url}{path}"
         late = f"{what} did not answer in time."
@@ -227,7 +227,7 @@ def _refusal(what: str, status: int, content: bytes) -> ServerError:
     if status == 404:
         return ServerError(f"{what} answered 404: {text} The server was not started for training. {_START}")
     hint = f" {_START}" if "has no attribute 'rollout_" in text else ""
-    # A dying server answers its last requests with errors of its own; only what we sent wrong is final.
+    # A dying server answers its last requests with errors; only an error in what we sent is final.
     passing = status >= 500 and not what.endswith("/collective_rpc")
     return ServerError(f"{what} answered {status}: {text}{hint}", again=passing)
 

@@ -1,4 +1,4 @@
-"""The routes of one vLLM server, and the shape of each reply."""
+"""Calls the routes of one vLLM server, and checks the shape of each reply."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Completion(Reply):
 
 
 class _Done(Reply):
-    """Whatever it says."""
+    """Accepts a reply with any content."""
 
 
 class _Reset(Reply):
@@ -78,7 +78,7 @@ class _Names(Reply):
 
 class Server:
     """
-    The routes of one server. Each raises [`ServerError`] when the server does not do what it was asked.
+    Calls the routes of one server. Each raises [`ServerError`] when the server does not do what it was asked.
 
     Args:
         url (`str`):
@@ -103,7 +103,7 @@ class Server:
 
     @property
     def address(self) -> tuple[str | None, int]:
-        """Host and port."""
+        """Returns host and port."""
         parts = urlsplit(self.url)
         return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -148,7 +148,7 @@ class Server:
     def complete(
         self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], deadline: Deadline, bar: Any
     ) -> list[Answer]:
-        """Returns one answer per request; each is a call of its own, because a call has one seed for all prompts."""
+        """Returns one answer per request; each needs a separate call, because a call has one seed for all prompts."""
         done = 0
 
         def ask(request: RolloutRequest) -> Answer:

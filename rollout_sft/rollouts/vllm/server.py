@@ -2,7 +2,7 @@
 
 A server keeps the version of its weights in memory with them, so a restart forgets it. The engine asks for the version
 before and after every share of requests: it gives the weights again to a server that came back, and throws away answers
-from any other weights. Rollouts are therefore never stale, whatever happens to a server in between.
+from any other weights. Rollouts are therefore never stale, even if a server restarts in between.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 class ServerEngine:
     """
-    vLLM servers that were started beforehand.
+    Generates with vLLM servers that were started beforehand.
 
     Args:
         config (`VLLMConfig`):
@@ -141,7 +141,7 @@ class ServerEngine:
         return answers
 
     def sleep(self) -> None:
-        """Does nothing: servers have devices of their own."""
+        """Does nothing: servers run on their own devices."""
 
     def close(self) -> None:
         """Gives back what the transfer of weights keeps, and closes the connections."""

@@ -36,7 +36,7 @@ _store: Any = dist.TCPStore  # type: ignore[attr-defined]
 
 class WeightStream:
     """
-    One end of a stream.
+    Holds one end of a stream.
 
     Args:
         backend (`str`):
@@ -149,7 +149,7 @@ def send(
         streams (`Sequence[WeightStream]`):
             The trainer's ends.
         tensors (`Iterable[tuple[str, Tensor]]`):
-            Names and whole tensors; iterated once and to the end, whatever breaks.
+            Names and whole tensors; iterated once and to the end, even after an error.
         bucket_bytes (`int`, *optional*):
             About how much is sent at once.
 

@@ -66,7 +66,7 @@ class WeightTransfer(Protocol):
 
 class FolderTransfer:
     """
-    Weights on a disk that trainer and servers reach.
+    Transfers weights through a folder that trainer and servers reach.
 
     Args:
         folder (`Path`):
@@ -118,7 +118,7 @@ class FolderTransfer:
 
 class StreamTransfer:
     """
-    Weights over the network, from the main rank to all workers of all servers at once.
+    Transfers weights over the network, from the main rank to all workers of all servers at once.
 
     Args:
         backend (`str`):
@@ -215,7 +215,7 @@ class StreamTransfer:
 
 
 def make_transfer(config: VLLMConfig, *, default_folder: Path) -> WeightTransfer:
-    """The transfer that a configuration names."""
+    """Makes the transfer that a configuration names."""
     if config.weight_transfer == "folder":
         return FolderTransfer(Path(config.weights_dir or default_folder))
     return StreamTransfer(config.weight_transfer)

@@ -34,7 +34,7 @@ def repack_head(model: Any) -> None:
 
 
 class RolloutWorker:
-    """Mixed into vLLM's worker by `--worker-extension-cls`."""
+    """Extends vLLM's worker, named by `--worker-extension-cls`."""
 
     model_config: Any
     model_runner: Any

@@ -34,7 +34,7 @@ PREFIX_SUPERVISION = ("coordinates", "expert")
 
 class ObjectsTargetBuilder:
     """
-    Target builder for answers of the form `[{"desc": str, "bbox_2d": [x1, y1, x2, y2]}, ...]`.
+    Builds targets from answers of the form `[{"desc": str, "bbox_2d": [x1, y1, x2, y2]}, ...]`.
 
     Reads `sample["objects"]`, a list of mappings with `desc` and `bbox_2d`.
 
@@ -42,7 +42,7 @@ class ObjectsTargetBuilder:
         tokenizer (`PreTrainedTokenizerFast`):
             The model's tokenizer; any fast one with an end token that can write JSON.
         iou_threshold (`float`, *optional*, defaults to 0.5):
-            A prediction and a truth may be matched from this IoU on, whatever their descriptions. The
+            A prediction and a truth may be matched from this IoU on, with any descriptions. The
             metrics ask for the same IoU and for equal descriptions.
         supervise_desc (`bool`, *optional*, defaults to `True`):
             Whether the text of descriptions is trained: in appended and reference objects, and by `expert`.
@@ -78,7 +78,7 @@ class ObjectsTargetBuilder:
 
     def build(self, sample: Sample, rollout: Rollout) -> Target:
         """
-        Prompt, prefix of the rollout and appended tail as one segment. Costs two decodes of the answer
+        Builds one segment from prompt, prefix of the rollout and appended tail. Costs two decodes of the answer
         and, for each of its objects, at most six short encodings.
 
         Raises:
@@ -94,7 +94,7 @@ class ObjectsTargetBuilder:
 
     def build_reference(self, sample: Sample) -> Target:
         """
-        Prompt and the full reference answer as one segment; everything behind the prompt is trained.
+        Builds one segment from the prompt and the full reference answer; everything behind the prompt is trained.
 
         Raises:
             `ValueError`: the sample is malformed, or the tokenizer cannot write its objects.
@@ -105,12 +105,12 @@ class ObjectsTargetBuilder:
         return Target(segment=segment, counters={})
 
     def score(self, sample: Sample, rollout: Rollout) -> Counters:
-        """The `rollout/*` counters of one answer; builds no segment."""
+        """Returns the `rollout/*` counters of one answer; builds no segment."""
         _, truths, _ = _read_sample(sample)
         return self._count(parse_answer(self.speller.spell(rollout.response_ids)[0]), rollout, truths)
 
     def read_answer(self, rollout: Rollout) -> list[dict[str, Any]]:
-        """The valid objects of an answer, in the form of `sample["objects"]`: for pictures and reports."""
+        """Returns the valid objects of an answer, in the form of `sample["objects"]`, for pictures and reports."""
         answer = parse_answer(self.speller.spell(rollout.response_ids)[0])
         return [{"desc": found.desc, "bbox_2d": list(found.box)} for found in answer.objects]
 
@@ -181,7 +181,7 @@ class ObjectsTargetBuilder:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Supervision over the tokens of a draft: token `i` here is what position `i - 1` predicts."""
+    """Holds the supervision over the tokens of a draft: position `i - 1` predicts token `i` here."""
 
     weights: list[float]
     prefix: PrefixDecisions

@@ -1,6 +1,6 @@
 """
-`Y_train`: the longest prefix of the generated tokens that ends with a valid object, and what was missing
-behind it.
+Builds `Y_train`: the longest prefix of the generated tokens that ends with a valid object, and the missing
+objects behind it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, pars
 from rollout_sft.targets.token_text import SpelledText, Speller
 
 Match = Callable[[Sequence[ParsedObject], Sequence[TrueObject]], dict[int, int]]
-"""Predicted and true objects -> predicted index to true index."""
+"""Maps predicted and true objects to a dict of predicted index to true index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """
-    An answer to train on, without its end token.
+    Holds an answer to train on, without its end token.
 
     Args:
         tokens (`SpelledText`): The model's own tokens, then those written behind them.
@@ -92,7 +92,7 @@ def draft_answer(
 
 
 def _tokens_up_to(ends: Sequence[int], cut: int) -> int:
-    """How many tokens end at or before character `cut`, without trailing ones that hold no character."""
+    """Counts the tokens that end at or before character `cut`, without trailing ones that hold no character."""
     length = bisect_right(ends, cut)
     while length and ends[length - 1] == (ends[length - 2] if length > 1 else 0):
         length -= 1

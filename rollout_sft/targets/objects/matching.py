@@ -1,4 +1,4 @@
-"""One-to-one matching of predicted and true boxes: the pairs above a gate with the largest sum of IoU."""
+"""Matches predicted and true boxes one to one: finds the pairs above a gate with the largest sum of IoU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Box = Sequence[float]
 
 def iou_matrix(predicted: Sequence[Box], true: Sequence[Box]) -> NDArray[np.float64]:
     """
-    Intersection over union of every predicted with every true box.
+    Computes the intersection over union of every predicted with every true box.
 
     Args:
         predicted, true (`Sequence[Box]`):
@@ -33,11 +33,11 @@ def iou_matrix(predicted: Sequence[Box], true: Sequence[Box]) -> NDArray[np.floa
 
 def match_boxes(iou: NDArray[np.float64], allowed: NDArray[np.bool_]) -> dict[int, int]:
     """
-    Hungarian matching; O(n^3) in the longer side.
+    Matches boxes by the Hungarian method; O(n^3) in the longer side.
 
     Args:
         iou (`NDArray` of shape `(predicted, true)`):
-            From [`iou_matrix`].
+            The result of [`iou_matrix`].
         allowed (`NDArray` of the same shape):
             Pairs that may be matched at all: the gate. A pair with IoU 0 is never matched.
 

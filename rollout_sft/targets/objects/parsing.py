@@ -1,5 +1,5 @@
 """
-Strict reading of `[{"desc": ..., "bbox_2d": [x1, y1, x2, y2]}, ...]`, as answers are written.
+Reads answers of the form `[{"desc": ..., "bbox_2d": [x1, y1, x2, y2]}, ...]` strictly.
 
 - Nothing is repaired. An object is valid when `json.loads` accepts it, its keys are exactly `desc` and
   `bbox_2d` (in either order, none twice), `desc` is a string and the box is four finite numbers with `x1 <
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 @dataclass(frozen=True, slots=True)
 class ParsedObject:
     """
-    One valid object of an answer and where its parts stand in the text.
+    Holds one valid object of an answer and the places of its parts in the text.
 
     Args:
         desc (`str`): Its description, unescaped.
@@ -46,14 +46,14 @@ class ParsedObject:
 
     @property
     def content_end(self) -> int:
-        """Where the last number or description ends: only structure follows it in the object."""
+        """Returns where the last number or description ends: only structure follows it in the object."""
         return max(self.desc_span[1], self.number_spans[-1][1])
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
     """
-    What could be read from an answer.
+    Holds what could be read from an answer.
 
     Args:
         objects (`tuple[ParsedObject, ...]`): The valid objects, in order.
@@ -123,7 +123,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """The character after the brace that closes the one at `start`; braces within strings do not count."""
+    """Finds the character after the brace that closes the one at `start`; braces in strings do not count."""
     depth = 0
     for match in _STRING_OR_BRACE.finditer(text, start):
         token = match.group()

@@ -1,5 +1,5 @@
 """
-What is trained inside the model's own objects: at which characters a correct expert would write which text.
+Decides what is trained inside the model's own objects: at which characters a correct expert would write which text.
 
     [{"desc": "cat", "bbox_2d": [10, 20, 30, 40]}, {"desc": ...
      ^         ^                 ^   ^   ^   ^   ^
@@ -8,7 +8,7 @@ What is trained inside the model's own objects: at which characters a correct ex
 - The expert of an object that is matched writes its truth. The expert of any other object writes the next open truth:
   the first that no earlier object has matched. With none open it ends the list.
 - A truth that only a later object matches is open until then.
-- Of an object that is not matched the coordinates are unknown, and the class as well where it stands behind them.
+- The coordinates of an object that is not matched are unknown, and so is its class where it stands behind them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DESC = "desc"
 @dataclass(slots=True)
 class PrefixDecisions:
     """
-    The targets in the model's own objects.
+    Holds the targets in the model's own objects.
 
     Args:
         kinds (`dict[str, list[int]]`): The decided tokens by what was asked there.
@@ -62,7 +62,7 @@ class PrefixDecisions:
 
 
 def coordinate_decisions(speller: Speller, draft: Draft, truths: Sequence[TrueObject]) -> PrefixDecisions:
-    """The coordinates of matched objects. Four short encodings for each."""
+    """Decides the coordinates of matched objects. Costs four short encodings for each."""
     made, tokens = PrefixDecisions({COORD: []}), draft.tokens
     for m, j in draft.pairs.items():
         found = draft.answer.objects[m]
@@ -119,7 +119,7 @@ def expert_decisions(
 
 
 def _wanted_truths(draft: Draft, truths: Sequence[TrueObject]) -> Iterator[TrueObject | None]:
-    """For each kept object the truth that the expert would write in its place."""
+    """Returns, for each kept object, the truth that the expert would write in its place."""
     still_open = dict.fromkeys(range(len(truths)))
     for m in range(draft.kept):
         j = draft.pairs.get(m, next(iter(still_open), None))
@@ -130,7 +130,7 @@ def _wanted_truths(draft: Draft, truths: Sequence[TrueObject]) -> Iterator[TrueO
 @dataclass(frozen=True, slots=True)
 class _Slot:
     """
-    A part of an object that a truth fills.
+    Describes a part of an object that a truth fills.
 
     Args:
         kind (`str`): `COORD` or `DESC`.
@@ -148,7 +148,7 @@ class _Slot:
 
 
 def _slots(found: ParsedObject, truth: TrueObject, kinds: set[str]) -> list[_Slot]:
-    """The parts of an object, in the order of its text."""
+    """Returns the parts of an object, in the order of its text."""
     begin, end = found.desc_span
     # Whether a description ends there is part of it: its closing quote is asked for as well.
     slots = [_Slot(DESC, (begin, end + 1), json.dumps(truth.desc)[1:], end)]
