@@ -1,3 +1,37 @@
 """Why a change of the sample may survive: (file, line before, line after) -> reason."""
 
-REASONS: dict[tuple[str, str, str], str] = {}
+PLANNER = "packsched/planner/"
+WORK = "A limit of the work: it changes when a hopeless search stops, not what is right."
+
+REASONS: dict[tuple[str, str, str], str] = {
+    (
+        f"{PLANNER}bin_completion.py",
+        "self.nodes -= max(0, len(left) * ((room >> 14) + 1) - _FREE_SEGMENTS) // _SEGMENTS_PER_NODE",
+        "self.nodes -= max(0, len(left) * ((room >> 13) + 1) - _FREE_SEGMENTS) // _SEGMENTS_PER_NODE",
+    ): WORK,
+    (
+        f"{PLANNER}bin_completion.py",
+        "fits = (1 << room + 1) - 1",
+        "fits = (1 << room + 1) - 2",
+    ): "Equal: lengths are at least 1, so a shifted bitset never has the lowest bit.",
+    (
+        f"{PLANNER}stages.py",
+        'Stage("shuffled bin slack", _nearly_full, 8, False, _shuffled_bin_slack),',
+        'Stage("shuffled bin slack", _nearly_full, 8, True, _shuffled_bin_slack),',
+    ): WORK,
+    (
+        f"{PLANNER}levelling.py",
+        "for k in range(1, (len(lengths) - 1) // packs + 1):",
+        "for k in range(1, (len(lengths) - 1) * packs + 1):",
+    ): "Equal but slower: for a larger k the sum never exceeds the mean of a pack.",
+    (
+        f"{PLANNER}levelling.py",
+        "elif middle == low:",
+        "elif middle < low:",
+    ): "Equal: the loop then ends one line further down, with the same result.",
+    (
+        "rollout_sft/step/non_finite.py",
+        "micro_step = 0",
+        "micro_step = 1",
+    ): "Never read: `begin_window` sets it first.",
+}

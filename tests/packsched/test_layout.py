@@ -207,11 +207,11 @@ def test_remap_refuses_what_is_not_inside_the_segment(segment, positions, messag
 
 
 @pytest.mark.parametrize("position", [5, 7, 8, -1])
-def test_locate_refuses_padding_and_what_lies_outside(position):
+def test_locate_names_the_first_position_in_padding_or_outside(position):
     layout = PackLayout.from_lengths([3, 2], pad_to_multiple_of=8)
     message = rf"^position {position} is outside the pack's 2 segments, which without padding hold 5 tokens\.$"
     with pytest.raises(PackingError, match=message):
-        layout.locate([0, position])
+        layout.locate([0, position, 6])
 
 
 def test_locate_on_an_empty_pack_refuses_every_position():
