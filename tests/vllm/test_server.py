@@ -286,7 +286,7 @@ def test_serve_starts_the_quickstart_s_server_and_removes_its_folder(tmp_path, h
         process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=out, stderr=out, env=environment)
     try:
         server = Server(f"http://127.0.0.1:{port}", concurrency=1)
-        deadline = Deadline(120)
+        deadline = Deadline(240)
         while True:
             try:
                 server.read_limits(deadline)
