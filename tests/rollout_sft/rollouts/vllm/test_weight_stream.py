@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rollout_sft.rollouts.vllm.weight_stream import WeightStream, join_store, open_store, own_address, send
+from rollout_sft.rollouts.vllm.weight_stream import WeightStream, _proof, join_store, open_store, own_address, send
 
 SECONDS = 20.0
 
@@ -157,7 +157,7 @@ import sys
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from rollout_sft.rollouts.vllm.weight_stream import WeightStream, join_store
+from rollout_sft.rollouts.vllm.weight_stream import WeightStream, _proof, join_store
 
 def intrude(way, store):
     if way == "guesses":
@@ -228,3 +228,10 @@ def test_a_worker_refuses_a_trainer_that_does_not_know_the_secret():
         worker = pool.submit(open_end, join_store(HERE, store.port, SECONDS), 1, 2)
         assert "rank 0 of 2 in the stream of weights does not know" in str(worker.exception())
         assert "rank 1 of 2 in the stream of weights does not know" in str(trainer.exception())
+
+
+def test_a_proof_is_good_for_one_secret_one_nonce_and_one_direction():
+    """Sent back to the one that made it, or used for another rank, it is wrong."""
+    given = [(s, n, p, v) for s in (b"s", b"t") for n in (b"n" * 32, b"m" * 32) for p in range(3) for v in range(3)]
+    proofs = {_proof(*each) for each in given}
+    assert len(proofs) == len(given) == 36
