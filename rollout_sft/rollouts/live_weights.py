@@ -8,7 +8,7 @@ renamed layouts          converted to the checkpoint's names and shapes (a mixtu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,13 @@ class LiveWeights:
         """Marks the weights as changed: after an optimizer step, or after loading."""
         self.version += 1
 
-    def refuse_copy(self, version: int | None) -> NoReturn:
-        """Raises [`StaleRolloutError`] for an engine whose copy is of `version`, not of the live one."""
-        raise StaleRolloutError(
-            f"the engine has weights of version {version}, but the live ones are of version {self.version}. "
-            "Call sync() on every rank before generate()."
-        )
+    def require(self, version: int | None) -> None:
+        """Raises [`StaleRolloutError`] when an engine's copy of the weights, of `version`, is not that of now."""
+        if version != self.version:
+            raise StaleRolloutError(
+                f"the engine has weights of version {version}, but the live ones are of version {self.version}. "
+                "Call sync() on every rank before generate()."
+            )
 
     @property
     def model(self) -> PreTrainedModel:

@@ -118,11 +118,10 @@ class VLLMBackend:
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """Returns one [`Rollout`] per request, in the order of the requests."""
-        if self._engine.version != self._weights.version:
-            if not requests:  # as in training on reference answers, which never hands over weights
-                self.counters = {}
-                return []
-            self._weights.refuse_copy(self._engine.version)
+        if not requests and self._engine.version != self._weights.version:
+            self.counters = {}  # as in training on reference answers, which never hands over weights
+            return []
+        self._weights.require(self._engine.version)
         for i, request in enumerate(requests):
             self._check_length(i, len(request.prompt_ids))
         retries, start = self._engine.retries, time.perf_counter()
