@@ -108,5 +108,6 @@ def test_a_target_builder_gets_the_tokenizer_and_the_configuration(tmp_path):
 
 
 def test_a_callback_that_is_no_callback_is_refused_by_key():
-    with pytest.raises(ValueError, match=rf"^training\.callbacks names '{HERE}:Namespace', which is no TrainerCallbac"):
+    message = rf"^training\.callbacks names '{HERE}:Namespace', which is not a TrainerCallback class; it takes a list"
+    with pytest.raises(ValueError, match=message):
         list(make_callbacks([f"{HERE}:Namespace"], trainer=None))
