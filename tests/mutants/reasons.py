@@ -34,4 +34,19 @@ REASONS: dict[tuple[str, str, str], str] = {
         "micro_step = 0",
         "micro_step = 1",
     ): "Never read: `begin_window` sets it first.",
+    (
+        f"{PLANNER}stages.py",
+        'Stage("first-fit decreasing", _too_large_to_search, 0, False, _first_fit),',
+        'Stage("first-fit decreasing", _too_large_to_search, 0, True, _first_fit),',
+    ): "Equal: windows that are too large to search are not levelled by searches either.",
+    (
+        f"{PLANNER}greedy.py",
+        "if at == len(bands[band]):",
+        "if at >= len(bands[band]):",
+    ): "Equal: a bisection never returns more than the length.",
+    (
+        "rollout_sft/step/loss.py",
+        "gradient.scatter_add_(1, targets[part, None], gradient.new_full((1, 1), -1.0).expand(len(gradient), 1))",
+        "gradient.scatter_add_(1, targets[part, None], gradient.new_full((1, 1), -1.0).expand(len(gradient), 2))",
+    ): "Equal: the indices say what is added, and they have one column.",
 }

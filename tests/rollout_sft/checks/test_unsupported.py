@@ -1,12 +1,16 @@
 """What a trainer refuses when it is made or started, and what it says."""
 
+import logging
+
 import pytest
+import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import IterableDataset
 from transformers import Qwen3ForCausalLM, TrainingArguments
 
 from examples.digits.data import DigitsDataset
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.checks.unsupported import warn_about_dropout
 from tests.rollout_sft.test_trainer import WINDOW, lora
 from tests.tiny import tiny_arguments
 
@@ -120,3 +124,16 @@ def test_a_wrong_model_or_args_is_refused_by_name(tmp_path, tokenizer, make_mode
     right = {"model": make_model(), "args": tiny_arguments(tmp_path), "processing_class": tokenizer}
     with pytest.raises(ValueError, match=message):
         RolloutSFTTrainer(**{**right, **wrong})
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.3, 0.2), (0.3, 0.0), (0.0, 0.3)])
+def test_the_largest_dropout_is_the_one_announced(rates, caplog):
+    model = torch.nn.Sequential(*map(torch.nn.Dropout, rates))
+    with caplog.at_level(logging.WARNING, logger="rollout_sft.checks.unsupported"):
+        assert warn_about_dropout(model) == 0.3
+    assert "dropout up to 0.3: " in caplog.text
+
+
+def test_without_dropout_nothing_is_announced(caplog):
+    assert warn_about_dropout(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))) == 0.0
+    assert not caplog.records

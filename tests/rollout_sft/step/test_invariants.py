@@ -7,7 +7,7 @@ import pytest
 from packsched import FillStats
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.rollouts.base import Rollout
-from rollout_sft.step.build import WindowBuilder
+from rollout_sft.step.build import WindowBuilder, _ids
 from rollout_sft.step.collate import collate_pack
 from rollout_sft.step.micro_steps import arrange
 from rollout_sft.step.schedule import ScheduledWindow
@@ -88,3 +88,9 @@ def test_more_packs_than_the_fullest_rank_has_are_stopped():
     assert len(arrange(batches, 2, most=2, skip_idle=False, dummy=collate(pack()))) == 2
     with pytest.raises(AssertionError, match="2, 1"):
         arrange(batches, 2, most=1, skip_idle=False, dummy=collate(pack()))
+
+
+@pytest.mark.parametrize(("samples", "more"), [(1, ""), (8, ""), (9, " and 1 more"), (20, " and 12 more")])
+def test_an_error_names_the_first_eight_samples_of_its_batch(samples, more):
+    named = ", ".join(repr(f"s{i}") for i in range(min(samples, 8)))
+    assert _ids([{"id": f"s{i}"} for i in range(samples)]) == named + more
