@@ -6,6 +6,7 @@ Most are made of a right reply by a few changes, since noise alone never comes f
 import copy
 import json
 import time
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
+from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError
 from rollout_sft.rollouts.vllm.routes import Server
@@ -112,10 +114,6 @@ class Engine:
         """The progress bar's."""
 
 
-class Weights:
-    version = 0
-
-
 @pytest.fixture(scope="module")
 def hostile():
     with HostileServer(lambda *_: []) as hostile:
@@ -151,14 +149,14 @@ def assert_documented(error, hostile):
 def test_a_completion_is_a_right_rollout_or_a_documented_error(hostile, reply):
     text, sent, whole, right = reply
     hostile.act = lambda *_: [sent, None]
-    backend = VLLMBackend(
-        Engine(Server(hostile.url, concurrency=1)), Weights(), Decoding(max_new_tokens=LONGEST), eos_token_ids=[END]
-    )
     start, error = time.monotonic(), None
-    try:
-        (rollout,) = checked(backend.generate([REQUEST]), [REQUEST], LIMITS)
-    except (ServerError, AnswerError) as caught:
-        error = caught
+    with closing(Server(hostile.url, concurrency=1)) as server:
+        decoding = Decoding(max_new_tokens=LONGEST)
+        backend = VLLMBackend(Engine(server), LiveWeights(lambda: None), decoding, eos_token_ids=[END])
+        try:
+            (rollout,) = checked(backend.generate([REQUEST]), [REQUEST], LIMITS)
+        except (ServerError, AnswerError) as caught:
+            error = caught
     if error is not None:
         assert_documented(error, hostile)
         assert not (whole and right), (text, str(error))
@@ -192,12 +190,12 @@ def test_a_control_route_answers_in_its_type_or_with_a_documented_error(hostile,
     route, replies = drawn
     queue = iter(replies)
     hostile.act = lambda *_: [next(queue, b""), None]
-    server = Server(hostile.url, concurrency=1)
-    try:
-        got = getattr(server, route)(Deadline(PATIENCE))
-    except ServerError as error:
-        assert_documented(error, hostile)
-        return
+    with closing(Server(hostile.url, concurrency=1)) as server:
+        try:
+            got = getattr(server, route)(Deadline(PATIENCE))
+        except ServerError as error:
+            assert_documented(error, hostile)
+            return
     if route == "read_limits":
         assert type(server.max_model_len) is int
         assert server.max_model_len >= 1
