@@ -49,4 +49,14 @@ REASONS: dict[tuple[str, str, str], str] = {
         "gradient.scatter_add_(1, targets[part, None], gradient.new_full((1, 1), -1.0).expand(len(gradient), 1))",
         "gradient.scatter_add_(1, targets[part, None], gradient.new_full((1, 1), -1.0).expand(len(gradient), 2))",
     ): "Equal: the indices say what is added, and they have one column.",
+    (
+        f"{PLANNER}bin_completion.py",
+        "_SEGMENTS_PER_NODE = 4",
+        "_SEGMENTS_PER_NODE = 5",
+    ): WORK,
+    (
+        "packsched/ranks.py",
+        'return plan_checked(lengths, cap, steps * ranks, "dense", work * share).packs',
+        'return plan_checked(lengths, cap, steps * ranks, "dense", work // share).packs',
+    ): WORK,
 }
