@@ -59,4 +59,14 @@ REASONS: dict[tuple[str, str, str], str] = {
         'return plan_checked(lengths, cap, steps * ranks, "dense", work * share).packs',
         'return plan_checked(lengths, cap, steps * ranks, "dense", work // share).packs',
     ): WORK,
+    (
+        "rollout_sft/step/non_finite.py",
+        "micro_step = 0",
+        "micro_step = -1",
+    ): "Never read: `begin_window` sets it first.",
+    (
+        "rollout_sft/step/loss.py",
+        "return loss * (ranks / window_weight + 0 * loss.detach())",
+        "return loss * (ranks / window_weight - 0 * loss.detach())",
+    ): "Equal: 0 times a finite loss is 0, and 0 times any other is NaN, with either sign.",
 }
