@@ -16,7 +16,7 @@ LAYERS = {
     "inputs": set(),
     "reporting": {"config"},
     "model": {"config", "inputs"},
-    "data": {"config"},
+    "data": {"config", "inputs"},
     "rollouts": {"config", "inputs", "model", "ranks", "reporting"},
     "targets": {"config", "data", "inputs", "reporting", "rollouts"},
     "step": {"config", "data", "inputs", "model", "ranks", "reporting", "rollouts", "targets"},

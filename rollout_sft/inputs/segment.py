@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from packsched import Pack, PackLayout
+from rollout_sft.inputs.images import Image
 
 SUPERVISED = "supervised"
 """Name of the index field that every segment has; it holds the positions whose weight is not zero."""
@@ -40,6 +41,8 @@ class Segment:
             Sum of `weights`, known on the host so that nothing waits for the device.
         sample_id (`str`):
             The sample of the segment, for error messages.
+        images (`tuple[Image, ...]`):
+            The images of its tokens, by reference, in the order of their tokens.
 
     Raises:
         `ValueError`: lengths differ, a weight is negative or not finite, the last position is supervised,
@@ -52,6 +55,7 @@ class Segment:
     indices: dict[str, Tensor] = field(default_factory=dict)
     weight_sum: float
     sample_id: str = ""
+    images: tuple[Image, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses values that would silently train something else; on a device, checks only what needs no wait."""
@@ -161,6 +165,7 @@ class Segment:
             indices={name: p.to(device, non_blocking=True) for name, p in self.indices.items()},
             weight_sum=self.weight_sum,
             sample_id=self.sample_id,
+            images=self.images,
         )
 
 

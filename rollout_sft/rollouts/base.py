@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from rollout_sft.inputs.images import Image
 from rollout_sft.reporting.metrics import Counters
 
 
@@ -19,10 +20,14 @@ class RolloutRequest:
             The token ids that the model reads as the prompt.
         seed (`int`):
             Seed of this request alone, so that its sample does not depend on the other requests of its batch.
+        images (`tuple[Image, ...]`, *optional*):
+            The images of the prompt, in the order of their tokens. `prompt_ids` hold all tokens that the model reads
+            for them.
     """
 
     prompt_ids: list[int]
     seed: int
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
