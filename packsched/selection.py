@@ -26,7 +26,7 @@ from typing import Literal, SupportsIndex, get_args
 
 from packsched.arguments import checked_count, checked_lengths
 from packsched.errors import MissingBinpackingError, PackingError
-from packsched.subset_sum import fill_room, history_bytes
+from packsched.subset_sum import fill_room, history_bytes, keeps_whole_history, leave_out
 
 Policy = Literal["fifo", "binpacking", "optimal"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -125,17 +125,24 @@ def _optimal(lengths: list[int], cap: int) -> list[int]:
     free = cap - _total(lengths, fifo)
     if free == 0 or len(fifo) == len(lengths):
         return fifo
-    others, room = lengths[1:], cap - lengths[0]
     # Sums of multiples of a unit are multiples of it, so counting in units shortens the bitsets.
-    unit = gcd(*others)
-    others = others if unit == 1 else [length // unit for length in others]
-    needed = history_bytes(len(others), room // unit)
+    unit = gcd(*lengths[1:])
+    others, room = [length // unit for length in lengths[1:]], (cap - lengths[0]) // unit
+    spare = room - (cap - lengths[0] - free) // unit
+    if spare == 0:
+        return fifo
+    excess = sum(others) - room
+    # Where nearly all segments fit, sums of the few that do not are far smaller than those of the pack.
+    if 2 * (excess + spare) < room and keeps_whole_history(len(others), excess + spare):
+        left_out = leave_out(others, excess, excess + spare - 1)
+        return fifo if left_out is None else [at for at in range(len(lengths)) if at - 1 not in left_out]
+    needed = history_bytes(len(others), room)
     if needed > _MOST_BYTES:
         raise PackingError(
             f"policy 'optimal' would need {needed} bytes for {len(lengths)} segments and packing_length {cap}, more "
             f"than {_MOST_BYTES}. Use policy 'binpacking', or lengths in larger units."
         )
-    candidate = [0, *(at + 1 for at in fill_room(others, room // unit))]
+    candidate = [0, *(at + 1 for at in fill_room(others, room))]
     return candidate if _total(lengths, candidate) > cap - free else fifo
 
 

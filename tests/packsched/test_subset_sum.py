@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packsched import PackingError, select, subset_sum
-from packsched.subset_sum import fill_room, history_bytes
+from packsched import PackingError, select, selection, subset_sum
+from packsched.subset_sum import fill_room, history_bytes, leave_out
 
 
 def select_optimal(lens: list[int], cap: int) -> list[int]:
@@ -102,6 +102,35 @@ def test_agrees_with_the_full_table_up_to_four_hundred_segments(kept_bits, monke
     monkeypatch.setattr(subset_sum, "_MOST_HISTORY_BITS", kept_bits)
     for lens, cap in cases(22, 120, (30, 45, 70, 120, 250, 400), (100, 500, 1900)):
         assert select_optimal(lens, cap) == by_full_table(lens, cap), (lens, cap)
+
+
+def test_nearly_full_buffers_agree_with_the_full_table(monkeypatch):
+    left_out = []
+    monkeypatch.setattr(selection, "leave_out", lambda *args: left_out.append(leave_out(*args)) or left_out[-1])
+    rng = random.Random(24)
+    for _ in range(300):
+        lens = [rng.choice((1, 2, 3)) * rng.randint(20, 90) for _ in range(rng.randint(5, 40))]
+        cap = max(max(lens), sum(lens) - rng.randint(1, 100))
+        assert select_optimal(lens, cap) == by_full_table(lens, cap), (lens, cap)
+    assert sum(found is not None for found in left_out) > 100
+    assert sum(found is None for found in left_out) > 10
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 20), max_size=10), st.integers(0, 60), st.integers(0, 60))
+def test_the_least_that_can_be_left_out_is(lengths, excess, spare):
+    most = excess + spare
+    subsets = [
+        set(some) for size in range(len(lengths) + 1) for some in itertools.combinations(range(len(lengths)), size)
+    ]
+    totals = [sum(lengths[at] for at in subset) for subset in subsets]
+    allowed = [total for total in totals if excess <= total <= most]
+    found = leave_out(lengths, excess, most)
+    if not allowed:
+        assert found is None
+    else:
+        fewest = [subset for subset, total in zip(subsets, totals, strict=True) if total == min(allowed)]
+        assert found == max(fewest, key=newest_first)
 
 
 def test_hundreds_of_segments_in_one_pack():
