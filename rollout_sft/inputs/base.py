@@ -17,9 +17,12 @@ class InputAdapter(Protocol):
     Attributes:
         media_token_ids (`frozenset[int]`):
             Tokens that stand for media. No rollout may generate them; empty for text.
+        image_token_id (`int`, *optional*):
+            The placeholder of an image in a prompt; None for text.
     """
 
     media_token_ids: frozenset[int]
+    image_token_id: int | None
 
     def image_tokens(self, image: Image) -> int:
         """Returns how many tokens the model reads for the image, from its size alone."""
