@@ -53,9 +53,10 @@ class DataSpec:
     Holds the section `data.train` or `data.eval`.
 
     Args:
-        source (`str`):
-            A path that ends in .jsonl; the name of a `datasets` data set; or `module:function` of a function that
-            takes the keywords `tokenizer`, `split`, `size`, `seed` and those of `arguments`, and returns a data set.
+        source (`str` or `list[str]`):
+            A .jsonl, .json, .csv or .parquet file (`~` is the home folder); the name of a `datasets` data set; a list
+            of them, which follow each other; or `module:function` of a function that takes the keywords `tokenizer`,
+            `split`, `size`, `seed` and those of `arguments`, and returns a data set.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a `datasets` data set or of an import path; a file has none.
         name (`str`, *optional*):
@@ -69,7 +70,7 @@ class DataSpec:
             Further keywords for an import path.
     """
 
-    source: str
+    source: str | list[str]
     split: str = "train"
     name: str | None = None
     size: Annotated[int | None, Range(takes="1 sample or more, or nothing", at_least=1)] = None

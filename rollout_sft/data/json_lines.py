@@ -63,11 +63,12 @@ def _parse(line: bytes, place: str, *, first: bool) -> Any:
         raise ValueError(_too_deep(place)) from None
     # Other lines can hold neither half of a surrogate pair nor too deep a nesting.
     if b"\\u" in line or line.count(b"[") + line.count(b"{") > MAX_DEPTH:
-        _check(value, place)
+        check_value(value, place)
     return value
 
 
-def _check(value: Any, place: str) -> None:
+def check_value(value: Any, place: str) -> None:
+    """Raises `ValueError` for a value that is nested too deeply or holds half of a surrogate pair."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []

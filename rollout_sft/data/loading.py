@@ -19,7 +19,7 @@ def load_dataset(
 
     Args:
         spec (`DataSpec`):
-            A .jsonl file, the name of a `datasets` data set, or an import path.
+            Files, names of `datasets` data sets, or an import path.
         tokenizer (`PreTrainedTokenizerBase`):
             Encodes the prompts.
         seed (`int`):
@@ -36,7 +36,7 @@ def load_dataset(
         `ValueError`: a record is bad, see [`~rollout_sft.data.records.load_records`]; or the import path cannot be
             imported or does not take the arguments of the section.
     """
-    if is_import_path(spec.source):
+    if isinstance(spec.source, str) and is_import_path(spec.source):
         taken = sorted({"tokenizer", "split", "size", "seed"} & set(spec.arguments))
         if taken:
             raise ValueError(
@@ -51,6 +51,12 @@ def load_dataset(
             size=spec.size,
             seed=seed if spec.seed is None else spec.seed,
             **spec.arguments,
+        )
+    several = [name for name in spec.source if is_import_path(name)] if isinstance(spec.source, list) else []
+    if several:
+        raise ValueError(
+            f"{key}.source lists {several[0]!r}, which is an import path; a list takes files and names of data sets. "
+            "Give the import path alone, and let its function put the samples together."
         )
     if spec.arguments:
         raise ValueError(

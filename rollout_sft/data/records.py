@@ -1,5 +1,5 @@
 """
-Loads the user's data: a JSONL file or a `datasets` data set with a prompt and the truth in each record.
+Loads the user's data: a file or a `datasets` data set with a prompt and the truth in each record.
 
 A record is `{"messages": [...] | "prompt": str, "objects": [{"desc": str, "bbox_2d": [x1, y1, x2, y2]},
 ...]}`, with an optional `id` and any further columns. A target builder other than `objects` needs no
@@ -9,14 +9,13 @@ A record is `{"messages": [...] | "prompt": str, "objects": [{"desc": str, "bbox
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from rollout_sft.config.shorten import cut, shorten
-from rollout_sft.data.json_lines import read_json_lines
+from rollout_sft.data.sources import names_of, read_rows
 from rollout_sft.data.truth import read_truth
 
 MAX_ID = 200
@@ -57,7 +56,7 @@ class RecordsDataset(Dataset[dict[str, Any]]):
 
 
 def load_records(
-    path_or_name: str,
+    path_or_name: str | Sequence[str],
     tokenizer: Any,
     *,
     split: str = "train",
@@ -69,8 +68,9 @@ def load_records(
     Loads and checks records.
 
     Args:
-        path_or_name (`str`):
-            A file that ends in .jsonl, or a name that `datasets.load_dataset` takes.
+        path_or_name (`str` or `Sequence[str]`):
+            A .jsonl, .json, .csv or .parquet file, a name that `datasets.load_dataset` takes, or several of them, which
+            follow each other ([`~rollout_sft.data.sources`]).
         tokenizer (`PreTrainedTokenizerBase`):
             Encodes the prompts: `messages` with its chat template and the generation prompt, `prompt`
             unchanged.
@@ -91,25 +91,13 @@ def load_records(
             chat template; the message names file and line (or data set and row) and the field.
         `FileNotFoundError`: the file does not exist.
     """
-    if str(path_or_name).endswith(".jsonl"):
-        rows = read_json_lines(Path(path_or_name))
-    else:
-        rows = _read_datasets(path_or_name, split, name)
+    rows = read_rows(path_or_name, split=split, name=name)
     records = [_check(row, place, tokenizer, require_objects) for place, row in itertools.islice(rows, limit)]
     if not records:
-        raise ValueError(
-            f"{cut(str(path_or_name), 200)}: no records{'' if limit is None else f' within the limit of {limit}'}; "
-            "training needs at least one."
-        )
+        within = "" if limit is None else f" within the limit of {limit}"
+        sources = cut(", ".join(names_of(path_or_name)), 200)
+        raise ValueError(f"{sources}: no records{within}; training needs at least one.")
     return RecordsDataset(records, tokenizer)
-
-
-def _read_datasets(name_or_path: str, split: str, name: str | None) -> Iterator[tuple[str, Any]]:
-    from datasets import load_dataset
-
-    for number, row in enumerate(load_dataset(name_or_path, name, split=split)):
-        # Every row of a table has every column; a value that the row does not give is None.
-        yield f"{name_or_path}[{split}], row {number}", {key: v for key, v in row.items() if v is not None}
 
 
 def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) -> dict[str, Any]:

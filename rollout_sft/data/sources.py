@@ -1,0 +1,201 @@
+"""Reads the rows of a source: a local file, by its suffix, or a data set that `datasets` loads.
+
+    .jsonl            one JSON object a line
+    .json             a list of objects, or one object a line
+    .csv              a header and one row a line; cells of `messages` and `objects` hold JSON
+    .parquet          one row a record
+    anything else     the name or folder of a data set for `datasets.load_dataset`
+
+A source with one of these suffixes, or that begins with `/`, `./`, `../` or `~`, is local: if it does not exist, no hub
+is asked for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollout_sft.config.shorten import cut, shorten
+from rollout_sft.data.json_lines import check_value, read_json_lines
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+MAX_JSON_BYTES = 256 * 1024**2
+"""Limits `.json` files, which are read whole."""
+_LOCAL = re.compile(r"~|/|\.\.?/|[A-Za-z]:[\\/]")
+_JSON_COLUMNS = ("messages", "objects")
+_OTHER_SUFFIXES = (".tsv", ".txt", ".xlsx", ".arrow", ".zip", ".gz", ".zst", ".npy", ".pkl", ".yaml", ".yml")
+
+Row = tuple[str, Any]
+"""The place of a row, for messages, and its value."""
+
+
+def read_rows(source: str | Sequence[str], *, split: str = "train", name: str | None = None) -> Iterator[Row]:
+    """
+    Reads the rows of one source, or of several one after the other.
+
+    Args:
+        source (`str` or `Sequence[str]`):
+            Files, or names for `datasets.load_dataset`.
+        split, name (`str`, *optional*):
+            Split and configuration name of a `datasets` data set; files have none.
+
+    Returns:
+        `Iterator[tuple[str, Any]]`: for each row its place, such as `file:line`, and its value.
+
+    Raises:
+        `ValueError`: a file is damaged or of another kind, or `datasets` cannot load the name; the message names it.
+        `FileNotFoundError`: a local file does not exist.
+    """
+    check_sources(source)
+    for one in names_of(source):
+        path = local_path(one)
+        if path is None or path.is_dir():
+            yield from _read_datasets(one if path is None else str(path), split, name)
+        else:
+            yield from _READERS[_suffix(path)](path)
+
+
+def check_sources(source: str | Sequence[str]) -> None:
+    """Raises `FileNotFoundError` for a local file that is missing, and `ValueError` for one of an unknown kind."""
+    for one in names_of(source):
+        path = local_path(one)
+        if path is None:
+            continue
+        if not _exists(path):
+            raise FileNotFoundError(
+                f"{cut(str(path), 400)}: no such file; the path is taken from {cut(os.getcwd(), 200)}. It is a local "
+                "path, so it is not looked up on a hub."
+            )
+        if not path.is_dir() and _suffix(path) not in _READERS:
+            raise ValueError(
+                f"{cut(str(path), 200)}: files of this kind are not read; give {', '.join(SUFFIXES[:-1])} or "
+                f"{SUFFIXES[-1]}, or a function of your own, module:function."
+            )
+
+
+def names_of(source: str | Sequence[str]) -> list[str]:
+    """Returns the sources as a list; raises `ValueError` for an empty one."""
+    names = [source] if isinstance(source, str) else list(source)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"source is {shorten(source)}; it takes a file, the name of a data set, or a list of them.")
+    return names
+
+
+def local_path(source: str) -> Path | None:
+    """Returns the path of a local source, `~` expanded; None for a name that `datasets` resolves."""
+    if _LOCAL.match(source) or source.lower().endswith((*SUFFIXES, *_OTHER_SUFFIXES)):
+        try:
+            return Path(source).expanduser()
+        except RuntimeError:  # the home of an unknown user
+            return Path(source)
+    path = Path(source)
+    return path if _exists(path) and not path.is_dir() else None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not start.startswith(b"["):
+        yield from read_json_lines(path)
+        return
+    place = cut(str(path), 200)
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{place}: {size} bytes are more than the {MAX_JSON_BYTES} of a .json file; write .jsonl.")
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8: {error.reason}; save the file as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not JSON: {cut(str(error))}; give a list of objects.") from None
+    for number, row in enumerate(rows):
+        where = f"{path}[{number}]"
+        check_value(row, cut(where, 200))
+        yield where, row
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    place = cut(str(path), 200)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    cells = sum(value is not None for key, value in row.items() if key is not None)
+                    cells += len(row.get(None) or ())
+                    raise ValueError(
+                        f"{cut(where, 200)}: {cells} cells, but the header has {len(reader.fieldnames or ())}; quote "
+                        'cells with commas or line ends, and write " as "".'
+                    )
+                yield where, {key: _cell(key, text, where) for key, text in row.items() if text != ""}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: not UTF-8: {error.reason}; save the file as UTF-8.") from None
+        except csv.Error as error:
+            raise ValueError(f"{place}:{reader.line_num}: not CSV: {cut(str(error))}; write .jsonl instead.") from None
+
+
+def _cell(column: str, text: str, where: str) -> Any:
+    if column not in _JSON_COLUMNS:
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{cut(where, 200)}: column {column} is {shorten(text)}, which is not JSON: {cut(str(error))}."
+        ) from None
+    check_value(value, cut(where, 200))
+    return value
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # comes with datasets
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", _without_none(row)
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{cut(str(path), 200)}: not Parquet: {cut(str(error), 300)}") from None
+
+
+def _read_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        rows: Iterable[Any] = load_dataset(source, name, split=split)
+    except Exception as error:  # offline, an unknown name, an unknown split, ...
+        raise ValueError(
+            f"{cut(source, 200)} is no local file, and datasets cannot load it as a data set "
+            f"(split {shorten(split)}): {type(error).__name__}: {cut(str(error), 300)}"
+        ) from error
+    for number, row in enumerate(rows):
+        yield f"{source}[{split}], row {number}", _without_none(row)
+
+
+def _without_none(row: dict[str, Any]) -> dict[str, Any]:
+    """Every row of a table has every column; a value that the row does not give is None."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+_READERS = {".jsonl": read_json_lines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
