@@ -1,5 +1,6 @@
 """Decides which segments share a padding-free forward pass. Knows only lengths; needs only numpy."""
 
+from packsched.advise import Advice, advise
 from packsched.buffers import CarryBuffer, Pack, WindowBuffer
 from packsched.costs import SegmentCost
 from packsched.errors import (
@@ -19,6 +20,7 @@ from packsched.window import WindowPlan, plan_window
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "BufferOverflowError",
     "CarryBuffer",
     "FillStats",
@@ -33,6 +35,7 @@ __all__ = [
     "UndecidedWindowError",
     "WindowBuffer",
     "WindowPlan",
+    "advise",
     "plan_ranks",
     "plan_window",
     "select",
