@@ -1,9 +1,15 @@
-"""Says what an input adapter gives: all that a segment needs besides its token ids, for one kind of model."""
+"""Says what an input adapter gives: all that a segment needs besides its token ids, for one kind of model.
+
+Positions are made per segment on the CPU, before packing, from the sizes of the images alone. Pixels are decoded and
+preprocessed late, for all images of one forward together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from packsched import Pack
 from rollout_sft.inputs.images import Image
@@ -41,8 +47,13 @@ class InputAdapter(Protocol):
         """
         ...
 
-    def collapse(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Undoes [`expand`]: leaves one placeholder for each image, as vLLM takes a prompt."""
+    def collapse(self, prompt_ids: Sequence[int], images: Sequence[Image]) -> list[int]:
+        """
+        Undoes [`expand`]: leaves one placeholder for each image, as vLLM takes a prompt.
+
+        Raises:
+            `ValueError`: the prompt does not have exactly the tokens of its images.
+        """
         ...
 
     def check(self, segment: Segment) -> None:
@@ -59,9 +70,32 @@ class InputAdapter(Protocol):
         ...
 
     def packed(self, pack: Pack[Segment]) -> dict[str, Any]:
-        """Returns what a packed forward needs besides ids and `cu_seq_lens`: positions, and media in token order."""
+        """Returns the arguments of a packed forward that replace or join those for text, without pixels: positions."""
         ...
 
-    def padded(self, rows: Sequence[Segment], *, width: int, left: bool) -> dict[str, Any]:
-        """Returns what a padded rectangle needs besides the ids and the mask, padded on the left for `generate`."""
+    def padded(self, rows: Sequence[Tensor], *, width: int, left: bool) -> dict[str, Any]:
+        """
+        Returns the arguments of a plain forward, or of `generate`, besides ids and mask, without pixels: token types.
+
+        Args:
+            rows (`Sequence[Tensor]`):
+                The token ids of each row, without padding. For `generate` these are the prompts.
+            width (`int`):
+                Tokens of each row with padding.
+            left (`bool`):
+                Whether the rows are padded on the left, as for `generate`.
+        """
+        ...
+
+    def media(self, images: Sequence[Image]) -> dict[str, Any]:
+        """
+        Decodes and preprocesses all images of one forward; slow.
+
+        Args:
+            images (`Sequence[Image]`):
+                The images of all segments or rows, in the order of their tokens.
+
+        Returns:
+            `dict`: tensors on the CPU, such as `pixel_values`; `{}` without images.
+        """
         ...

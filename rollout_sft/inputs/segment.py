@@ -124,6 +124,7 @@ class Segment:
         *,
         indices: Mapping[str, Sequence[int]] | None = None,
         sample_id: str = "",
+        images: tuple[Image, ...] = (),
     ) -> Segment:
         """
         Builds a segment on the CPU from host lists.
@@ -139,6 +140,8 @@ class Segment:
                 Further named positions; `"supervised"` is found from the weights.
             sample_id (`str`, *optional*):
                 The sample of the segment.
+            images (`tuple[Image, ...]`, *optional*):
+                The images of its tokens; the trainer adds a sample's own when its target builder does not.
 
         Raises:
             `ValueError`: lengths differ, a weight is negative, the last position is supervised, or an index
@@ -152,6 +155,7 @@ class Segment:
             indices={name: torch.tensor(positions, dtype=torch.int64) for name, positions in further.items()},
             weight_sum=float(sum(weights)),
             sample_id=sample_id,
+            images=images,
         )
 
     def to(self, device: torch.device | str) -> Segment:
