@@ -115,9 +115,9 @@ class QwenVLInputs(VisionInputs):
 
     def _run_of(self, image: Image) -> list[int]:
         height, width = self.seen_size(image)
-        return [self.image_token_id] * (height // self._factor * (width // self._factor))
+        return [self._image_token] * (height // self._factor * (width // self._factor))
 
     def _find(self, segment: Segment) -> list[tuple[int, int]]:
         where = f"segment of sample {segment.sample_id!r}"
         ids = segment.input_ids.tolist()
-        return placeholders.find(ids, self._runs(segment.images), self.image_token_id, where=where)
+        return placeholders.find(ids, self._runs(segment.images), self._image_token, where=where)

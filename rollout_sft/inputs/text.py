@@ -16,6 +16,7 @@ class TextInputs:
     """Adapts a model of text; see [`~rollout_sft.inputs.base.InputAdapter`]. Refuses segments with images."""
 
     media_token_ids: frozenset[int] = frozenset()
+    image_token_id: int | None = None
 
     def image_tokens(self, image: Image) -> int:
         """Raises `ValueError`: the model reads no images."""

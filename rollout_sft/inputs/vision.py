@@ -47,7 +47,8 @@ class VisionInputs:
         smallest: tuple[int, int],
     ):
         self.media_token_ids = media_token_ids
-        self.image_token_id = image_token_id
+        self.image_token_id: int | None = image_token_id
+        self._image_token = image_token_id
         self._image_processor = image_processor
         self._run = run
         self._seen = seen
@@ -64,23 +65,23 @@ class VisionInputs:
 
     def expand(self, prompt_ids: Sequence[int], images: Sequence[Image]) -> list[int]:
         """See [`~rollout_sft.inputs.placeholders.expand`]."""
-        return placeholders.expand(prompt_ids, self._runs(images), self.image_token_id)
+        return placeholders.expand(prompt_ids, self._runs(images), self._image_token)
 
     def collapse(self, prompt_ids: Sequence[int], images: Sequence[Image]) -> list[int]:
         """See [`~rollout_sft.inputs.placeholders.collapse`]."""
-        return placeholders.collapse(prompt_ids, self._runs(images), self.image_token_id, where="the prompt")
+        return placeholders.collapse(prompt_ids, self._runs(images), self._image_token, where="the prompt")
 
     def check(self, segment: Segment) -> None:
         """Raises `ValueError` unless every image's tokens are in place and there are no others."""
         where = f"segment of sample {segment.sample_id!r}"
         ids = segment.input_ids.tolist()
-        others = sorted((self.media_token_ids - {self.image_token_id}).intersection(ids))
+        others = sorted((self.media_token_ids - {self._image_token}).intersection(ids))
         if others:
             raise ValueError(
                 f"{where}: token {others[0]} at position {ids.index(others[0])} stands for a video or another medium, "
                 "which is refused: only images are trained."
             )
-        placeholders.find(ids, self._runs(segment.images), self.image_token_id, where=where)
+        placeholders.find(ids, self._runs(segment.images), self._image_token, where=where)
 
     def dummy(self) -> Segment | None:
         """Returns a segment that holds one small black image."""
