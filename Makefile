@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-faults test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-faults test-ranks test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,6 +36,9 @@ test: install  ## Run the whole test suite
 
 test-faults: install  ## Break sixty runs on two ranks and resume them; writes docs/faults.md (half an hour)
 	$(BIN)/python -m pytest -s -m faults tests/faults
+
+test-ranks: install  ## The tests that need more than two ranks (minutes)
+	$(BIN)/python -m pytest -m ranks tests
 
 test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (minutes)
 	FUZZ=whole $(BIN)/python -m pytest -m fuzz tests/fuzz

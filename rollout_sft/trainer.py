@@ -101,7 +101,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = processing_class.eos_token_id
-        self.schedule = make_schedule(args)
+        self.schedule = make_schedule(args, plain.config)
         self.fill_estimate = FillEstimate(args)
         self.target_builder = target_builder or make_target_builder(processing_class, args)
         self.generation = Generation(

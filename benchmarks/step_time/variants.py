@@ -20,7 +20,7 @@ from rollout_sft.model.forward import prepare_forward
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.step.collate import forward_inputs
 from rollout_sft.step.loss import weighted_loss
-from rollout_sft.step.schedule import ScheduledWindow
+from rollout_sft.step.scheduled_window import ScheduledWindow
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded micro-batches": {"packing": False, "attention": "model"},

@@ -20,7 +20,8 @@ from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finis
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
-from rollout_sft.step.schedule import MicroSchedule, Schedule
+from rollout_sft.step.schedule import MicroSchedule
+from rollout_sft.step.scheduled_window import Schedule
 
 
 class SavingTrainer(Trainer):
@@ -28,7 +29,7 @@ class SavingTrainer(Trainer):
     Adds the schedule's waiting segments to checkpoints, and marks a checkpoint when every rank has written its part.
 
     Attributes:
-        schedule ([`~rollout_sft.step.schedule.Schedule`]):
+        schedule ([`~rollout_sft.step.scheduled_window.Schedule`]):
             The schedule, which may carry segments from one window to the next.
         trained_with (`dict`):
             The settings that every checkpoint holds; see [`~rollout_sft.checkpoint.settings.trained_with`].

@@ -60,18 +60,19 @@ class RolloutSFTConfig(TrainingArguments):
             from, such as `training.learning_rate`; every other change is refused by name.
         post_rollout_pack_scope (`str`, *optional*, defaults to `"micro"`):
             `micro` pops one pack per micro-batch and carries the rest; `window` plans the packs of all GA
-            micro-steps at once and carries nothing.
+            micro-steps at once and carries nothing; `global` does so after moving segments between ranks, so that every
+            rank's window fits and all cost the same.
         pack_policy (`str`, *optional*, defaults to `"binpacking"`):
             Scope `micro`: which segments join the oldest one (`binpacking`, `fifo`, `optimal`).
         pack_objective (`str`, *optional*, defaults to `"dense"`):
-            Scope `window`: `dense` fills the fewest packs, `balanced` lowers the longest one.
+            Scopes `window` and `global`: `dense` fills the fewest packs, `balanced` lowers the longest one.
             Without effect in scope `micro` and where `packing` is false.
         idle_micro_steps (`str`, *optional*, defaults to `"dummy"`):
             Micro-steps without segments: `dummy` runs a zero-weight forward and backward in each, `skip` runs nothing
             in those that are idle on every rank ([`~rollout_sft.step.micro_steps`]). The gradient is the same.
         on_infeasible (`str`, *optional*, defaults to `"raise"`):
-            Scope `window`, when the segments do not fit GA packs: `raise` stops the run before the first forward,
-            `extra_steps` runs the surplus packs inside the last micro-step. The gradient is the same.
+            Scopes `window` and `global`, when the segments do not fit GA packs: `raise` stops the run before the first
+            forward, `extra_steps` runs the surplus packs inside the last micro-step. The gradient is the same.
             Without effect in scope `micro` and where `packing` is false, because nothing can be infeasible there.
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
             What generates: `hf` uses the live model's `generate`, `vllm` an engine that gets the live weights.
@@ -121,7 +122,7 @@ class RolloutSFTConfig(TrainingArguments):
     packing_drop_last: bool = True
     callbacks: list[str] = field(default_factory=list)
     resume_with_changes: list[str] = field(default_factory=list)
-    post_rollout_pack_scope: Literal["micro", "window"] = field(default="micro", metadata=_MATCHING)
+    post_rollout_pack_scope: Literal["micro", "window", "global"] = field(default="micro", metadata=_MATCHING)
     pack_policy: Literal["binpacking", "fifo", "optimal"] = field(default="binpacking", metadata=_MATCHING)
     pack_objective: Literal["dense", "balanced"] = field(default="dense", metadata=_MATCHING)
     idle_micro_steps: Literal["dummy", "skip"] = field(default="dummy", metadata=_MATCHING)

@@ -20,7 +20,7 @@ from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerLimits, checked
 from rollout_sft.step.collate import PackedBatch
 from rollout_sft.step.reductions import rescale
-from rollout_sft.step.schedule import Schedule
+from rollout_sft.step.scheduled_window import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
 from rollout_sft.targets.base import Target, TargetBuilder
 
@@ -32,8 +32,8 @@ class BuiltWindow:
 
     Args:
         due (`list[Segment]`):
-            The segments that this window has to train: those that waited before it and those that it built, without
-            those that wait now.
+            The segments that this rank has to train: those that waited before the window and those that it built,
+            without those that wait now, and in scope `global` with those that it got for those that it gave away.
         micro_steps (`int`):
             How many micro-steps the Trainer counts.
         batches (`list[PackedBatch]`):
@@ -131,7 +131,7 @@ class WindowBuilder:
             segments = [rescale([t.segment for t in row], self._config.loss_reduction) for row in targets]
             pool = [*self._schedule.waiting, *(s for row in segments for s in row)]
             scheduled = self._schedule.schedule(segments, micro_steps)
-            waiting = {id(s) for s in self._schedule.waiting}
+            elsewhere = {id(s) for s in (*self._schedule.waiting, *scheduled.given)}
             dummy = self.collate(pack_of(()))
             batches = [self.collate(pack) if pack.segments else dummy for pack in scheduled.packs]
         extra = len(batches) - micro_steps
@@ -147,7 +147,7 @@ class WindowBuilder:
             counters=ratios.pairs(),
             left_over=scheduled.left_over,
         )
-        due = [s for s in pool if id(s) not in waiting]
+        due = [*(s for s in pool if id(s) not in elsewhere), *scheduled.received]
         return BuiltWindow(due=due, micro_steps=micro_steps, batches=batches, dummy=dummy, report=report)
 
     def _roll_out(self, micro_batches: list[MicroBatch], global_step: int) -> list[list[Rollout | None]]:

@@ -31,13 +31,15 @@ _ADVICE: dict[type[PackingError], str] = {
 
 
 @contextmanager
-def in_yaml_terms(sample_id: str = "") -> Iterator[None]:
+def in_yaml_terms(sample_id: str = "", *, ranks: int = 1) -> Iterator[None]:
     """
     Adds the sample's id and the YAML keys to an error of packsched; keeps its type and its numbers.
 
     Args:
         sample_id (`str`, *optional*):
             The sample that the block handles, if there is one.
+        ranks (`int`, *optional*, defaults to 1):
+            How many ranks' windows the block plans together.
     """
     try:
         yield
@@ -49,4 +51,12 @@ def in_yaml_terms(sample_id: str = "") -> Iterator[None]:
     except PackingError as error:
         sample = f"sample {sample_id!r}: " if sample_id else ""
         advice = f" In the YAML file: {_ADVICE[type(error)]}." if type(error) in _ADVICE else ""
-        raise error.with_message(f"{sample}{error}{advice}") from None
+        raise error.with_message(f"{sample}{error}{_of_ranks(error, ranks)}{advice}") from None
+
+
+def _of_ranks(error: PackingError, ranks: int) -> str:
+    if ranks == 1 or not isinstance(error, (InfeasibleWindowError, UndecidedWindowError)):
+        return ""
+    missing = error.bound - error.micro_steps
+    short = f", {missing} packs too few" if missing > 0 else ""
+    return f" Scope global: the segments of {ranks} ranks, {error.micro_steps // ranks} micro-steps each{short}."

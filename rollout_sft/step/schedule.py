@@ -6,59 +6,26 @@ A schedule turns the segments of a window, given micro-batch by micro-batch, int
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from packsched import CarryBuffer, FillStats, InfeasibleWindowError, Pack, UndecidedWindowError, WindowBuffer
+from transformers import PretrainedConfig
+
+from packsched import (
+    CarryBuffer,
+    FillStats,
+    InfeasibleWindowError,
+    Pack,
+    UndecidedWindowError,
+    WindowBuffer,
+)
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment, pack_of
-from rollout_sft.reporting.metrics import Counters
+from rollout_sft.step.global_schedule import GlobalSchedule
 from rollout_sft.step.packing_errors import in_yaml_terms
+from rollout_sft.step.scheduled_window import ScheduledWindow, more_micro_steps
+from rollout_sft.step.segment_cost import cost_of_model
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduledWindow:
-    """
-    Holds what one rank trains in one optimizer step.
-
-    Args:
-        packs (`list[Pack[Segment]]`):
-            One per micro-step; an idle micro-step has an empty pack. There may be more packs than micro-steps under
-            `on_infeasible: extra_steps`, and in an epoch's last, shorter window.
-        fill (`FillStats`):
-            How full the packs are; empty without packing.
-        counters (`Counters`):
-            Further pairs for the log line.
-        left_over (`int`):
-            Segments that wait in the carry buffer.
-    """
-
-    packs: list[Pack[Segment]]
-    fill: FillStats
-    counters: Counters
-    left_over: int = 0
-
-    @property
-    def weight_sum(self) -> float:
-        """Returns the sum of this rank's loss weights in this window: its share of the loss's denominator."""
-        return sum(segment.weight_sum for pack in self.packs for segment in pack.segments)
-
-
-class Schedule(Protocol):
-    """Places the segments of a window into packs."""
-
-    @property
-    def waiting(self) -> list[Segment]:
-        """Returns the segments carried to the next window, oldest first."""
-        ...
-
-    def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
-        """Returns `micro_steps` packs, or more ([`ScheduledWindow`]). At the end `micro_batches` may be fewer."""
-        ...
 
 
 class MicroSchedule:
@@ -143,10 +110,9 @@ class WindowSchedule:
     """
 
     def __init__(self, config: RolloutSFTConfig):
+        self._config = config
         self._packing_length = config.packing_length
         self._objective = config.pack_objective
-        self._extra_steps = config.on_infeasible == "extra_steps"
-        self._whole = config.gradient_accumulation_steps
         self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
@@ -168,21 +134,15 @@ class WindowSchedule:
         return ScheduledWindow(packs=packs, fill=fill, counters={})
 
     def _take(self, window: WindowBuffer[Segment]) -> list[Pack[Segment]]:
-        """
-        Returns one pack per micro-step; if the segments do not fit, tries more packs where that is allowed.
-
-        An epoch's last window may have fewer micro-steps than the others, and with fewer micro-steps it is more likely
-        that the segments do not fit. It may always have as many packs as a whole window.
-        """
+        """Returns one pack per micro-step, or more packs where that is allowed; see [`more_micro_steps`]."""
         while True:
             try:
                 return window.take_packs()
             except (InfeasibleWindowError, UndecidedWindowError):
-                most = math.inf if self._extra_steps else self._whole
-                if window.micro_steps >= most:
+                more = more_micro_steps(self._config, window.micro_steps, sum(window.encoded_lens))
+                if more is None:
                     raise
-                needed = -(-sum(window.encoded_lens) // self._packing_length)
-                window.micro_steps = int(min(max(window.micro_steps + 1, needed), most))
+                window.micro_steps = more
 
 
 class PaddedSchedule:
@@ -201,8 +161,22 @@ class PaddedSchedule:
         return ScheduledWindow(packs=packs, fill=FillStats(), counters=counters)
 
 
-def make_schedule(config: RolloutSFTConfig) -> MicroSchedule | WindowSchedule | PaddedSchedule:
-    """Makes the schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name."""
+def make_schedule(
+    config: RolloutSFTConfig, model: PretrainedConfig
+) -> MicroSchedule | WindowSchedule | GlobalSchedule | PaddedSchedule:
+    """
+    Makes the schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            All settings. On one rank scope `global` is scope `window`.
+        model (`PretrainedConfig`):
+            The model's configuration, from which scope `global` derives what a segment costs.
+    """
     if not config.packing:
         return PaddedSchedule()
-    return WindowSchedule(config) if config.post_rollout_pack_scope == "window" else MicroSchedule(config)
+    if config.post_rollout_pack_scope == "micro":
+        return MicroSchedule(config)
+    if config.post_rollout_pack_scope == "global" and config.world_size > 1:
+        return GlobalSchedule(config, cost_of_model(model))
+    return WindowSchedule(config)

@@ -1,14 +1,15 @@
-"""Starts two real ranks on this machine."""
+"""Starts two or more real ranks on this machine."""
 
 import json
 import socket
+from functools import partial
 
 from tests.processes import Process, wait_for
 
 
-def start_two_ranks(worker, folder, *arguments):
-    """Starts a module as ranks 0 and 1 of one process group; both write to `output.txt` in `folder`."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+def start_ranks(worker, folder, *arguments, ranks):
+    """Starts a module as the ranks of one process group; all write to `output.txt` in `folder`."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     return [
         Process(
             worker,
@@ -16,15 +17,19 @@ def start_two_ranks(worker, folder, *arguments):
             output=folder / "output.txt",
             environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in (0, 1)
+        for rank in range(ranks)
     ]
 
 
-def on_two_ranks(worker, folder, *arguments, timeout=240):
-    """Runs a module on two ranks and returns what each rank wrote to `rank{rank}.json` in `folder`."""
-    processes = wait_for(start_two_ranks(worker, folder, *arguments), timeout)
-    assert [process.returncode for process in processes] == [0, 0], processes[0].text()[-4000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+def on_ranks(worker, folder, *arguments, ranks, timeout=240):
+    """Runs a module on the ranks and returns what each of them wrote to `rank{rank}.json` in `folder`."""
+    processes = wait_for(start_ranks(worker, folder, *arguments, ranks=ranks), timeout)
+    assert [process.returncode for process in processes] == [0] * ranks, processes[0].text()[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+
+
+start_two_ranks = partial(start_ranks, ranks=2)
+on_two_ranks = partial(on_ranks, ranks=2)
 
 
 def free_port():

@@ -10,7 +10,7 @@ from rollout_sft.rollouts.base import Rollout
 from rollout_sft.step.build import WindowBuilder, _ids
 from rollout_sft.step.collate import collate_pack
 from rollout_sft.step.micro_steps import arrange
-from rollout_sft.step.schedule import ScheduledWindow
+from rollout_sft.step.scheduled_window import ScheduledWindow
 from tests.tiny import tiny_arguments
 
 

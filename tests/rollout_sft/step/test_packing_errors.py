@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from transformers import PretrainedConfig
 
 from packsched import CarryBuffer, MissingBinpackingError, OversizedSegmentError, PackingError, WindowBuffer
 from rollout_sft.config.arguments import RolloutSFTConfig
@@ -56,5 +57,5 @@ def test_a_missing_binpacking_names_the_way_to_train_without_packing(monkeypatch
     config = RolloutSFTConfig(output_dir=str(tmp_path), global_max_length=64, use_cpu=True)
     advice = r"pip install 'binpacking.*In the YAML file: .*disable training\.packing"
     with pytest.raises(MissingBinpackingError, match=advice) as caught:
-        make_schedule(config)
+        make_schedule(config, PretrainedConfig())
     assert caught.value.name == "binpacking"
