@@ -13,7 +13,8 @@ from rollout_sft.rollouts.base import Rollout
 from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 from rollout_sft.targets.objects.matching import iou_matrix
 from rollout_sft.targets.objects.parsing import parse_answer
-from tests.rollout_sft.targets.objects.test_builder import Answer, answers, best_pairs, build, sample, thing
+from tests.rollout_sft.targets.objects.generated_answers import answers, best_pairs
+from tests.rollout_sft.targets.objects.trained_answers import Answer, build, sample, thing
 from tests.rollout_sft.targets.tokenizers import MAKERS, slow_ends, slow_text, tokenizer_named
 
 THREE, EIGHT, ONE = thing("3", 4, 8, 12, 16), thing("8", 20, 24, 28, 32), thing("1", 0, 32, 8, 40)
