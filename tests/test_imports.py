@@ -1,5 +1,7 @@
 """Imports run one way: packsched knows no framework, rollout_sft knows packsched's public names only.
 
+`packsched/torch.py` alone imports torch, and no file of packsched imports it.
+
 Neither imports benchmarks or examples; tests may import examples, which they run on.
 
 Sources are read, not run, so an import inside a function counts as well.
@@ -22,10 +24,12 @@ FORBIDDEN = {
     "tests": {"benchmarks"},
 }
 LIGHT = {*sys.stdlib_module_names, "numpy", "packsched"}
+FOR_TORCH = "packsched/torch.py"
 
 
 def violations(source: str, package: str) -> list[str]:
-    """Names what a file of `package` ("packsched", "rollout_sft" or another folder) must not import."""
+    """Names what a file of `package` ("packsched", FOR_TORCH, "rollout_sft" or another folder) must not import."""
+    light, package = LIGHT | ({"torch"} if package == FOR_TORCH else set()), package.partition("/")[0]
     tree = ast.parse(source)
     at_import = {node for statement in tree.body for node in _run_at_import(statement)}
     found = []
@@ -35,10 +39,10 @@ def violations(source: str, package: str) -> list[str]:
             whole = f"{module}.{name}" if name else module
             if root in FORBIDDEN.get(package, set()):
                 found.append(whole)
-            elif package == "packsched" and root not in LIGHT:
+            elif package == "packsched" and root not in light:
                 if root != "binpacking" or node in at_import:
                     found.append(whole)
-            elif package == "rollout_sft" and root == "packsched" and not _is_public(module, name):
+            elif _is_private(package, module, name):
                 found.append(whole)
     return found
 
@@ -64,15 +68,20 @@ def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
         yield "packsched", node.attr
 
 
-def _is_public(module: str, name: str) -> bool:
-    return module == "packsched" and (not name or name in packsched.__all__)
+def _is_private(package: str, module: str, name: str) -> bool:
+    """Says whether an import of packsched is one that `package` must leave alone."""
+    if package == "packsched":
+        return f"{module}.{name}.".startswith("packsched.torch.")
+    public = module == "packsched" and (not name or name in packsched.__all__)
+    return package == "rollout_sft" and module.partition(".")[0] == "packsched" and not public
 
 
 @pytest.mark.parametrize("folder", ["packsched", "rollout_sft", "examples", "tests"])
 def test_no_file_imports_what_its_folder_must_not(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files, f"no sources under {ROOT / folder}"
-    found = {str(f.relative_to(ROOT)): bad for f in files if (bad := violations(f.read_text(), folder))}
+    names = {str(f.relative_to(ROOT)): f.read_text() for f in files}
+    found = {n: bad for n, text in names.items() if (bad := violations(text, n if n == FOR_TORCH else folder))}
     assert found == {}
 
 
@@ -94,6 +103,11 @@ def test_no_file_imports_what_its_folder_must_not(folder):
         ("rollout_sft", "import packsched\npacksched.select([1], 2)", []),
         ("rollout_sft", "import torch\nfrom packsched import select, PackLayout", []),
         ("rollout_sft", "from benchmarks import replay", ["benchmarks.replay"]),
+        ("packsched", "import packsched.torch", ["packsched.torch"]),
+        ("packsched", "from packsched import torch", ["packsched.torch"]),
+        ("packsched", "from packsched.torch import PackCollator", ["packsched.torch.PackCollator"]),
+        (FOR_TORCH, "import torch, numpy\nfrom torch import nn", []),
+        (FOR_TORCH, "import transformers", ["transformers"]),
         ("packsched", "import examples.digits", ["examples.digits"]),
         ("rollout_sft", "def f():\n    import examples.digits", ["examples.digits"]),
         ("examples", "from tests.tiny import tiny_config", ["tests.tiny.tiny_config"]),

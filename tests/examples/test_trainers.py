@@ -1,0 +1,83 @@
+"""The examples for other trainers run, and each reaches the gradient of its samples one by one."""
+
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import packsched.torch
+from examples import grpo_loop, lists, plain_loop, stock_trainer
+from examples.small import make_model, make_samples
+from packsched.torch import WindowBatchSampler, supervised_tokens
+
+EXAMPLES = sorted(Path(lists.__file__).parent.glob("*.py"))
+
+
+def test_no_example_is_longer_than_120_lines():
+    assert len(EXAMPLES) >= 7
+    assert {path.name: n for path in EXAMPLES if (n := len(path.read_text().splitlines())) > 120} == {}
+
+
+def test_lists_of_any_framework_give_the_unpacked_gradient():
+    assert lists.main() < 1e-12
+
+
+def test_the_plain_loop_gives_the_unpacked_gradient():
+    apart, forwards = plain_loop.main()
+    assert apart < 1e-12
+    assert forwards[0] == 3, "one micro-step of four is idle, and not run"
+
+
+def test_completions_packed_per_window_give_the_unpacked_gradient():
+    apart, forwards = grpo_loop.main(steps=1)
+    assert apart < 1e-12
+    assert forwards[0] < grpo_loop.MICRO_STEPS
+
+
+@pytest.fixture(scope="module")
+def stock_run():
+    """What the example returns, and the packs of each epoch, the first of which is only looked at."""
+    epochs = []
+
+    def plan(sampler, plan_epoch=WindowBatchSampler.__iter__):
+        epochs.append(list(plan_epoch(sampler)))
+        return iter(epochs[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WindowBatchSampler, "__iter__", plan)
+        apart, steps = stock_trainer.main()
+    return apart, steps, epochs[1:]
+
+
+def test_the_stock_trainer_gives_the_unpacked_gradient(stock_run):
+    apart, steps, epochs = stock_run
+    assert apart < 1e-12
+    assert steps == 2 * 5, "72 samples in windows of 16, twice"
+    assert [] in epochs[0][:4], "the window has an idle micro-step"
+
+
+def test_the_stock_trainer_plans_each_epoch_anew(stock_run):
+    first, second = stock_run[2]
+    assert first != second
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(72))
+
+
+def test_the_loop_of_the_page_runs():
+    page = Path(lists.__file__).parents[1] / "docs" / "your_trainer.md"
+    (code,) = re.findall(r"```python\n(sampler = .*?)```", page.read_text(), re.DOTALL)
+    model, samples, seen = make_model(), make_samples(40), []
+
+    def loss_sum(batch):
+        seen.append(supervised_tokens(batch))
+        return model(**batch, num_items_in_batch=1).loss
+
+    names = {name: getattr(packsched.torch, name) for name in packsched.torch.__all__}
+    names |= {"DataLoader": DataLoader, "samples": samples, "lengths": [len(s["input_ids"]) for s in samples]}
+    names |= {"rank": 0, "ranks": 1, "epochs": 2, "model": model, "loss_sum": loss_sum}
+    exec(code, names | {"optimizer": torch.optim.SGD(model.parameters())})
+    each = sum(len(s["input_ids"]) - 3 for s in samples)
+    assert len(seen) == 2 * 2, "a window of 32 samples and one of 8, twice, and each fits one pack of eight"
+    assert sum(seen) == 2 * each
