@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from rollout_sft.data.samples import Sample, read_id, read_prompt
+from rollout_sft.data.samples import Sample, read_id, read_images, read_prompt
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, check_counters
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
@@ -77,7 +77,11 @@ class EvaluatingTrainer(Trainer):
             `list[Rollout]`: one per sample.
         """
         requests = [
-            RolloutRequest(prompt_ids=read_prompt(s), seed=derive_seed("eval", self.args.seed, read_id(s, i)))
+            RolloutRequest(
+                prompt_ids=read_prompt(s),
+                seed=derive_seed("eval", self.args.seed, read_id(s, i)),
+                images=read_images(s),
+            )
             for i, s in enumerate(samples)
         ]
         self.generation.sync(windows=0)

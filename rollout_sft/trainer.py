@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProcessorMixin, ProgressCallback
 
 from rollout_sft.checkpoint.resume import ResumableTrainer
 from rollout_sft.checks import unsupported
@@ -29,6 +29,7 @@ from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
+from rollout_sft.model.inputs import adapter_for, split_processor
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.callbacks import make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
@@ -39,6 +40,7 @@ from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import PackedBatch, collate_pack, collate_padded, split_inputs
 from rollout_sft.step.loss import share_of_window, weighted_loss
+from rollout_sft.step.media import MediaLoader
 from rollout_sft.step.micro_steps import MICRO_STEP, arrange_window, run_micro_step
 from rollout_sft.step.non_finite import FiniteTrainer
 from rollout_sft.step.schedule import make_schedule
@@ -55,8 +57,10 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             A causal language model whose forward takes `position_ids`.
         args (`RolloutSFTConfig`):
             All settings.
-        processing_class (`PreTrainedTokenizerBase`):
-            The tokenizer; it needs an end token.
+        processing_class (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            The tokenizer, which needs an end token, or a processor that holds tokenizer and image processor.
+        image_processor (`BaseImageProcessor`, *optional*):
+            Makes the pixels for an image model; the processor's own when not given.
         target_builder (`TargetBuilder`, *optional*):
             Makes segments from samples and rollouts; the one that `args.target_builder` names when not given.
         rollout_backend (`RolloutBackend`, *optional*):
@@ -81,31 +85,33 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         model: PreTrainedModel | nn.Module,
         args: RolloutSFTConfig,
         *,
-        processing_class: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        image_processor: Any = None,
         target_builder: TargetBuilder | None = None,
         rollout_backend: RolloutBackend | None = None,
         **kwargs: Any,
     ):
-        unsupported.reject_wrong_types(model, args, processing_class)
+        tokenizer, image_processor = split_processor(processing_class, image_processor)
+        unsupported.reject_wrong_types(model, args, tokenizer)
         unsupported.reject_hooks(kwargs)
-        super().__init__(
-            model=model, args=args, processing_class=processing_class, **{**kwargs, "data_collator": collate_raw}
-        )
+        super().__init__(model=model, args=args, processing_class=tokenizer, **{**kwargs, "data_collator": collate_raw})
         # transformers before 5.19 reads this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
         plain = self.accelerator.unwrap_model(self.model)
+        self.image_processor = image_processor
+        self.inputs = adapter_for(plain, tokenizer, image_processor, args)
         unsupported.check_model(plain, args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             choose_attention(plain, args.attention, device=args.device, autocast=autocast)
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
-        self._filler_id: int = processing_class.eos_token_id
+        self._filler_id: int = tokenizer.eos_token_id
         self.schedule = make_schedule(args, plain.config)
         self.fill_estimate = FillEstimate(args)
-        self.target_builder = target_builder or make_target_builder(processing_class, args)
+        self.target_builder = target_builder or make_target_builder(tokenizer, args)
         self.generation = Generation(
-            args, processing_class, lambda: self.accelerator.unwrap_model(self.model), rollout_backend
+            args, tokenizer, lambda: self.accelerator.unwrap_model(self.model), rollout_backend
         )
         self.window_builder = WindowBuilder(
             args,
@@ -113,9 +119,13 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             target_builder=self.target_builder,
             backend=self.generation.train,
             limits=self.generation.train_limits,
-            collate=partial(collate_pack if args.packing else collate_padded, filler_id=self._filler_id),
+            collate=partial(
+                collate_pack if args.packing else collate_padded, filler_id=self._filler_id, adapter=self.inputs
+            ),
             rank=args.process_index,
+            adapter=self.inputs,
         )
+        self.media = MediaLoader(self.inputs)
         self.metrics = StepMetrics()
         self.last_window: list[list[int]] = []
         self.pop_callback(ProgressCallback)
@@ -160,7 +170,14 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.fill_estimate.add([length for lens in self.last_window for length in lens])
         self.metrics.add(reports, num_batches)
         if self._to_validate:
-            differences = validate_window(self, window, weight_sum=weight_sum, device=device, filler_id=self._filler_id)
+            differences = validate_window(
+                self,
+                window,
+                weight_sum=weight_sum,
+                device=device,
+                filler_id=self._filler_id,
+                adapter=self.inputs,
+            )
             self.metrics.add_values(differences)
             self._to_validate = self.args.validate_schedule == "every_window"
         self.generation.sleep()
@@ -168,6 +185,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.begin_window()
         most = max(report.packs for report in reports)
         micro_steps = arrange_window(window, most=most, config=self.args, device=device)
+        self.media.begin([batch for micro_step in micro_steps for batch in micro_step.batches])
         return [micro_step.as_inputs() for micro_step in micro_steps], weight_sum
 
     def training_step(
@@ -178,7 +196,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         step = super().training_step
 
         def train_batch(batch: PackedBatch) -> Tensor:
-            loss = step(model, batch.as_inputs(), num_items_in_batch)  # type: ignore[arg-type]
+            inputs = self.media.take(batch).to(self.args.device).as_inputs()
+            loss = step(model, inputs, num_items_in_batch)  # type: ignore[arg-type]
             self.note_loss(loss, batch.pack)
             return loss
 

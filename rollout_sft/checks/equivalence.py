@@ -1,7 +1,7 @@
 """Checks that the packs of a window train what its segments would train alone.
 
 - The bookkeeping is compared exactly: every scheduled segment lies in one pack, with its own tokens, targets, weights,
-  positions and remapped index fields. The message names the first difference: segment, field, position.
+  images, rows of positions and remapped index fields. The message names the first difference: segment, field, position.
 - Loss and gradient of the packs are compared, within a tolerance by dtype, with those of the same segments run one by
   one, unpacked, through a plain forward.
 
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from packsched import PackLayout
+from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.segment import SUPERVISED, Segment, pack_of
 from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import together
 from rollout_sft.step.build import BuiltWindow
-from rollout_sft.step.collate import PackedBatch, collate_padded, remapped
+from rollout_sft.step.collate import TEXT, PackedBatch, collate_alone, forward_inputs, remapped, with_media
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest relative difference of the gradients that is allowed, by the dtype of the computation."""
@@ -56,7 +57,13 @@ class EquivalenceReport:
 
 
 def validate_window(
-    trainer: Trainer, window: BuiltWindow, *, weight_sum: float, device: torch.device, filler_id: int
+    trainer: Trainer,
+    window: BuiltWindow,
+    *,
+    weight_sum: float,
+    device: torch.device,
+    filler_id: int,
+    adapter: InputAdapter,
 ) -> dict[str, float]:
     """
     Checks bookkeeping and arithmetic of this rank's window; every rank calls it at the same point.
@@ -72,6 +79,8 @@ def validate_window(
             Where the window is trained.
         filler_id (`int`):
             As in [`~rollout_sft.step.collate.collate_padded`].
+        adapter (`InputAdapter`):
+            Adds pixels and gives the expected positions.
 
     Returns:
         `dict[str, float]`: the largest differences on any rank, for the log line.
@@ -84,12 +93,13 @@ def validate_window(
 
     def loss_of(batch: PackedBatch) -> Tensor:
         with trainer.compute_loss_context_manager():
-            loss: Tensor = compute_loss(model, batch.to(device).as_inputs(), num_items_in_batch=weight_sum)
+            inputs = with_media(batch, adapter).to(device).as_inputs()
+            loss: Tensor = compute_loss(model, inputs, num_items_in_batch=weight_sum)
         return loss
 
     def compare() -> EquivalenceReport:
-        check_bookkeeping(window.due, window.batches)
-        return check_arithmetic(model, loss_of, window.due, window.batches, filler_id=filler_id)
+        check_bookkeeping(window.due, window.batches, adapter)
+        return check_arithmetic(model, loss_of, window.due, window.batches, filler_id=filler_id, adapter=adapter)
 
     _, reports = together(compare, share=lambda report: report)
     return {
@@ -98,7 +108,7 @@ def validate_window(
     }
 
 
-def check_bookkeeping(due: Sequence[Segment], batches: Sequence[PackedBatch]) -> None:
+def check_bookkeeping(due: Sequence[Segment], batches: Sequence[PackedBatch], adapter: InputAdapter = TEXT) -> None:
     """
     Compares the contents of the batches with the segments that they were made of.
 
@@ -107,6 +117,8 @@ def check_bookkeeping(due: Sequence[Segment], batches: Sequence[PackedBatch]) ->
             The segments that should be trained, in the order in which they were made.
         batches (`Sequence[PackedBatch]`):
             The batches that are trained, from [`~rollout_sft.step.collate.collate_pack`].
+        adapter (`InputAdapter`, *optional*):
+            Gives the positions of each segment by itself.
 
     Raises:
         [`ScheduleMismatchError`]: they differ; the message names the first segment, field and position.
@@ -124,16 +136,17 @@ def check_bookkeeping(due: Sequence[Segment], batches: Sequence[PackedBatch]) ->
             raise ScheduleMismatchError(f"segment of sample {segment.sample_id!r} is in no micro-step.")
     for number, batch in enumerate(batches):
         if batch.pack.segments:
-            _compare_pack(number, batch)
+            _compare_pack(number, batch, adapter)
         elif float(batch.weights.sum()) != 0:
             raise ScheduleMismatchError(f"micro-step {number} has no segment but a loss weight.")
 
 
-def _compare_pack(number: int, batch: PackedBatch) -> None:
-    segments = batch.pack.segments
+def _compare_pack(number: int, batch: PackedBatch, adapter: InputAdapter) -> None:
+    segments = batch.segments  # the dummy included
+    _compare_images(number, batch, adapter)
     layout = PackLayout.from_lengths([s.encoded_len for s in segments])  # made anew, since the pack's may be wrong
     row = batch.forward["input_ids"][0]
-    rows = {"input_ids": row, "position_ids": batch.forward["position_ids"][0]}
+    rows = {"input_ids": row, **_rows_of_positions(batch.forward["position_ids"])}
     for name, values in (("targets", batch.targets), ("weights", batch.weights)):
         spread = torch.zeros(layout.total, dtype=values.dtype, device=values.device)
         rows[name] = spread.index_put((batch.forward["logits_to_keep"],), values)
@@ -155,7 +168,7 @@ def _compare_pack(number: int, batch: PackedBatch) -> None:
         mine = segment.indices[SUPERVISED]
         expected = {
             "input_ids": segment.input_ids,
-            "position_ids": torch.arange(segment.encoded_len, device=row.device),
+            **_rows_of_positions(forward_inputs(pack_of([segment]), adapter)["position_ids"]),
             "targets": torch.zeros_like(segment.targets).index_put((mine,), segment.targets[mine]),
             "weights": torch.zeros_like(segment.weights).index_put((mine,), segment.weights[mine]),
         }
@@ -165,6 +178,29 @@ def _compare_pack(number: int, batch: PackedBatch) -> None:
             if wrong.any():
                 at = int(wrong.nonzero()[0])
                 raise _difference(number, segment, name, at, values[at].item(), found[at].item())
+
+
+def _compare_images(number: int, batch: PackedBatch, adapter: InputAdapter) -> None:
+    trained = batch.pack.segments
+    same = len(batch.segments) >= len(trained) and all(a is b for a, b in zip(trained, batch.segments, strict=False))
+    if not same or any(s.weight_sum for s in batch.segments[len(trained) :]):
+        raise ScheduleMismatchError(
+            f"micro-step {number}: its forward holds segments of samples {[s.sample_id for s in batch.segments]}, but "
+            f"its pack those of {[s.sample_id for s in trained]}, so images would meet the tokens of others."
+        )
+    for segment in batch.segments:
+        try:
+            adapter.check(segment)
+        except ValueError as error:
+            raise ScheduleMismatchError(f"micro-step {number}: {error}") from None
+
+
+def _rows_of_positions(positions: Tensor) -> dict[str, Tensor]:
+    """Names the rows of positions of shape `(1, tokens)` or `(4, 1, tokens)`."""
+    if positions.ndim == 2:
+        return {"position_ids": positions[0]}
+    names = ("position_ids of the text", *(f"position_ids of {side}" for side in ("time", "height", "width")))
+    return dict(zip(names, positions[:, 0], strict=True))
 
 
 def _difference(
@@ -177,7 +213,13 @@ def _difference(
 
 
 def check_arithmetic(
-    model: nn.Module, loss_of: LossFn, segments: Sequence[Segment], batches: Sequence[PackedBatch], *, filler_id: int
+    model: nn.Module,
+    loss_of: LossFn,
+    segments: Sequence[Segment],
+    batches: Sequence[PackedBatch],
+    *,
+    filler_id: int,
+    adapter: InputAdapter = TEXT,
 ) -> EquivalenceReport:
     """
     Compares loss and gradient of the packs with those of the segments one by one, unpacked.
@@ -193,6 +235,8 @@ def check_arithmetic(
             The scheduled packs.
         filler_id (`int`):
             As in [`~rollout_sft.step.collate.collate_padded`].
+        adapter (`InputAdapter`, *optional*):
+            As in [`~rollout_sft.step.collate.collate_padded`].
 
     Returns:
         [`EquivalenceReport`]: The differences.
@@ -203,7 +247,7 @@ def check_arithmetic(
     parameters = [p for p in model.parameters() if p.requires_grad]
     with evaluation_mode(model):
         loss, gradient = _accumulate(loss_of, batches, parameters)
-        alone = [collate_padded(pack_of([segment]), filler_id=filler_id) for segment in segments]
+        alone = [collate_alone(segment, filler_id=filler_id, adapter=adapter) for segment in segments]
         plain_loss, plain_gradient = _accumulate(loss_of, alone, parameters)
     norm = sum(float(g.double().square().sum()) for g in plain_gradient) ** 0.5
     apart = (

@@ -153,8 +153,22 @@ class RolloutSFTConfig(TrainingArguments):
 
     @property
     def packing_length(self) -> int:
-        """Returns the most tokens that a packed forward may hold."""
-        return self.global_max_length
+        """Returns the most tokens that the segments of a pack may have: `global_max_length`, less those reserved."""
+        return self.global_max_length - self._reserved
+
+    def reserve(self, tokens: int) -> None:
+        """
+        Reserves tokens of each packed forward for the dummy image of an image model; 0 for a text model.
+
+        Raises:
+            `ValueError`: no token would be left for segments.
+        """
+        if tokens >= self.global_max_length:
+            raise ValueError(
+                f"global_max_length is {self.global_max_length}, but every forward of this image model holds an image, "
+                f"and the smallest has {tokens} tokens; raise global_max_length."
+            )
+        self._reserved = tokens
 
     @property
     def longest_response(self) -> int:
@@ -171,6 +185,7 @@ class RolloutSFTConfig(TrainingArguments):
         return {**super().to_dict(), **{name: asdict(getattr(self, name)) for name in _DATACLASSES}}
 
     def __post_init__(self) -> None:
+        self._reserved = 0
         self._convert()
         check_inherited(self)
         init_inherited(super().__post_init__)

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rollout_sft.inputs.images import Image
+
 Sample = Mapping[str, Any]
-"""One item of the data set. The trainer reads `id` (str) and `prompt_ids` (list[int]); the target builder reads the
-rest, such as `objects`."""
+"""One item of the data set. The trainer reads `id` (str), `prompt_ids` (list[int]) and `images` (`Image` objects); the
+target builder reads the rest, such as `objects`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,23 @@ def read_prompt(sample: Sample) -> list[int]:
             "the prompt's token ids."
         )
     return list(sample["prompt_ids"])
+
+
+def read_images(sample: Sample) -> tuple[Image, ...]:
+    """
+    Returns the images of a sample, in the order of their tokens.
+
+    Raises:
+        `ValueError`: its `images` are not [`~rollout_sft.inputs.images.Image`] objects.
+    """
+    images = tuple(sample.get("images") or ())
+    for number, image in enumerate(images):
+        if not isinstance(image, Image):
+            raise ValueError(
+                f"sample {sample.get('id', '?')!r}: images[{number}] is a {type(image).__name__}; give a "
+                "rollout_sft.inputs.images.Image, which refers to the file and knows its height and width."
+            )
+    return images
 
 
 def read_id(sample: Sample, index: int) -> str:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packsched import Pack
 from rollout_sft.config.arguments import RolloutSFTConfig
-from rollout_sft.data.samples import MicroBatch, Sample, read_prompt
+from rollout_sft.data.samples import MicroBatch, Sample, read_images, read_prompt
+from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.reporting.metrics import Ratios, WindowReport, check_counters
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerLimits, checked
-from rollout_sft.step.collate import PackedBatch
+from rollout_sft.step.collate import TEXT, PackedBatch
 from rollout_sft.step.reductions import rescale
 from rollout_sft.step.scheduled_window import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
@@ -75,6 +76,8 @@ class WindowBuilder:
             Makes the tensors of one pack.
         rank (`int`):
             This process's rank; part of every seed.
+        adapter (`InputAdapter`, *optional*):
+            Checks that each segment has the tokens of its images.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class WindowBuilder:
         limits: AnswerLimits,
         collate: Callable[[Pack[Segment]], PackedBatch],
         rank: int,
+        adapter: InputAdapter = TEXT,
     ):
         self.collate = collate
         self._config = config
@@ -95,6 +99,7 @@ class WindowBuilder:
         self._backend = backend
         self._limits = limits
         self._rank = rank
+        self._adapter = adapter
 
     def build(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
         """
@@ -162,7 +167,10 @@ class WindowBuilder:
                 if derive_uniform("reference", *where) < self._config.reference_fraction:
                     continue
                 places.append((micro_step, i))
-                requests.append(RolloutRequest(prompt_ids=read_prompt(sample), seed=derive_seed("rollout", *where)))
+                seed_of_sample = derive_seed("rollout", *where)
+                requests.append(
+                    RolloutRequest(prompt_ids=read_prompt(sample), seed=seed_of_sample, images=read_images(sample))
+                )
         samples = [micro_batches[micro_step].samples[i] for micro_step, i in places]
         with _noted(f"while the rollout backend answered {len(samples)} samples: {_ids(samples)}"):
             answers = checked(self._backend.generate(requests), requests, self._limits)
@@ -171,10 +179,17 @@ class WindowBuilder:
         return rollouts
 
     def _build(self, sample: Sample, rollout: Rollout | None) -> Target:
+        """Builds a sample's target; adds the sample's images to its segment, and checks their tokens."""
         with _noted(f"while the target builder had sample {_ids([sample])}"):
             if rollout is None:
-                return self._target_builder.build_reference(sample)
-            return self._target_builder.build(sample, rollout)
+                target = self._target_builder.build_reference(sample)
+            else:
+                target = self._target_builder.build(sample, rollout)
+            images = read_images(sample)
+            if images and not target.segment.images:
+                target = replace(target, segment=replace(target.segment, images=images))
+            self._adapter.check(target.segment)
+            return target
 
 
 @contextmanager
