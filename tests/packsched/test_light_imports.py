@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ["torch", "transformers", "accelerate", "scipy", "vllm", "binpacking", "rollout_sft"]
+HEAVY += ["typer", "rich", "matplotlib", "pyarrow", "datasets"]
 
 
 def loaded_by(code, planted=ROOT):
