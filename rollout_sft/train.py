@@ -1,7 +1,7 @@
 """Runs the stages of a configuration one after the other: `accelerate launch -m rollout_sft.train --config x.yaml`.
 
-Each stage evaluates, trains, evaluates again, and writes to its folder: the model and tokenizer, `log.jsonl`,
-`summary.json` and `packs.png` (how the last window was packed).
+Each stage says what it is about to do, evaluates, trains, evaluates again, and writes to its folder: the model and
+tokenizer, `log.jsonl`, `summary.json`, `curves.png` and `packs.png` (how the last window was packed).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from rollout_sft.checkpoint.atomic_files import write_atomically
@@ -19,11 +18,14 @@ from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checkpoint.settings import end_was_moved
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
-from rollout_sft.data.loading import load_dataset
-from rollout_sft.model.loading import load_model, load_tokenizer
+from rollout_sft.overview import stage_facts
+from rollout_sft.parts import check_files, load_parts
 from rollout_sft.ranks.distributed import entangled, leave_together, together
+from rollout_sft.reporting.curves import draw_curves
+from rollout_sft.reporting.pages import print_files, print_page
 from rollout_sft.reporting.summary import draw_packs, print_table, summarise
 from rollout_sft.trainer import RolloutSFTTrainer
+from rollout_sft.user_errors import message_alone
 
 SUMMARY_FILE = "summary.json"
 
@@ -39,35 +41,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="rollout_sft.train", description="Rollout-matching SFT, packed.")
     parser.add_argument("--config", required=True, help="YAML file; see the README")
     path = parser.parse_args(arguments).config
-    try:
-        stages = load_run(path)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    with message_alone(path):
+        _run(path)
+
+
+def _run(path: str) -> None:
+    stages = load_run(path)
+    check_files(stages)
     logging.basicConfig(format="%(message)s")
     # What was chosen and measured (attention, leak probe, fill) is said once, by the first process.
-    logging.getLogger("rollout_sft").setLevel(logging.INFO if stages[0].training.should_log else logging.WARNING)
+    should_log = stages[0].training.should_log
+    logging.getLogger("rollout_sft").setLevel(logging.INFO if should_log else logging.WARNING)
     columns: list[tuple[str, dict[str, float]]] = []
     weights: str | None = None
-    for stage in stages:
+    for number, stage in enumerate(stages, 1):
         if weights is not None:
             tokenizer = stage.model.tokenizer_name_or_path or weights
             stage = replace(
                 stage,
                 model=replace(stage.model, model_name_or_path=weights, config=None, tokenizer_name_or_path=tokenizer),
             )
-        columns.append((stage.name, run_stage(stage)))
+        title = f"{Path(path).name}, stage {number} of {len(stages)}: {stage.name}"
+        columns.append((stage.name, run_stage(stage, title)))
         weights = stage.training.output_dir
-        if stage.training.should_log:
+        if should_log:
             print_table(columns, f"{Path(path).name}, {len(columns)} of {len(stages)} stages")
+    if should_log:
+        print_files([Path(str(stage.training.output_dir)) for stage in stages])
 
 
-def run_stage(stage: StageConfig) -> dict[str, float]:
+def run_stage(stage: StageConfig, title: str) -> dict[str, float]:
     """
     Trains one stage, or finds it finished when resuming.
 
     Args:
         stage (`StageConfig`):
             The model, the data and the arguments of the training.
+        title (`str`):
+            The title of the page that says what it is about to do.
 
     Returns:
         `dict[str, float]`: the numbers of its column in the table.
@@ -82,15 +93,18 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
     if resume is True:
         # A stage that has not saved yet starts from its beginning.
         resume = last_finished_checkpoint(folder)
-    tokenizer = load_tokenizer(stage.model)
-    load = partial(load_dataset, seed=args.seed, require_objects=args.target_builder == "objects")
+    parts, _ = together(lambda: load_parts(stage), share=lambda _: None)
     trainer = RolloutSFTTrainer(
-        model=load_model(stage.model, tokenizer, seed=args.seed),
+        model=parts.load_model(),
         args=args,
-        processing_class=tokenizer,
-        train_dataset=load(stage.train, tokenizer, key="data.train"),
-        eval_dataset=load(stage.eval, tokenizer, key="data.eval") if stage.eval else None,
+        processing_class=parts.tokenizer,
+        target_builder=parts.target_builder,
+        train_dataset=parts.train,
+        eval_dataset=parts.eval,
     )
+    report = trainer.probe()
+    if trainer.is_world_process_zero():
+        print_page(title, stage_facts(stage, parts, trainer, report))
     before = trainer.evaluate() if stage.eval else {}
     trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate() if stage.eval else {}
@@ -112,9 +126,11 @@ def run_stage(stage: StageConfig) -> dict[str, float]:
 def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
     args = stage.training
     folder = Path(str(args.output_dir))
-    if args.packing and trainer.last_window and trainer.is_world_process_zero():
-        scope = args.post_rollout_pack_scope
-        title = f"The last window of stage {stage.name}: scope {scope}"
+    if not trainer.is_world_process_zero():
+        return
+    draw_curves(trainer.state.log_history, folder / "curves.png", f"Stage {stage.name}")
+    if args.packing and trainer.last_window:
+        title = f"The last window of stage {stage.name}: scope {args.post_rollout_pack_scope}"
         draw_packs(trainer.last_window, args.packing_length, folder / "packs.png", title)
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from rollout_sft.checkpoint.resume import ResumableTrainer
 from rollout_sft.checks import unsupported
 from rollout_sft.checks.equivalence import validate_window
-from rollout_sft.checks.leak_probe import probe_before_training
+from rollout_sft.checks.leak_probe import IsolationReport, probe_before_training
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
@@ -72,6 +72,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     Attributes:
         last_window (`list[list[int]]`):
             For each pack of the last window of this rank, the lengths of its segments.
+        attention (`str`, *optional*):
+            The attention that packs are trained with.
 
     Raises:
         `ValueError`: an argument or the model is one of those that [`~rollout_sft.checks.unsupported`] refuses.
@@ -101,9 +103,10 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.image_processor = image_processor
         self.inputs = adapter_for(plain, tokenizer, image_processor, args)
         unsupported.check_model(plain, args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self.attention: str | None = None
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            choose_attention(plain, args.attention, device=args.device, autocast=autocast)
+            self.attention = choose_attention(plain, args.attention, device=args.device, autocast=autocast)
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = tokenizer.eos_token_id
@@ -134,6 +137,20 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.add_callback(self.generation)
         for callback in make_callbacks(args.callbacks, self):
             self.add_callback(callback)
+
+    def probe(self) -> IsolationReport | None:
+        """
+        Runs the leak probe now, before an evaluation. The first step repeats it where several ranks wrap the model.
+
+        Returns:
+            [`~rollout_sft.checks.leak_probe.IsolationReport`]: The measurements; None where the probe is off, or where
+            the model is sharded, so that the first step runs it.
+        """
+        if not self._to_probe or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        report = probe_before_training(self)
+        self._to_probe = self.args.world_size > 1
+        return report
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last finished checkpoint."""

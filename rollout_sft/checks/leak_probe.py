@@ -111,9 +111,12 @@ def check_isolation(
     return report
 
 
-def probe_before_training(trainer: Trainer) -> None:
+def probe_before_training(trainer: Trainer) -> IsolationReport:
     """
     Runs the probe on the wrapped model in the precision of training; every rank calls it at the same point.
+
+    Returns:
+        [`IsolationReport`]: This rank's measurements.
 
     Raises:
         [`LeakError`]: one rank found a leak; raised on every rank.
@@ -125,6 +128,7 @@ def probe_before_training(trainer: Trainer) -> None:
 
     report, _ = together(probe, share=lambda _: None)
     logger.info("packed segments are isolated: leak %.1e, copies %.1e.", report.leak, report.copies)
+    return report
 
 
 def _reject_non_finite(model: nn.Module) -> None:

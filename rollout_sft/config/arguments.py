@@ -188,7 +188,7 @@ class RolloutSFTConfig(TrainingArguments):
         self._reserved = 0
         self._convert()
         check_inherited(self)
-        init_inherited(super().__post_init__)
+        init_inherited(super().__post_init__, self)
         # Dispatching an iterable data set from rank 0 would try to slice raw samples as if they were tensors.
         assert isinstance(self.accelerator_config, AcceleratorConfig)
         check_dispatch(self.accelerator_config.dispatch_batches)

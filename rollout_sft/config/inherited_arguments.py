@@ -10,6 +10,7 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,15 @@ def _check_accelerator(given: Any) -> None:
                 )
 
 
-def init_inherited(init: Callable[[], None]) -> None:
+def init_inherited(init: Callable[[], None], given: TrainingArguments) -> None:
     """
     Runs `TrainingArguments.__post_init__`.
+
+    Args:
+        init (`Callable[[], None]`):
+            The method.
+        given (`TrainingArguments`):
+            Its arguments, for messages.
 
     Raises:
         `ValueError`: transformers refuses the arguments; the message says why.
@@ -127,8 +134,14 @@ def init_inherited(init: Callable[[], None]) -> None:
     """
     try:
         init()
-    except ImportError:
-        raise
+    except ImportError as error:
+        if given.deepspeed and find_spec("deepspeed") is None:
+            raise ImportError(
+                "training.deepspeed is given, but deepspeed is not installed: pip install deepspeed, or remove the key."
+            ) from error
+        raise ImportError(
+            f"training: a setting needs a package that is not installed: {cut(str(error), 600)}"
+        ) from error
     except Exception as error:
         raise ValueError(
             f"training: transformers refuses these arguments: {type(error).__name__}: {cut(str(error), 600)}"

@@ -3,54 +3,110 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rollout_sft.reporting.metrics import is_own_metric
+
 LOG_FILE = "log.jsonl"
+COLUMNS = 120
+"""Limits the line of a step."""
 
 
-def format_line(logs: dict[str, Any], step: int, max_steps: int) -> str:
+def step_line(logs: Mapping[str, Any], step: int, max_steps: int, micro_steps: int) -> str:
     """
-    Renders one log entry.
+    Renders one log entry in at most 120 columns; what does not fit is in `log.jsonl` alone.
 
     Args:
-        logs (`dict`):
-            Maps metric names to values; names with a slash are grouped by the part before it.
+        logs (`Mapping[str, Any]`):
+            Maps metric names to values.
         step (`int`):
             Optimizer steps done so far.
         max_steps (`int`):
             Total number of optimizer steps.
+        micro_steps (`int`):
+            Packs of a window (GA).
 
     Returns:
-        `str`: for instance `step 3/90 loss=2.31 | packing: segments=16 ... | time: train_s=0.41`.
+        `str`: for instance `step   3/2000  loss 2.31  F1 0.812  fill 0.40  packs 2.1/4  rollout 1.2 s ...`.
     """
-    plain = [(name, value) for name, value in logs.items() if "/" not in name and name != "total_flos"]
-    grouped = sorted(((n, v) for n, v in logs.items() if "/" in n), key=lambda item: item[0].rpartition("/")[0])
-    parts = [" ".join([f"step {step}/{max_steps}", *(f"{n}={_number(v)}" for n, v in plain)])]
-    for prefix, items in groupby(grouped, key=lambda item: item[0].rpartition("/")[0]):
-        parts.append(f"{prefix}: " + " ".join(f"{n.rpartition('/')[2]}={_number(v)}" for n, v in items))
-    return " | ".join(parts)
+    head = f"step {step:>{len(str(max_steps))}}/{max_steps}"
+    if "train_runtime" in logs:
+        head = f"trained {step} steps in {logs['train_runtime']:.1f} s"
+        parts = [_part(logs, "train_loss", "mean loss {:.4g}")]
+    elif any(name.startswith("eval_") for name in logs):
+        head = f"evaluation {'before training' if not max_steps else f'after step {step}'}"
+        scores = {name.removeprefix("eval_"): value for name, value in logs.items()}
+        parts = [_part(scores, name, text) for name, text in _SCORES.items()]
+        parts += own_metrics(scores)
+        parts.append(_part(scores, "runtime", "{:.1f} s"))
+    else:
+        parts = [_part(logs, name, text) for name, text in _STEP.items()]
+        parts.insert(4, _part(logs, "packing/non_empty_packs", f"packs {{:.3g}}/{micro_steps}"))
+        parts += own_metrics(logs)
+    line = head
+    for part in filter(None, parts):
+        if len(line) + 2 + len(part) <= COLUMNS:
+            line += f"  {part}"
+    return line
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def own_metrics(logs: Mapping[str, Any]) -> list[str]:
+    """Returns the numbers that a user's target builder or backend counts, as texts: those under no name of ours."""
+    return [
+        f"{name.rpartition('/')[2]} {value:.3g}"
+        for name, value in logs.items()
+        if is_own_metric(name) and isinstance(value, int | float)
+    ]
+
+
+def _part(logs: Mapping[str, Any], name: str, text: str) -> str:
+    value = logs.get(name)
+    return text.format(value) if isinstance(value, int | float) else ""
+
+
+_STEP = {
+    "loss": "loss {:.4g}",
+    "rollout/f1": "F1 {:.3f}",
+    "packing/post_rollout_fill": "fill {:.2f}",
+    "padding/fill": "fill {:.2f}",
+    "time/rollout_s": "rollout {:.2f} s",
+    "time/train_s": "train {:.2f} s",
+    "learning_rate": "lr {:.2g}",
+    "grad_norm": "grad {:.3g}",
+    "rollout/truncation": "truncated {:.0%}",
+    "non_finite_steps": "skipped {:.0f} steps",
+}
+_SCORES = {
+    "rollout/f1": "F1 {:.3f}",
+    "rollout/precision": "precision {:.3f}",
+    "rollout/recall": "recall {:.3f}",
+    "rollout/parse_rate": "parse rate {:.2f}",
+    "rollout/truncation": "truncated {:.0%}",
+}
 
 
 class LogLineCallback(ProgressCallback):
-    """Shows transformers' progress bar with [`format_line`] above it; prints it without a bar (`disable_tqdm`)."""
+    """
+    Shows transformers' progress bar with [`step_line`] above it.
+
+    Prints the lines without a bar where `disable_tqdm` is set or the output is not a terminal.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._bars = sys.stderr.isatty()
         self._log: Path | None = None  # the first entry of a run starts a new file
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the bar; on resume, starts `log.jsonl` with the entries of the checkpoint."""
-        if not args.disable_tqdm:
+        if self._bars and not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
         if state.is_world_process_zero and state.log_history:
             self._begin(args, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
@@ -69,7 +125,7 @@ class LogLineCallback(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Moves the bar of an evaluation."""
-        if not args.disable_tqdm:
+        if self._bars and not args.disable_tqdm:
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(
@@ -83,7 +139,7 @@ class LogLineCallback(ProgressCallback):
         """Writes the line and the entry."""
         if not state.is_world_process_zero or logs is None:
             return
-        line = format_line(logs, state.global_step, state.max_steps)
+        line = step_line(logs, state.global_step, state.max_steps, args.gradient_accumulation_steps)
         if self.training_bar is not None:
             self.training_bar.write(line)
         else:

@@ -20,6 +20,12 @@ _TAKEN = {
     *("non_finite_steps", "runtime", "samples_per_second", "steps_per_second"),
 }
 _TAKEN_GROUPS = ("train_", "eval_", "packing/", "padding/", "time/", "equivalence/", "balance/")
+_OURS = ("rollout/", *_TAKEN_GROUPS)
+
+
+def is_own_metric(name: str) -> bool:
+    """Returns whether a log name is a user's: neither the trainer's own nor one of the group `rollout/`."""
+    return name not in _TAKEN and not name.startswith(_OURS)
 
 
 def check_counters(counters: Counters, origin: str) -> Counters:

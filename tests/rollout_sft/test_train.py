@@ -75,14 +75,51 @@ def test_both_stages_end_in_one_table(finished):
     assert "rollouts" in table
 
 
+def test_every_stage_begins_with_a_page_and_the_run_ends_with_its_files(finished):
+    folder, done = finished
+    text = " ".join(done.stdout.split())
+    assert text.index("config.yaml, stage 1 of 2: format") < text.index("evaluation before training")
+    for fact in (
+        "model Qwen3ForCausalLM, 12,416 parameters, all trained, float32",
+        "training data 24 samples from examples.digits.data:load_digits",
+        "window 3 samples x 4 micro-batches = 12 samples a step, trained in 4 micro-steps",
+        "steps 2 optimizer steps in 1 epoch",
+        "packing scope window, objective dense, infeasible: raise; packs of at most 768 tokens",
+        "rollouts none: every sample is trained on its reference answer",
+        "rollouts hf, at most 8 new tokens, greedy",
+        "attention rollout_varlen: each packed segment by itself, without a dense mask",
+        "leak probe passed: changing one segment moves its neighbours' logits by 0.0e+00",
+    ):
+        assert fact in text, fact
+    files = text[text.rindex("Files ") :]
+    assert str(folder / "out" / "rollouts") in files.replace(" ", "")
+    for name in ("log.jsonl", "summary.json", "curves.png", "packs.png", "canvases.png"):
+        assert name in files
+
+
+def test_the_attention_the_probe_and_the_batch_size_are_visible(finished):
+    _, done = finished
+    assert "attention of packs: rollout_varlen" in done.stderr
+    assert "packed segments are isolated: leak 0.0e+00" in done.stderr
+    assert "First guess: " in done.stderr
+
+
+def test_every_step_line_fits_a_terminal(finished):
+    lines = [line for line in finished[1].stdout.splitlines() if line.startswith(("step ", "evaluation ", "trained "))]
+    assert len(lines) == 10
+    assert max(map(len, lines)) <= 120
+    assert "\r" not in finished[1].stdout, "no progress bar outside of a terminal"
+
+
 def test_every_stage_writes_model_log_summary_and_pictures(finished):
     folder, _ = finished
     for stage in ("format", "rollouts"):
         out = folder / "out" / stage
         written = {p.name for p in out.iterdir()}
         assert {"model.safetensors", "config.json", "tokenizer.json", "log.jsonl", "summary.json"} <= written
-        assert {"packs.png", "canvases.png"} <= written
-        assert (out / "packs.png").read_bytes()[:4] == b"\x89PNG"
+        assert {"packs.png", "curves.png", "canvases.png"} <= written
+        for picture in ("packs.png", "curves.png"):
+            assert (out / picture).read_bytes()[:4] == b"\x89PNG"
         entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         steps = [e["step"] for e in entries if "loss" in e]
         assert steps == [1, 2]
@@ -127,3 +164,28 @@ def test_a_bad_configuration_is_one_clear_message(finished):
     assert done.returncode == 2
     assert "Traceback" not in done.text()
     assert "unknown key training.learning_rat: the nearest valid key is learning_rate" in done.text()
+
+
+def test_a_missing_file_of_a_later_stage_is_found_before_anything_is_loaded(finished):
+    folder, _ = finished
+    bad = folder / "gone.yaml"
+    bad.write_text(
+        "extends: config.yaml\nstages: [{name: a}, {name: b, data: {eval: {source: gone.json}}}]\n"
+        "model: {config: {model_type: no_such_type}}\n"
+    )
+    done = run("rollout_sft.train", "--config", str(bad), output=folder / "gone.txt")
+    assert done.returncode == 2
+    assert done.text().startswith("error: data.eval.source: gone.json: no such file; the path is taken from ")
+    assert done.text().count("\n") == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_named_by_its_key(finished):
+    folder, _ = finished
+    bad = folder / "model.yaml"
+    fresh = f"training: {{output_dir: {folder}/none, resume_from_checkpoint: false}}"
+    bad.write_text(f"extends: config.yaml\n{fresh}\nmodel: {{config: {{model_type: no_such_type}}}}\n")
+    done = run("rollout_sft.train", "--config", str(bad), output=folder / "model.txt")
+    assert done.returncode == 2
+    assert "error: model.config is {'model_type': 'no_such_type', " in done.text()
+    assert "which cannot be loaded: ValueError: Unrecognized model identifier: no_such_type" in done.text()
+    assert "Traceback" not in done.text()

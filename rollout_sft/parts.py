@@ -1,0 +1,113 @@
+"""Loads what a stage needs, in the order in which mistakes are cheapest: tokenizer, data, target builder, model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from rollout_sft.config.import_path import is_import_path
+from rollout_sft.config.sections import ModelSpec, StageConfig
+from rollout_sft.config.shorten import cut, shorten
+from rollout_sft.data.loading import load_dataset
+from rollout_sft.data.sources import check_sources
+from rollout_sft.model.loading import load_model, load_tokenizer
+from rollout_sft.targets.base import TargetBuilder
+from rollout_sft.targets.loading import make_target_builder
+from rollout_sft.user_errors import is_for_user
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """
+    Holds what a trainer is made of.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            Encodes prompts and decodes answers.
+        train (`Dataset`):
+            The training samples.
+        eval (`Dataset`, *optional*):
+            The evaluation samples.
+        target_builder (`TargetBuilder`):
+            Makes segments.
+        load_model (`Callable[[], nn.Module]`):
+            Loads the model; called once.
+    """
+
+    tokenizer: Tokenizer
+    train: Any
+    eval: Any
+    target_builder: TargetBuilder
+    load_model: Callable[[], nn.Module]
+
+
+def check_files(stages: Sequence[StageConfig]) -> None:
+    """Raises an error for a local data file of any stage that is missing; a later stage would fail after hours."""
+    for stage in stages:
+        for key, spec in (("data.train", stage.train), ("data.eval", stage.eval)):
+            if spec is not None and not (isinstance(spec.source, str) and is_import_path(spec.source)):
+                with _naming(f"{key}.source"):
+                    check_sources(spec.source)
+
+
+def load_parts(stage: StageConfig) -> Parts:
+    """
+    Loads everything but the model, which `Parts.load_model` loads.
+
+    Args:
+        stage (`StageConfig`):
+            The stage.
+
+    Raises:
+        `ValueError`: a part cannot be loaded; the message names the key.
+        `FileNotFoundError`: a local data file does not exist.
+    """
+    args, spec = stage.training, stage.model
+    key = "model.model_name_or_path" if spec.tokenizer_name_or_path is None else "model.tokenizer_name_or_path"
+    with _loading(key, spec.tokenizer_name_or_path or spec.model_name_or_path):
+        tokenizer = load_tokenizer(spec)
+    load = partial(load_dataset, seed=args.seed, require_objects=args.target_builder == "objects")
+    return Parts(
+        tokenizer=tokenizer,
+        train=load(stage.train, tokenizer, key="data.train"),
+        eval=load(stage.eval, tokenizer, key="data.eval") if stage.eval else None,
+        target_builder=make_target_builder(tokenizer, args),
+        load_model=lambda: _load_model(spec, tokenizer, args.seed),
+    )
+
+
+def _load_model(spec: ModelSpec, tokenizer: Tokenizer, seed: int) -> nn.Module:
+    key = "model.config" if spec.model_name_or_path is None else "model.model_name_or_path"
+    with _loading(key, spec.model_name_or_path or spec.config):
+        return load_model(spec, tokenizer, seed=seed)
+
+
+@contextmanager
+def _loading(key: str, value: Any) -> Iterator[None]:
+    """Names the key in the errors of transformers, and refuses a missing local path, which it would ask a hub for."""
+    if isinstance(value, str) and value.startswith(("/", "./", "../", "~")) and not Path(value).exists():
+        raise FileNotFoundError(f"{key} is {shorten(value)}: no such folder; the path is taken from {os.getcwd()}.")
+    try:
+        yield
+    except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
+        if is_for_user(error) or (isinstance(value, str) and is_import_path(value)):
+            raise
+        raise ValueError(
+            f"{key} is {shorten(value)}, which cannot be loaded: {type(error).__name__}: {cut(str(error), 600)}"
+        ) from error
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{key}: {error}") from None
