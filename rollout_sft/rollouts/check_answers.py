@@ -24,11 +24,14 @@ class AnswerLimits:
             The most tokens of a response.
         end_ids (`frozenset[int]`):
             Tokens that end a response; they are not part of it.
+        media_token_ids (`frozenset[int]`, *optional*):
+            Tokens that stand for an image or another medium; the model would look for its pixels.
     """
 
     vocab_size: int
     max_new_tokens: int
     end_ids: frozenset[int]
+    media_token_ids: frozenset[int] = frozenset()
 
 
 class AnswerError(ValueError):
@@ -113,6 +116,12 @@ def _problem(rollout: Rollout, request: RolloutRequest, limits: AnswerLimits) ->
         return (
             f"position {n} of {len(ids)} of the response holds the end token {ids[n]}; a response stops before its "
             "first end token."
+        )
+    if not limits.media_token_ids.isdisjoint(ids):
+        n = next(n for n, token in enumerate(ids) if token in limits.media_token_ids)
+        return (
+            f"position {n} of {len(ids)} of the response holds the token {ids[n]}, which stands for an image or a "
+            "video, and there is none. Ban it where the response is generated."
         )
     if rollout.prompt_ids is not None and rollout.prompt_ids != request.prompt_ids:
         return _other_prompt(request.prompt_ids, rollout.prompt_ids)

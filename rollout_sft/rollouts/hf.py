@@ -2,6 +2,9 @@
 
 Requests are sorted by prompt length, left-padded and generated in chunks. Every request samples with a separate
 generator, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
+
+Images enter with the prompts: the adapter gives their pixels, in the order of the chunk's rows, and the token types.
+No response may hold a token that stands for an image.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from transformers import (
 )
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.text import TextInputs
 from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.reporting.metrics import Counters
@@ -45,6 +50,8 @@ class HFBackend:
             Pads prompts on the left; it is masked out.
         batch_size (`int`):
             Prompts generated together.
+        inputs (`InputAdapter`, *optional*):
+            Makes what the model reads besides token ids; nothing for text.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class HFBackend:
         eos_token_ids: Sequence[int],
         pad_token_id: int,
         batch_size: int,
+        inputs: InputAdapter | None = None,
     ):
         if not eos_token_ids:
             raise ValueError("HFBackend needs at least one end token: set tokenizer.eos_token.")
@@ -63,6 +71,7 @@ class HFBackend:
         self._eos = [int(t) for t in eos_token_ids]
         self._pad = int(pad_token_id)
         self._batch_size = batch_size
+        self._inputs = inputs or TextInputs()
         self.counters: Counters = {}
         """Counters of the last call: `rollout/padding`, the positions computed for padding over all positions."""
 
@@ -71,7 +80,7 @@ class HFBackend:
         Returns one [`Rollout`] per request, in the order of the requests; leaves the model as it found it.
 
         Where the weights are sharded every forward is a collective: all ranks generate the same number of chunks,
-        each for as long as the slowest rank needs.
+        each for as long as the slowest rank needs, and every chunk of an image model holds an image.
         """
         model = self._model()
         sharded = is_sharded(model)
@@ -87,8 +96,7 @@ class HFBackend:
                 for i, rollout in zip(chunk, answers, strict=True):
                     rollouts[i] = rollout
             for _ in range(idle):
-                nobody = RolloutRequest(prompt_ids=[self._pad], seed=0)
-                self._generate_chunk(model, [nobody], synced=True, max_new_tokens=1)
+                self._generate_chunk(model, [self._nobody()], synced=True, max_new_tokens=1)
         answered = [r for r in rollouts if r is not None]
         self.counters = {"rollout/padding": _padding(requests, answered, chunks)}
         return answered
@@ -99,9 +107,19 @@ class HFBackend:
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
         return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
+    def _nobody(self) -> RolloutRequest:
+        """Makes the smallest request; with an image where the model has a vision tower."""
+        dummy = self._inputs.dummy()
+        if dummy is None:
+            return RolloutRequest(prompt_ids=[self._pad], seed=0)
+        return RolloutRequest(prompt_ids=dummy.input_ids.tolist(), seed=0, images=dummy.images)
+
     def _generate_chunk(
         self, model: PreTrainedModel, requests: list[RolloutRequest], *, synced: bool, max_new_tokens: int | None = None
     ) -> list[Rollout]:
+        asked = len(requests)
+        if synced and self._nobody().images and not any(request.images for request in requests):
+            requests = [*requests, self._nobody()]  # the other ranks gather the weights of the vision tower
         width = max(len(r.prompt_ids) for r in requests)
         pads = [width - len(r.prompt_ids) for r in requests]
         input_ids = torch.tensor([[self._pad] * p + r.prompt_ids for p, r in zip(pads, requests, strict=True)])
@@ -115,14 +133,19 @@ class HFBackend:
             eos_token_id=self._eos,
             pad_token_id=self._pad,
         )
+        further = {
+            **self._inputs.padded([torch.tensor(r.prompt_ids) for r in requests], width=width, left=True),
+            **self._inputs.media([image for request in requests for image in request.images]),
+        }
         output: Tensor = model.generate(  # type: ignore[operator]  # a mixin's method, which mypy takes for a Tensor
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            logits_processor=_processors(self._decoding, [r.seed for r in requests], input_ids, mask),
+            logits_processor=self._processors([r.seed for r in requests], mask),
             synced_gpus=synced,
+            **{name: value.to(model.device) for name, value in further.items()},
         )
-        return [self._cut(row) for row in output[:, width:].tolist()]
+        return [self._cut(row) for row in output[:asked, width:].tolist()]
 
     def _cut(self, row: list[int]) -> Rollout:
         """Returns everything before the first end token; the padding behind it is not part of the response."""
@@ -132,6 +155,26 @@ class HFBackend:
                 return Rollout(response_ids=row[:n], truncated=False)
         return Rollout(response_ids=row, truncated=True)
 
+    def _processors(self, seeds: list[int], mask: Tensor) -> LogitsProcessorList:
+        decoding, processors = self._decoding, LogitsProcessorList()
+        if self._inputs.media_token_ids:
+            processors.append(_Ban(sorted(self._inputs.media_token_ids)))
+        if decoding.repetition_penalty != 1:
+            pads = (mask == 0).sum(dim=1).tolist()
+            processors.append(_RepetitionPenaltyWithoutPadding(decoding.repetition_penalty, pads))
+        if decoding.temperature == 0:
+            return processors
+        if decoding.temperature != 1:
+            processors.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_k:
+            processors.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p < 1:
+            processors.append(TopPLogitsWarper(decoding.top_p))
+        if decoding.min_p:
+            processors.append(MinPLogitsWarper(decoding.min_p))
+        processors.append(_SampleByExponentialRace(seeds))
+        return processors
+
 
 def _padding(
     requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout], chunks: Sequence[Sequence[int]]
@@ -140,6 +183,17 @@ def _padding(
     prompts, responses = [len(r.prompt_ids) for r in requests], [len(r.response_ids) for r in rollouts]
     computed = sum(len(c) * (max(prompts[i] for i in c) + max(responses[i] for i in c)) for c in chunks)
     return float(computed - sum(prompts) - sum(responses)), float(computed)
+
+
+class _Ban(LogitsProcessor):
+    """Makes tokens impossible."""
+
+    def __init__(self, token_ids: Sequence[int]):
+        self._token_ids = torch.tensor(token_ids)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._token_ids = self._token_ids.to(scores.device)
+        return scores.index_fill(1, self._token_ids, float("-inf"))
 
 
 class _SampleByExponentialRace(LogitsProcessor):
@@ -172,25 +226,6 @@ class _RepetitionPenaltyWithoutPadding(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows = [self._penalty(i[None, p:], s[None]) for i, s, p in zip(input_ids, scores, self._pads, strict=True)]
         return torch.cat(rows)
-
-
-def _processors(decoding: Decoding, seeds: list[int], input_ids: Tensor, mask: Tensor) -> LogitsProcessorList:
-    processors = LogitsProcessorList()
-    if decoding.repetition_penalty != 1:
-        pads = (mask == 0).sum(dim=1).tolist()
-        processors.append(_RepetitionPenaltyWithoutPadding(decoding.repetition_penalty, pads))
-    if decoding.temperature == 0:
-        return processors
-    if decoding.temperature != 1:
-        processors.append(TemperatureLogitsWarper(decoding.temperature))
-    if decoding.top_k:
-        processors.append(TopKLogitsWarper(decoding.top_k))
-    if decoding.top_p < 1:
-        processors.append(TopPLogitsWarper(decoding.top_p))
-    if decoding.min_p:
-        processors.append(MinPLogitsWarper(decoding.min_p))
-    processors.append(_SampleByExponentialRace(seeds))
-    return processors
 
 
 @contextmanager
