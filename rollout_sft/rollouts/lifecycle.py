@@ -7,7 +7,7 @@ weights: `sync` sends them once per change, at points that every rank reaches to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.text import TextInputs
 from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend, check_backend
 from rollout_sft.rollouts.check_answers import AnswerLimits
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import Engine, VLLMBackend
+from rollout_sft.rollouts.vllm.image_prompts import check_image_model
 
 
 class Generation(TrainerCallback):
@@ -36,6 +39,10 @@ class Generation(TrainerCallback):
             Returns the unwrapped live model.
         backend (`RolloutBackend`, *optional*):
             The backend for training and evaluation, instead of the one that `args` names.
+        inputs (`InputAdapter`, *optional*):
+            What the model reads besides token ids; nothing for text.
+        image_processor (`BaseImageProcessor`, *optional*):
+            Makes the pixels of an image model.
 
     Attributes:
         train (`RolloutBackend`):
@@ -54,6 +61,9 @@ class Generation(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         model: Callable[[], nn.Module],
         backend: RolloutBackend | None = None,
+        *,
+        inputs: InputAdapter | None = None,
+        image_processor: Any = None,
     ):
         self.weights = LiveWeights(model)
         self._engine: Engine | None = None
@@ -62,25 +72,31 @@ class Generation(TrainerCallback):
         ends = [tokenizer.eos_token_id]
         decodings = args.decoding, args.eval_decoding
         live: Any = model
-        vocab_size = live().config.get_text_config().vocab_size
+        inputs = inputs or TextInputs()
         self.train_limits, self.evaluation_limits = (
-            AnswerLimits(vocab_size=vocab_size, max_new_tokens=decoding.max_new_tokens, end_ids=frozenset(ends))
+            AnswerLimits(
+                vocab_size=live().config.get_text_config().vocab_size,
+                max_new_tokens=decoding.max_new_tokens,
+                end_ids=frozenset(ends),
+                media_token_ids=inputs.media_token_ids,
+            )
             for decoding in decodings
         )
         if backend is not None:
             check_backend(backend)
             self.train = self.evaluation = backend
         elif args.rollout_backend == "vllm":
-            engine = self._engine = _engine(args, self.weights)
+            processors = () if image_processor is None else (tokenizer, image_processor)
+            engine = self._engine = _engine(args, self.weights, inputs, processors)
             self.train, self.evaluation = (
-                VLLMBackend(engine, self.weights, decoding, eos_token_ids=ends) for decoding in decodings
+                VLLMBackend(engine, self.weights, decoding, eos_token_ids=ends, inputs=inputs) for decoding in decodings
             )
         else:
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             window = args.per_device_train_batch_size * args.gradient_accumulation_steps
             sizes = (args.rollout_batch_size or size for size in (window, args.per_device_eval_batch_size))
             self.train, self.evaluation = (
-                HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=size)
+                HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=size, inputs=inputs)
                 for decoding, size in zip(decodings, sizes, strict=True)
             )
 
@@ -118,15 +134,18 @@ class Generation(TrainerCallback):
         self.weights.changed()
 
 
-def _engine(args: RolloutSFTConfig, weights: LiveWeights) -> Engine:
+def _engine(args: RolloutSFTConfig, weights: LiveWeights, inputs: InputAdapter, processors: Sequence[Any]) -> Engine:
     config = args.vllm
+    if processors:
+        check_image_model(weights.model.config)
     if config.mode == "server":
         from rollout_sft.rollouts.vllm.server import ServerEngine
         from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
 
         transfer = make_transfer(config, default_folder=Path(str(args.output_dir)) / "rollout_weights")
-        return ServerEngine(config, transfer, show_progress=args.should_log and not args.disable_tqdm)
+        bar = args.should_log and not args.disable_tqdm
+        return ServerEngine(config, transfer, show_progress=bar, inputs=inputs)
     from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 
     dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(weights.model.dtype).removeprefix("torch.")
-    return ColocatedEngine(config, longest=args.longest_rollout, dtype=dtype)
+    return ColocatedEngine(config, longest=args.longest_rollout, dtype=dtype, inputs=inputs, processors=processors)

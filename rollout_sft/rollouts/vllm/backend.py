@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.text import TextInputs
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerError
 from rollout_sft.rollouts.live_weights import LiveWeights
+from rollout_sft.rollouts.vllm import image_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,23 @@ class VLLMBackend:
             How to sample.
         eos_token_ids (`Sequence[int]`):
             Tokens that end a response; at least one. Those of the model's configuration are not used.
+        inputs (`InputAdapter`, *optional*):
+            Names the tokens that stand for media, which no response may hold.
 
     Attributes:
         counters (`dict[str, tuple[float, float]]`):
             What the last `generate` of this rank adds to the log line.
     """
 
-    def __init__(self, engine: Engine, weights: LiveWeights, decoding: Decoding, *, eos_token_ids: Sequence[int]):
+    def __init__(
+        self,
+        engine: Engine,
+        weights: LiveWeights,
+        decoding: Decoding,
+        *,
+        eos_token_ids: Sequence[int],
+        inputs: InputAdapter | None = None,
+    ):
         if not eos_token_ids:
             raise ValueError("VLLMBackend needs at least one end token: set tokenizer.eos_token.")
         self._engine = engine
@@ -108,6 +121,7 @@ class VLLMBackend:
             "repetition_penalty": decoding.repetition_penalty,
             "stop_token_ids": sorted(self._ends),
             "ignore_eos": True,
+            **image_prompts.banned(inputs or TextInputs()),
         }
         self.counters: dict[str, tuple[float, float]] = {}
 

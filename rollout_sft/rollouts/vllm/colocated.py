@@ -1,7 +1,8 @@
 """Runs a vLLM engine in every rank's process.
 
 The engine starts from the model's configuration alone, with dummy weights and without a tokenizer: the live weights
-replace the dummy ones before the first rollout, and token ids go in and come out unchanged. With
+replace the dummy ones before the first rollout, and token ids go in and come out unchanged. An image model's engine
+also needs the files of the tokenizer and the image processor, to find the places of the images. With
 `tensor_parallel_size: N` every N neighbouring ranks share one engine: they generate their requests together, and every
 rank keeps its own answers.
 """
@@ -23,10 +24,12 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from rollout_sft.config.vllm import VLLMConfig
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.text import TextInputs
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm import WORKER_EXTENSION
+from rollout_sft.rollouts.vllm import WORKER_EXTENSION, image_prompts
 from rollout_sft.rollouts.vllm.backend import Answer
 
 _ENVIRONMENT = {
@@ -48,6 +51,10 @@ class ColocatedEngine:
             Tokens that a prompt and its response can have at most, where `max_model_len` is not given.
         dtype (`str`):
             Type to generate in: float32, bfloat16 or float16.
+        inputs (`InputAdapter`, *optional*):
+            Collapses the prompts of an image model.
+        processors (`Sequence`, *optional*):
+            The tokenizer and the image processor of an image model.
 
     Attributes:
         version (`int` or `None`):
@@ -58,10 +65,20 @@ class ColocatedEngine:
             Always 0.
     """
 
-    def __init__(self, config: VLLMConfig, *, longest: int, dtype: str):
+    def __init__(
+        self,
+        config: VLLMConfig,
+        *,
+        longest: int,
+        dtype: str,
+        inputs: InputAdapter | None = None,
+        processors: Sequence[Any] = (),
+    ):
         self._config = config
         self._longest = longest
         self._dtype = dtype
+        self._inputs = inputs or TextInputs()
+        self._processors = processors
         self._llm: Any = None
         self._asleep = False
         self.version: int | None = None
@@ -86,10 +103,12 @@ class ColocatedEngine:
             for _ in tensors:  # with sharded weights the other ranks still wait in their gathers
                 pass
         self._llm.collective_rpc("rollout_repack_head")
-        self._forget_prefixes()
+        self._forget()
 
-    def _forget_prefixes(self) -> None:
-        """Resets the prefix cache: its keys and values were computed with the old weights."""
+    def _forget(self) -> None:
+        """Resets the caches of prefixes and of images: what they hold was computed with the old weights."""
+        if self._processors:
+            self._llm.llm_engine.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM could not reset its prefix cache after the weight update: requests are still running."
@@ -118,9 +137,8 @@ class ColocatedEngine:
         self._wake()
         params = [SamplingParams(seed=request.seed, detokenize=False, **knobs) for request in requests]
         with _generators_untouched():
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests], params, use_tqdm=False
-            )
+            prompts = [image_prompts.prompt(request, self._inputs) for request in requests]
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [Answer(list(out.prompt_token_ids), list(out.outputs[0].token_ids)) for out in outputs]
 
     def sleep(self) -> None:
@@ -161,7 +179,8 @@ class ColocatedEngine:
                 raise ValueError("rollout_matching.vllm.sleep is true, but vLLM cannot sleep on this platform.")
             description = copy.deepcopy(model.config)
             description.architectures = [_class_name(model)]
-            description.save_pretrained(folder)
+            for part in (description, *self._processors):
+                part.save_pretrained(folder)
             limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self._longest
             arguments: dict[str, Any] = {
                 "dtype": self._dtype,
@@ -173,10 +192,12 @@ class ColocatedEngine:
                 "seed": 0,
                 "worker_extension_cls": WORKER_EXTENSION,
             }
+            if self._processors:
+                arguments["limit_mm_per_prompt"] = {"video": 0}  # takes no memory for the longest video
             if ranks > 1:
                 arguments["distributed_executor_backend"] = "external_launcher"
             given = {**arguments, **self._config.engine_args}
-            self._llm = LLM(model=folder, load_format="dummy", skip_tokenizer_init=True, **given)
+            self._llm = LLM(model=folder, load_format="dummy", skip_tokenizer_init=not self._processors, **given)
         self.max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
 
 

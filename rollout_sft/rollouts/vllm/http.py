@@ -224,6 +224,12 @@ def _refusal(what: str, status: int, content: bytes) -> ServerError:
             f"{what} answered {status}, a redirect, and redirects are not followed: {text} Set rollout_matching.vllm."
             "base_url to the address of the server itself."
         )
+    if status == 404 and what.endswith("/inference/v1/generate"):
+        return ServerError(
+            f"{what} answered 404: {text} Rollouts of an image model need this route: start the server with "
+            "--enable-scale-out, see docs/vllm.md. Without a server, rollout_matching.vllm.mode: colocate and "
+            "rollout_matching.rollout_backend: hf work."
+        )
     if status == 404:
         return ServerError(f"{what} answered 404: {text} The server was not started for training. {_START}")
     hint = f" {_START}" if "has no attribute 'rollout_" in text else ""

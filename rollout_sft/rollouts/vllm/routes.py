@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import FailFast, Field, Json
 
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.text import TextInputs
 from rollout_sft.rollouts.base import RolloutRequest
+from rollout_sft.rollouts.vllm import image_prompts
 from rollout_sft.rollouts.vllm.backend import Answer
 from rollout_sft.rollouts.vllm.http import Client, Deadline, Reply, ServerError
 
@@ -52,8 +55,27 @@ class _Completion(Reply):
     choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
 
 
+class _GeneratedChoice(Reply):
+    token_ids: Ids
+
+
+class _Generated(Reply):
+    hint = "It takes vLLM 0.30 or newer to serve rollouts of an image model."
+    prompt_token_ids: Ids
+    choices: Annotated[list[_GeneratedChoice], Field(min_length=1, max_length=1)]
+
+
 class _Done(Reply):
     """Accepts a reply with any content."""
+
+
+class _Nothing(Reply):
+    """Accepts any body, as of a route that answers without one."""
+
+    @classmethod
+    def model_validate_json(cls, *args: Any, **kwargs: Any) -> Self:
+        """Returns the reply without reading the body."""
+        return cls()
 
 
 class _Reset(Reply):
@@ -85,6 +107,8 @@ class Server:
             Its address, without a path.
         concurrency (`int`):
             Completions under way at a time.
+        inputs (`InputAdapter`, *optional*):
+            Collapses the prompts of an image model, which is asked at another route.
 
     Attributes:
         max_model_len (`int`):
@@ -93,12 +117,13 @@ class Server:
             Workers of the server; its share of the requests.
     """
 
-    def __init__(self, url: str, *, concurrency: int):
+    def __init__(self, url: str, *, concurrency: int, inputs: InputAdapter | None = None):
         self.url = url
         self.max_model_len = 0
         self.devices = 1
         self._model = ""
         self._concurrency = concurrency
+        self._inputs = inputs or TextInputs()
         self._client = Client(url, connections=concurrency)
 
     @property
@@ -120,6 +145,17 @@ class Server:
     def set_weight_version(self, marker: str, deadline: Deadline) -> None:
         """Sets the marker."""
         self._post("/update_weight_version", {"new_version": marker}, _Done, deadline)
+
+    def check_route(self, deadline: Deadline) -> None:
+        """Generates one token where an image model is asked, so that a server without the route is refused early."""
+        if self._inputs.media_token_ids:
+            request = RolloutRequest(prompt_ids=[0], seed=0)
+            self._generate(request, {"max_tokens": 1, "ignore_eos": True}, deadline)
+
+    def reset_encoder_cache(self, deadline: Deadline) -> None:
+        """Forgets what an image model has seen in images; does nothing for text."""
+        if self._inputs.media_token_ids:
+            self._post("/reset_encoder_cache", {}, _Nothing, deadline)
 
     def reset_prefix_cache(self, deadline: Deadline) -> bool:
         """Forgets cached keys and values; returns False where requests that still run hold some."""
@@ -150,21 +186,14 @@ class Server:
     ) -> list[Answer]:
         """Returns one answer per request; each needs a separate call, because a call has one seed for all prompts."""
         done = 0
+        one = self._generate if self._inputs.media_token_ids else self._complete
 
         def ask(request: RolloutRequest) -> Answer:
             nonlocal done
-            body = {
-                "model": self._model,
-                "prompt": request.prompt_ids,
-                "seed": request.seed,
-                "return_token_ids": True,
-                **knobs,
-            }
-            limit = _CONTROL_BYTES + _TOKEN_BYTES * (len(request.prompt_ids) + knobs["max_tokens"])
-            choice = self._post("/v1/completions", body, _Completion, deadline, limit=limit).choices[0]
+            answer = one(request, knobs, deadline)
             bar.update(1)
             done += 1
-            return Answer(choice.prompt_token_ids, choice.token_ids, origin=self.url)
+            return answer
 
         pool = ThreadPoolExecutor(min(self._concurrency, len(requests)))
         try:
@@ -178,6 +207,32 @@ class Server:
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
+
+    def _complete(self, request: RolloutRequest, knobs: Mapping[str, Any], deadline: Deadline) -> Answer:
+        body = {"prompt": request.prompt_ids, "seed": request.seed, **knobs}
+        choice = self._ask("/v1/completions", body, _Completion, request, knobs, deadline).choices[0]
+        return Answer(choice.prompt_token_ids, choice.token_ids, origin=self.url)
+
+    def _generate(self, request: RolloutRequest, knobs: Mapping[str, Any], deadline: Deadline) -> Answer:
+        body = {
+            "token_ids": self._inputs.collapse(request.prompt_ids, request.images),
+            "content_parts": image_prompts.content_parts(request),
+            "sampling_params": {"seed": request.seed, "detokenize": False, **knobs},
+        }
+        reply = self._ask("/inference/v1/generate", body, _Generated, request, knobs, deadline)
+        return Answer(reply.prompt_token_ids, reply.choices[0].token_ids, origin=self.url)
+
+    def _ask(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        reply: Any,
+        request: RolloutRequest,
+        knobs: Mapping[str, Any],
+        deadline: Deadline,
+    ) -> Any:
+        limit = _CONTROL_BYTES + _TOKEN_BYTES * (len(request.prompt_ids) + knobs["max_tokens"])
+        return self._post(path, {"model": self._model, "return_token_ids": True, **body}, reply, deadline, limit=limit)
 
     def _call(self, method: str, kwargs: Mapping[str, Any], reply: Any, deadline: Deadline) -> Any:
         body = {"method": method, "kwargs": dict(kwargs)}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 
 from rollout_sft.config.vllm import VLLMConfig
+from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.ranks.distributed import together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
@@ -37,6 +38,8 @@ class ServerEngine:
             Brings the weights to the servers.
         show_progress (`bool`):
             Whether to draw a bar while rollouts are under way.
+        inputs (`InputAdapter`, *optional*):
+            Collapses the prompts of an image model.
 
     Attributes:
         version (`int` or `None`):
@@ -47,11 +50,18 @@ class ServerEngine:
             How often a server had to be asked again so far.
     """
 
-    def __init__(self, config: VLLMConfig, transfer: WeightTransfer, *, show_progress: bool):
+    def __init__(
+        self,
+        config: VLLMConfig,
+        transfer: WeightTransfer,
+        *,
+        show_progress: bool,
+        inputs: InputAdapter | None = None,
+    ):
         self._config = config
         self._transfer = transfer
         self._show_progress = show_progress
-        self._servers = [Server(url, concurrency=config.concurrency) for url in config.urls]
+        self._servers = [Server(url, concurrency=config.concurrency, inputs=inputs) for url in config.urls]
         self._run = ""
         self._marker = ""
         self._weights: LiveWeights
@@ -94,7 +104,13 @@ class ServerEngine:
     def _read_limits(self) -> None:
         """Asks every server on every rank, because every rank needs the limits for its own requests."""
         deadline = Deadline(self._config.timeout)
-        for done in side_by_side(lambda server: self._persist(deadline, server.read_limits, deadline), self._servers):
+
+        def read(server: Server) -> None:
+            self._persist(deadline, server.read_limits, deadline)
+            if self.version is None:
+                self._persist(deadline, server.check_route, deadline)
+
+        for done in side_by_side(read, self._servers):
             done.result()
         self.max_model_len = min(server.max_model_len for server in self._servers)
 

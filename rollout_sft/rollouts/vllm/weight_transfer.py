@@ -239,6 +239,7 @@ def _update(weights: LiveWeights, marker: str, server: Server, deadline: Deadlin
     server.set_weight_version(f"loading {marker}", deadline)
     yield
     server.call_workers("rollout_repack_head", {}, deadline)
+    server.reset_encoder_cache(deadline)
     while not server.reset_prefix_cache(deadline):
         # Requests of an earlier attempt that nobody waits for any more still hold their blocks.
         deadline.sleep(0.2, f"{server.url} still runs other requests, so its prefix cache cannot be reset")

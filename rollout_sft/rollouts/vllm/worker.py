@@ -27,10 +27,12 @@ def repack_head(model: Any) -> None:
             vLLM's model.
     """
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    head = getattr(model, "lm_head", None)
-    if head is not None and hasattr(head, "weight"):
-        dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+    # Some models call a tied head `lm_head`; it is the embedding itself, or a layer with the embedding's tensor.
+    for name, head in model.named_modules(remove_duplicate=False):
+        if name.rpartition(".")[2] == "lm_head" and isinstance(head, VocabParallelEmbedding):
+            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
 class RolloutWorker:
