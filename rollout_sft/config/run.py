@@ -6,7 +6,7 @@ The sections and who reads them:
     global_max_length: 16384     packing_length (template.max_length says the same)
     custom:                      trainer_variant: rollout_matching_sft
     model:                       `ModelSpec`
-    data:                        train and eval, each a `DataSpec`
+    data:                        train and eval, each a `DataSpec`; boxes, their units
     training:                    `TrainingArguments` and packing*
     rollout_matching:            everything this project adds
     stages:                      a list of overrides, run one after the other, each from the last one's weights
@@ -23,7 +23,7 @@ from typing import Any
 
 from rollout_sft.config.arguments import ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
 from rollout_sft.config.keys import Section, build
-from rollout_sft.config.sections import DataSpec, ModelSpec, StageConfig
+from rollout_sft.config.sections import BoxUnits, DataSpec, ModelSpec, StageConfig
 from rollout_sft.config.shorten import shorten
 from rollout_sft.config.yaml_file import merged, read_document
 
@@ -92,6 +92,7 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
         model=build(ModelSpec, "model", given.get("model", {})),
         train=build(DataSpec, "data.train", data["train"]),
         eval=build(DataSpec, "data.eval", data["eval"]) if data.get("eval") else None,
+        boxes=data.get("boxes", "as_given"),
     )
 
 
@@ -122,4 +123,4 @@ _SECTIONS = ("template", "custom", "model", "data", "training", "rollout_matchin
 _FILE = Section(path="", hints={**TOP.hints, **dict.fromkeys(_SECTIONS, Mapping)})
 _TEMPLATE = Section(path="template", hints={"max_length": TOP.hints["global_max_length"]})
 _CUSTOM = Section(path="custom", hints={"trainer_variant": str})
-_DATA = Section(path="data", hints={"train": DataSpec, "eval": DataSpec})
+_DATA = Section(path="data", hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits})

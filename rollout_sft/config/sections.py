@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.keys import Range
 
+BoxUnits = Literal["as_given", "norm1000"]
+"""Units of the boxes that the model reads and writes: those of the data, or thousandths of the image's sides."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -16,9 +19,10 @@ class ModelSpec:
 
     Args:
         model_name_or_path (`str`, *optional*):
-            A directory or hub name that `AutoModelForCausalLM.from_pretrained` loads.
+            A directory or hub name of a causal language model, or of an image model with its image processor.
         config (`dict`, *optional*):
             Instead of a path: `model_type` and the fields of its configuration; random weights from `training.seed`.
+            Image models have `text_config` and `vision_config` in it.
         tokenizer_name_or_path (`str`, *optional*):
             A directory, a hub name, or `module:function` of a function without arguments that returns a tokenizer;
             `model_name_or_path` when not given.
@@ -26,6 +30,11 @@ class ModelSpec:
             As in transformers, for instance `sdpa` or `flash_attention_2`.
         dtype (`str`, *optional*, defaults to `"float32"`):
             Type of the weights: float32, bfloat16, float16, float64 or auto.
+        min_pixels, max_pixels (`int`, *optional*):
+            An image of fewer or more pixels is resized; Qwen-VL models alone take it, and their tokens grow with the
+            pixels. What the checkpoint's image processor says when not given.
+        freeze (`list[str]`, *optional*):
+            Patterns of parameter names that are not trained, such as `model.visual.*`; `*` stands for any text.
     """
 
     model_name_or_path: str | None = None
@@ -33,6 +42,9 @@ class ModelSpec:
     tokenizer_name_or_path: str | None = None
     attn_implementation: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+    min_pixels: Annotated[int | None, Range(takes="1 pixel or more, or nothing", at_least=1)] = None
+    max_pixels: Annotated[int | None, Range(takes="1 pixel or more, or nothing", at_least=1)] = None
+    freeze: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.config is None):
@@ -94,6 +106,8 @@ class StageConfig:
             Training samples.
         eval (`DataSpec`, *optional*):
             Evaluation samples.
+        boxes (`str`, *optional*, defaults to `"as_given"`):
+            `norm1000` turns the boxes of both, given in pixels, into thousandths of the image's sides.
     """
 
     name: str
@@ -101,3 +115,4 @@ class StageConfig:
     model: ModelSpec
     train: DataSpec
     eval: DataSpec | None
+    boxes: BoxUnits = "as_given"

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rollout_sft.config.import_path import call_import_path, is_import_path
-from rollout_sft.config.sections import DataSpec
+from rollout_sft.config.import_path import call_import_path, import_path, is_import_path
+from rollout_sft.config.sections import BoxUnits, DataSpec
 from rollout_sft.data.records import load_records
+from rollout_sft.inputs.base import InputAdapter
+
+_TAKES = (
+    "a function that takes tokenizer, split, size, seed and the keys of arguments as keywords, and adapter if it makes "
+    "samples with images"
+)
 
 
 def load_dataset(
-    spec: DataSpec, tokenizer: Tokenizer, *, seed: int, key: str = "data.train", require_objects: bool = True
+    spec: DataSpec,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    key: str = "data.train",
+    require_objects: bool = True,
+    adapter: InputAdapter | None = None,
+    longest_prompt: int | None = None,
+    boxes: BoxUnits = "as_given",
 ) -> Any:
     """
     Loads the samples that a data section names.
@@ -28,6 +43,10 @@ def load_dataset(
             The section, for messages.
         require_objects (`bool`, *optional*, defaults to `True`):
             Whether records have to hold `objects`, which the target builder `objects` reads.
+        adapter (`InputAdapter`, *optional*):
+            Of an image model; None reads text alone. An import path gets it if its function has such a parameter.
+        longest_prompt, boxes:
+            As in [`~rollout_sft.data.records.load_records`].
 
     Returns:
         A data set of samples. It is map-style, except that an import path may return an iterable one.
@@ -37,19 +56,27 @@ def load_dataset(
             imported or does not take the arguments of the section.
     """
     if isinstance(spec.source, str) and is_import_path(spec.source):
-        taken = sorted({"tokenizer", "split", "size", "seed"} & set(spec.arguments))
+        if boxes != "as_given":
+            raise ValueError(
+                f"data.boxes is {boxes}, but {key}.source is an import path, whose function makes the boxes itself; "
+                "turn them there (rollout_sft.data.boxes), and remove data.boxes."
+            )
+        taken = sorted({"tokenizer", "split", "size", "seed", "adapter"} & set(spec.arguments))
         if taken:
             raise ValueError(
                 f"{key}.arguments has {', '.join(taken)}, which {key} sets itself; set the keys of {key} instead."
             )
+        key, takes = f"{key}.source", _TAKES
+        keywords = {"adapter": adapter} if _takes_adapter(import_path(spec.source, key=key, takes=takes)) else {}
         return call_import_path(
             spec.source,
-            key=f"{key}.source",
-            takes="a function that takes tokenizer, split, size, seed and the keys of arguments as keywords",
+            key=key,
+            takes=takes,
             tokenizer=tokenizer,
             split=spec.split,
             size=spec.size,
             seed=seed if spec.seed is None else spec.seed,
+            **keywords,
             **spec.arguments,
         )
     several = [name for name in spec.source if is_import_path(name)] if isinstance(spec.source, list) else []
@@ -70,4 +97,14 @@ def load_dataset(
         name=spec.name,
         limit=spec.size,
         require_objects=require_objects,
+        adapter=adapter,
+        longest_prompt=longest_prompt,
+        boxes=boxes,
     )
+
+
+def _takes_adapter(function: Any) -> bool:
+    try:
+        return "adapter" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # not callable, or written in C
+        return False

@@ -2,8 +2,9 @@
 Loads the user's data: a file or a `datasets` data set with a prompt and the truth in each record.
 
 A record is `{"messages": [...] | "prompt": str, "objects": [{"desc": str, "bbox_2d": [x1, y1, x2, y2]},
-...]}`, with an optional `id` and any further columns. A target builder other than `objects` needs no
-`objects`. Loading checks every record and skips none; a prompt is encoded when its sample is read.
+...]}`, with an optional `id`, `images` for an image model, and any further columns. A target builder other than
+`objects` needs no `objects`. Loading checks every record and skips none; a prompt is encoded when its sample is read,
+and pixels are decoded when its pack is collated.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from rollout_sft.config.sections import BoxUnits
 from rollout_sft.config.shorten import cut, shorten
-from rollout_sft.data.sources import names_of, read_rows
+from rollout_sft.data.boxes import to_norm1000
+from rollout_sft.data.images import read_images
+from rollout_sft.data.prompts import Prompts
+from rollout_sft.data.sources import check_sources, folder_of, names_of, read_rows
 from rollout_sft.data.truth import read_truth
+from rollout_sft.inputs.base import InputAdapter
 
 MAX_ID = 200
 """Limits ids, which appear in log lines and messages."""
@@ -27,32 +33,27 @@ class RecordsDataset(Dataset[dict[str, Any]]):
     """
     Gives checked records as samples: `{"id": str, "prompt_ids": list[int], ...}`, with all further columns unchanged.
 
-    [`load_records`] makes it.
+    Samples of an image model have `images`, a tuple of [`~rollout_sft.inputs.images.Image`], and `prompt_ids` hold all
+    tokens that the model reads for them. [`load_records`] makes it.
 
     Args:
         records (`list[dict]`):
             Checked records, each with an `id`.
-        tokenizer (`PreTrainedTokenizerBase`):
+        prompts ([`~rollout_sft.data.prompts.Prompts`]):
             Encodes the prompts.
     """
 
-    def __init__(self, records: list[dict[str, Any]], tokenizer: Any):
+    def __init__(self, records: list[dict[str, Any]], prompts: Prompts):
         self.records = records
-        self.tokenizer = tokenizer
+        self.prompts = prompts
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        if "messages" in record:
-            prompt_ids = self.tokenizer.apply_chat_template(
-                record["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        else:
-            prompt_ids = self.tokenizer(record["prompt"])["input_ids"]
         further = {key: value for key, value in record.items() if key not in _PROMPTS}
-        return {**further, "prompt_ids": list(prompt_ids)}
+        return {**further, "prompt_ids": self.prompts.encode(record)}
 
 
 def load_records(
@@ -63,6 +64,9 @@ def load_records(
     name: str | None = None,
     limit: int | None = None,
     require_objects: bool = True,
+    adapter: InputAdapter | None = None,
+    longest_prompt: int | None = None,
+    boxes: BoxUnits = "as_given",
 ) -> RecordsDataset:
     """
     Loads and checks records.
@@ -82,25 +86,53 @@ def load_records(
             Loads only this many records, from the start.
         require_objects (`bool`, *optional*, defaults to `True`):
             Whether each record has to hold valid `objects`; false for target builders that read other columns.
+        adapter (`InputAdapter`, *optional*):
+            Of the model; without one, or with that of a text model, records with images are refused.
+        longest_prompt (`int`, *optional*):
+            The most tokens of a prompt with images, those of the images included.
+        boxes (`str`, *optional*, defaults to `"as_given"`):
+            `norm1000` turns boxes in pixels into thousandths of the image; see [`~rollout_sft.data.boxes`].
 
     Returns:
         `RecordsDataset`: a map-style data set of samples.
 
     Raises:
-        `ValueError`: a record is malformed, there are no records, or the data has messages and the tokenizer no
-            chat template; the message names file and line (or data set and row) and the field.
+        `ValueError`: a record is malformed, an image is missing, damaged or too large, the images do not fit the places
+            in the prompt, there are no records, or the data has messages and the tokenizer no chat template; the
+            message names file and line (or data set and row) and the field.
         `FileNotFoundError`: the file does not exist.
     """
-    rows = read_rows(path_or_name, split=split, name=name)
-    records = [_check(row, place, tokenizer, require_objects) for place, row in itertools.islice(rows, limit)]
+    check_sources(path_or_name)
+    prompts = Prompts(tokenizer, adapter)
+    rows = (
+        (place, row, folder_of(one))
+        for one in names_of(path_or_name)
+        for place, row in read_rows(one, split=split, name=name)
+    )
+    records = []
+    for place, row, folder in itertools.islice(rows, limit):
+        record = _check(row, place, require_objects)
+        short = cut(place, 200)
+        record |= prompts.normalise(row, short)
+        if prompts.reads_images:
+            record["images"] = read_images(row.get("images", []), short, folder)
+            prompts.check(record, short, longest=longest_prompt)
+        elif row.get("images"):
+            raise ValueError(
+                f"{short}: images is {shorten(row['images'])}, but the model reads text alone; train an image model "
+                "(docs/images.md), or leave the images out."
+            )
+        if boxes == "norm1000":
+            record["objects"] = _norm1000(record, short)
+        records.append(record)
     if not records:
         within = "" if limit is None else f" within the limit of {limit}"
         sources = cut(", ".join(names_of(path_or_name)), 200)
         raise ValueError(f"{sources}: no records{within}; training needs at least one.")
-    return RecordsDataset(records, tokenizer)
+    return RecordsDataset(records, prompts)
 
 
-def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) -> dict[str, Any]:
+def _check(row: Any, whole_place: str, require_objects: bool) -> dict[str, Any]:
     place = cut(whole_place, 200)
     if not isinstance(row, Mapping):
         raise ValueError(f"{place}: a {type(row).__name__}; give an object with a prompt and objects.")
@@ -115,10 +147,6 @@ def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) ->
             f"{place}: objects is missing; give the list of true objects (keys: {shorten(sorted(row))}), or name a "
             "rollout_matching.target_builder that reads other columns."
         )
-    if given == ["messages"]:
-        _check_messages(row["messages"], place, tokenizer)
-    elif not isinstance(row["prompt"], str) or not row["prompt"]:
-        raise ValueError(f"{place}: prompt is {shorten(row['prompt'])}; give a text that is not empty.")
     if require_objects:
         read_truth(row["objects"], place)
     if "id" in row and (not isinstance(row["id"], str | int) or not 1 <= len(str(row["id"])) <= MAX_ID):
@@ -126,18 +154,12 @@ def _check(row: Any, whole_place: str, tokenizer: Any, require_objects: bool) ->
     return {**row, "id": str(row.get("id", whole_place))}
 
 
-def _check_messages(messages: Any, place: str, tokenizer: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{place}: messages is {shorten(messages)}; give a list with at least one message.")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f'{place}: messages[{i}] is {shorten(message)}; give {{"role": ..., "content": ...}}.')
-    if messages[-1]["role"] == "assistant":
+def _norm1000(record: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+    images = tuple(record.get("images") or ())
+    if len(images) != 1:
         raise ValueError(
-            f"{place}: the last message is the assistant's; leave it out, targets are built from the other columns."
+            f"{place}: data.boxes is norm1000, which takes the size of the record's one image, and there are "
+            f"{len(images)}; turn the boxes yourself and give data.boxes as_given."
         )
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"{place}: messages need a chat template and {type(tokenizer).__name__} has none; "
-            "set tokenizer.chat_template, or give prompt instead."
-        )
+    read_truth(record.get("objects"), place)
+    return to_norm1000(record["objects"], images[0], place)

@@ -2,7 +2,7 @@
 
     .jsonl            one JSON object a line
     .json             a list of objects, or one object a line
-    .csv              a header and one row a line; cells of `messages` and `objects` hold JSON
+    .csv              a header and one row a line; cells of `messages`, `objects` and `images` hold JSON
     .parquet          one row a record
     anything else     the name or folder of a data set for `datasets.load_dataset`
 
@@ -27,7 +27,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 MAX_JSON_BYTES = 256 * 1024**2
 """Limits `.json` files, which are read whole."""
 _LOCAL = re.compile(r"~|/|\.\.?/|[A-Za-z]:[\\/]")
-_JSON_COLUMNS = ("messages", "objects")
+_JSON_COLUMNS = ("messages", "objects", "images")
 _OTHER_SUFFIXES = (".tsv", ".txt", ".xlsx", ".arrow", ".zip", ".gz", ".zst", ".npy", ".pkl", ".yaml", ".yml")
 
 Row = tuple[str, Any]
@@ -95,6 +95,15 @@ def local_path(source: str) -> Path | None:
             return Path(source)
     path = Path(source)
     return path if _exists(path) and not path.is_dir() else None
+
+
+def folder_of(source: str) -> Path:
+    """Returns the folder that paths in a source's rows are relative to: its own, or the working directory."""
+    path = local_path(source)
+    if path is None:
+        path = Path(source)
+        return path if path.is_dir() else Path()
+    return path if path.is_dir() else path.parent
 
 
 def _exists(path: Path) -> bool:
@@ -183,7 +192,7 @@ def _read_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
     from datasets import load_dataset
 
     try:
-        rows: Iterable[Any] = load_dataset(source, name, split=split)
+        rows: Iterable[Any] = _undecoded(load_dataset(source, name, split=split))
     except Exception as error:  # offline, an unknown name, an unknown split, ...
         raise ValueError(
             f"{cut(source, 200)} is no local file, and datasets cannot load it as a data set "
@@ -191,6 +200,16 @@ def _read_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
         ) from error
     for number, row in enumerate(rows):
         yield f"{source}[{split}], row {number}", _without_none(row)
+
+
+def _undecoded(rows: Any) -> Any:
+    """Keeps images as encoded bytes or paths, which take a hundredth of the memory of their pixels."""
+    from datasets import Image, List
+
+    feature = (getattr(rows, "features", None) or {}).get("images")
+    if isinstance(getattr(feature, "feature", None), Image):
+        return rows.cast_column("images", List(Image(decode=False)))
+    return rows
 
 
 def _without_none(row: dict[str, Any]) -> dict[str, Any]:

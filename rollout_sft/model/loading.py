@@ -1,15 +1,28 @@
-"""Loads the tokenizer and the model that the section `model` names."""
+"""Loads the tokenizer, the configuration and the model that the section `model` names."""
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from rollout_sft.config.import_path import call_import_path, is_import_path
 from rollout_sft.config.sections import ModelSpec
+from rollout_sft.config.shorten import shorten
+from rollout_sft.model.image_processor import QWEN_VL
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
@@ -34,28 +47,22 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
     return AutoTokenizer.from_pretrained(name)
 
 
-def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTrainedModel:
+def load_config(spec: ModelSpec, tokenizer: Tokenizer) -> PretrainedConfig:
     """
-    Loads the model of a run, or builds it from a configuration with random weights.
+    Loads the configuration of the model, or makes it; needs no weights.
 
     Args:
         spec (`ModelSpec`):
-            Gives the path or the configuration, the type of the weights and the attention implementation.
+            Gives the path or the fields.
         tokenizer (`PreTrainedTokenizerBase`):
-            Gives a model that is built the size of its vocabulary and its end and padding tokens.
-        seed (`int`):
-            Seed of the random weights.
+            Gives a model that is built the size of its vocabulary, its end and padding tokens, and its image tokens.
 
-    Returns:
-        `PreTrainedModel`: The model, on the CPU.
+    Raises:
+        `ValueError`: an image model of this type cannot be built from fields, or the tokenizer lacks its tokens.
     """
-    kwargs: dict[str, Any] = {}
-    if spec.attn_implementation is not None:
-        kwargs["attn_implementation"] = spec.attn_implementation
-    dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     if spec.model_name_or_path is not None:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(spec.model_name_or_path, dtype=dtype, **kwargs)
-        return model
+        loaded: PretrainedConfig = AutoConfig.from_pretrained(spec.model_name_or_path)
+        return loaded
     fields = dict(spec.config or {})
     model_type = fields.pop("model_type")
     defaults = {
@@ -64,9 +71,89 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = AutoConfig.for_model(model_type, **{**defaults, **fields})
-    set_seed(seed)
-    if dtype != "auto":
-        kwargs["dtype"] = dtype
-    built: PreTrainedModel = AutoModelForCausalLM.from_config(config, **kwargs)
-    return built
+    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoConfig.for_model(model_type, **{**defaults, **fields})
+    if model_type not in QWEN_VL:
+        raise ValueError(
+            f"model.config builds the image models {', '.join(QWEN_VL)}, and model_type is {model_type}; save the "
+            "model and its processor to a folder, and give it as model.model_name_or_path."
+        )
+    text = {**defaults, **fields.pop("text_config", {})}
+    return AutoConfig.for_model(model_type, text_config=text, **{**_image_tokens(tokenizer), **fields})
+
+
+def reads_images(config: PretrainedConfig) -> bool:
+    """Returns whether the configuration is that of an image model, not of its text half alone."""
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTrainedModel:
+    """
+    Loads the model of a run, or builds it from a configuration with random weights.
+
+    An image model is loaded whole, with its vision tower: `AutoModelForCausalLM` would load the text half of some.
+
+    Args:
+        spec (`ModelSpec`):
+            Gives the path, the type of the weights, the attention implementation and what stays frozen.
+        tokenizer (`PreTrainedTokenizerBase`):
+            As in [`load_config`].
+        seed (`int`):
+            Seed of the random weights.
+
+    Returns:
+        `PreTrainedModel`: The model, on the CPU.
+
+    Raises:
+        `ValueError`: for the reasons of [`load_config`]; or a pattern of `freeze` matches no parameter, or nothing is
+            left to train.
+    """
+    config = load_config(spec, tokenizer)
+    kwargs: dict[str, Any] = {}
+    if spec.attn_implementation is not None:
+        kwargs["attn_implementation"] = spec.attn_implementation
+    auto = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
+    dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    if spec.model_name_or_path is not None:
+        model: PreTrainedModel = auto.from_pretrained(spec.model_name_or_path, dtype=dtype, **kwargs)
+    else:
+        set_seed(seed)
+        model = auto.from_config(config, **kwargs, **({} if dtype == "auto" else {"dtype": dtype}))
+    _freeze(model, spec.freeze)
+    return model
+
+
+def _freeze(model: PreTrainedModel, patterns: Sequence[str]) -> None:
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        names = fnmatch.filter(parameters, pattern)
+        if not names:
+            parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
+            raise ValueError(
+                f"model.freeze has {shorten(pattern)}, which matches none of the {len(parameters)} parameters; they "
+                f"begin with {', '.join(parts[:12])}. For instance, {parts[0]}.* matches those of one part."
+            )
+        for name in names:
+            parameters[name].requires_grad_(False)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise ValueError(f"model.freeze is {shorten(list(patterns))}, which leaves no parameter to train.")
+
+
+def _image_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in _IMAGE_TOKENS.values() if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the tokenizer has no token {', '.join(missing)}; an image model that is built from model.config takes "
+            "its tokens from the tokenizer. Add them, or give their ids in model.config."
+        )
+    return {key: vocabulary[token] for key, token in _IMAGE_TOKENS.items()}
+
+
+_IMAGE_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+"""Names of Qwen's."""

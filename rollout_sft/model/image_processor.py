@@ -1,0 +1,74 @@
+"""Loads the image processor of a checkpoint, or makes the one that fits a model built from its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from rollout_sft.config.sections import ModelSpec
+
+QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+"""Model types whose image processor limits an image's pixels, and can be made from the model's configuration."""
+
+
+def load_image_processor(spec: ModelSpec, config: Any) -> Any:
+    """
+    Loads the image processor of an image model. It works on the CPU with Pillow and needs no torchvision.
+
+    Args:
+        spec (`ModelSpec`):
+            Names the checkpoint, and limits the pixels of an image.
+        config (`PretrainedConfig`):
+            The configuration of an image model.
+
+    Returns:
+        `BaseImageProcessor`: the image processor.
+
+    Raises:
+        `ValueError`: the model type has no limits of pixels, or the limits contradict each other.
+    """
+    model_type = config.model_type
+    limits = {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels}
+    given = {key: value for key, value in limits.items() if value is not None}
+    if model_type not in QWEN_VL and given:
+        raise ValueError(
+            f"model.{next(iter(given))} is {next(iter(given.values()))}, but {model_type} resizes images by rules of "
+            f"its own; only {', '.join(QWEN_VL)} take it. Remove it."
+        )
+    if spec.model_name_or_path is None:
+        processor = _make(config)
+    else:
+        processor = AutoImageProcessor.from_pretrained(spec.model_name_or_path, backend="pil")
+    if given:
+        names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # an old name for both: they are no edges
+        processor.size = {**dict(processor.size), **{names[key]: value for key, value in given.items()}}
+        _check_limits(processor)
+    return processor
+
+
+def _check_limits(processor: Any) -> None:
+    fewest, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+    token = (processor.patch_size * processor.merge_size) ** 2
+    if fewest > most or most < token:
+        raise ValueError(
+            f"an image may have {fewest} (model.min_pixels) to {most} pixels (model.max_pixels), and a token takes "
+            f"{token}; give min_pixels <= max_pixels and max_pixels >= {token}."
+        )
+
+
+def _make(config: Any) -> Any:
+    """An image is made larger only as far as one token needs."""
+    vision = config.vision_config
+    token = vision.patch_size * vision.spatial_merge_size
+    fields: dict[str, Any] = (
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if config.model_type.startswith("qwen3") else {}
+    )
+    return Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        min_pixels=token**2,
+        **fields,
+    )
