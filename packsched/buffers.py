@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, SupportsIndex, TypeVar
 
 from packsched.arguments import checked_count, checked_encoded_len, checked_lengths
+from packsched.costs import DEFAULT_COST
 from packsched.errors import BufferOverflowError, OversizedSegmentError, PackingError
 from packsched.layout import PackLayout
 from packsched.selection import Policy, check_policy, require_binpacking, select
@@ -254,7 +255,7 @@ class WindowBuffer(Generic[S]):
     Args:
         packing_length: The hard cap of a pack, in tokens.
         micro_steps: Packs per window: forward/backward passes per optimizer step on this rank.
-        objective: The objective of `plan_window`: `"dense"` or `"balanced"`.
+        objective: The objective of `plan_window`: `"dense"`, `"balanced"` or `"cost"`.
         effort: Multiplies the counted work of `plan_window`.
 
     Attributes:
@@ -291,6 +292,7 @@ class WindowBuffer(Generic[S]):
         plan_window([], self.packing_length, self.micro_steps, objective=objective, effort=effort)
         self._segments: list[S] = []
         self._encoded_lens: list[int] = []
+        self._costs: list[int] = []
 
     def __len__(self) -> int:
         """Returns the number of segments collected so far. O(1)."""
@@ -312,20 +314,23 @@ class WindowBuffer(Generic[S]):
         """Returns the lengths in tokens of the collected segments, in insertion order. O(n)."""
         return tuple(self._encoded_lens)
 
-    def add(self, segment: S, encoded_len: SupportsIndex) -> None:
+    def add(self, segment: S, encoded_len: SupportsIndex, *, cost: SupportsIndex | None = None) -> None:
         """Adds a segment to the window. O(1). A refused segment leaves the window as it was.
 
         Args:
             segment: Anything; it comes back in a `Pack` as it is.
             encoded_len: Its length in tokens.
+            cost: For objective `cost`: what it costs, as a positive integer; see `plan_window` for the default.
 
         Raises:
             OversizedSegmentError: It would not fit into any pack.
-            PackingError: The length is not a positive integer.
+            PackingError: The length or the cost is not a positive integer.
         """
         length = _fitting(encoded_len, len(self), self.packing_length)
+        checked = DEFAULT_COST(length) if cost is None else checked_count(f"the cost of segment {len(self)}", cost)
         self._segments.append(segment)
         self._encoded_lens.append(length)
+        self._costs.append(checked)
 
     def take_packs(self) -> list[Pack[S]]:
         """Returns the packs of the window and empties the buffer. If planning fails, the buffer does not change.
@@ -339,7 +344,12 @@ class WindowBuffer(Generic[S]):
                 larger `effort` may settle it.
         """
         plan = plan_window(
-            self._encoded_lens, self.packing_length, self.micro_steps, objective=self.objective, effort=self.effort
+            self._encoded_lens,
+            self.packing_length,
+            self.micro_steps,
+            objective=self.objective,
+            cost=self._costs if self.objective == "cost" else None,
+            effort=self.effort,
         )
         packs = [Pack._of(indices, self._segments, self._encoded_lens, self.packing_length) for indices in plan.packs]
         taken = sorted(index for pack in packs for index in pack.indices)
@@ -348,12 +358,13 @@ class WindowBuffer(Generic[S]):
         self.plan = plan
         self._segments = []
         self._encoded_lens = []
+        self._costs = []
         return packs
 
     def _check(self) -> None:
         """Asserts every invariant of the buffer. For tests."""
         state = (self._encoded_lens, self.packing_length, self.micro_steps)
-        assert len(self._segments) == len(self._encoded_lens), state
+        assert len(self._segments) == len(self._encoded_lens) == len(self._costs), state
         assert all(type(n) is int and 0 < n <= self.packing_length for n in self._encoded_lens), state
 
 

@@ -1,9 +1,12 @@
 """Defines the cost of a segment: with varlen attention a forward/backward pass costs the sum over its segments."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import SupportsIndex
 
-from packsched.arguments import checked_count
+from packsched.arguments import check_ordered, checked_count
+from packsched.errors import PackingError
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,31 @@ class SegmentCost:
         width, depth = checked_count("width", width), checked_count("depth", depth)
         vocabulary = checked_count("vocabulary", vocabulary, minimum=0)
         return cls(linear=12 * depth * width + vocabulary, quadratic=depth)
+
+
+# A decoder of about two billion parameters (width 2048, 28 layers, 151,936 tokens).
+DEFAULT_COST = SegmentCost.of_model(width=2048, depth=28, vocabulary=151_936)
+
+
+def costs_by_length(cost: Callable[[int], int], lens: Iterable[int]) -> dict[int, int]:
+    """Returns the cost of every length, checked: positive integers that never fall when the length grows."""
+    table = {length: cost(length) for length in sorted(set(lens))}
+    for length, value in table.items():
+        if type(value) is not int or value < 1:
+            raise PackingError(f"cost({length}) is {value!r}; costs are positive integers (scale and round them).")
+    for shorter, longer in pairwise(table):
+        if table[longer] < table[shorter]:
+            raise PackingError(
+                f"cost({longer}) is {table[longer]}, less than cost({shorter}), {table[shorter]}; a longer segment "
+                "costs at least as much as a shorter one."
+            )
+    return table
+
+
+def checked_costs(costs: Iterable[SupportsIndex], segments: int) -> list[int]:
+    """Returns one cost for each of `segments` segments as plain integers of at least 1, or raises `PackingError`."""
+    check_ordered("the costs are", costs, "integers, one for each segment")
+    found = list(costs)
+    if len(found) != segments:
+        raise PackingError(f"there are {len(found)} costs for {segments} segments; give one for each.")
+    return [checked_count(f"the cost of segment {index}", cost) for index, cost in enumerate(found)]

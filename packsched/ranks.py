@@ -1,31 +1,45 @@
 """Plans the global scope: moves few segments between ranks, so that every window fits and all ranks cost the same.
 
-Under data parallelism the step waits for the slowest rank's whole window. Each rank above a common limit keeps the
-costliest subset of its segments that stays within the limit. Its other segments go, largest first, to the ranks with
-room below the limit. The limit starts one per cent above the mean and rises only if the moved segments do not fit.
+Under data parallelism the step waits for the slowest rank's whole window. So:
 
-Fitting comes before cost: a rank whose window cannot be placed gives segments away at any cost. If no rank can take
-one, the rank is planned together with the roomiest other ranks, as few of them as possible.
+1. Each rank above a common limit keeps the costliest subset of its segments that stays within the limit. Its other
+   segments go, costliest first, to the ranks with room below the limit. The limit starts one per cent above the mean
+   and rises only if the moved segments do not fit.
+2. Each rank's window is planned. The packs of a rank that cannot be placed exchange single segments with those of
+   other ranks until all have a place. Fitting comes before cost: if it has to be, at any cost.
+3. A rank that cannot be placed even so gives segments away, or is planned together with the roomiest other ranks, as
+   few of them as possible.
+4. Packs of the costliest ranks exchange single segments until these cost at most 1.5 per cent more than the mean.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from typing import SupportsIndex
 
 from packsched.arguments import check_ordered, checked_count, checked_lengths
-from packsched.balancing.exchange import level_ranks
-from packsched.balancing.pooling import fit_every_rank
-from packsched.costs import SegmentCost
+from packsched.balancing.bounds import least_given
+from packsched.balancing.exchange import Held, level_ranks, own_first
+from packsched.balancing.pooling import Groups, fit_every_rank
+from packsched.balancing.swaps import PackedRanks
+from packsched.costs import DEFAULT_COST, checked_costs, costs_by_length
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
+from packsched.planner.bounds import lower_bound
+from packsched.planner.cost_levelling import exchange
+from packsched.planner.greedy import best_fit_decreasing
+from packsched.planner.levelling import load_bound
 from packsched.planner.stages import Packs
 from packsched.window import Objective, WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
 
-# A decoder of about two billion parameters (width 2048, 28 layers, 151,936 tokens).
-DEFAULT_COST = SegmentCost.of_model(width=2048, depth=28, vocabulary=151_936)
+Cost = Callable[[int], int] | Sequence[Sequence[SupportsIndex]]
+"""The cost of a segment by its length; or, for each rank, the cost of each of its segments."""
 
 # How much of the usual work goes into each attempt at exchanging segments between ranks.
 _TRIAL_EFFORT = 0.1
+# The most that a rank may cost after an exchange that finds a place, in thousandths of the mean; at last any cost.
+_LIMITS = (1015, 1030, None)
+# Ranks that cost more than this, in thousandths of the mean, exchange single segments.
+_LEVEL = 1015
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,9 +53,11 @@ class RanksPlan:
             in order, then the received ones in the order of `moves`. The plans' indices point into this tuple.
         plans: One `WindowPlan` for each rank.
         costs: Each rank's cost after the moves; `costs_before` is the cost without them.
+        least_cost: A lower bound of the costliest rank's cost, however segments are distributed (proven).
         moved_tokens: Tokens of all moved segments together.
-        least_moved_tokens: A lower bound of the tokens that must move to bring every rank to the highest cost
-            reached here and every window within its token capacity, if segments could be divided.
+        least_moved_tokens: A lower bound of the tokens that have to leave their ranks so that no rank costs more than
+            the costliest does here, none holds more tokens than its packs, and none has a window that is proven not
+            to fit them.
     """
 
     moves: tuple[tuple[int, int, int], ...]
@@ -49,6 +65,7 @@ class RanksPlan:
     plans: tuple[WindowPlan, ...]
     costs: tuple[int, ...]
     costs_before: tuple[int, ...]
+    least_cost: int
     moved_tokens: int
     least_moved_tokens: int
 
@@ -61,20 +78,27 @@ class RanksPlan:
     @property
     def straggler(self) -> float:
         """Returns highest over mean cost of the ranks after the moves; 1.0 means level, or an empty window."""
-        return _straggler(self.costs)
+        return _over_mean(max(self.costs), self.costs)
 
     @property
     def straggler_before(self) -> float:
         """Returns highest over mean cost of the ranks without the moves."""
-        return _straggler(self.costs_before)
+        return _over_mean(max(self.costs_before), self.costs)
+
+    @property
+    def straggler_bound(self) -> float:
+        """Returns a proven lower bound of the straggler of every plan; above 1 where single segments cost too much."""
+        return _over_mean(self.least_cost, self.costs)
 
 
 def plan_ranks(
     encoded_lens_by_rank: Iterable[Iterable[SupportsIndex]],
     packing_length: SupportsIndex,
-    micro_steps: SupportsIndex,
+    micro_steps: SupportsIndex | None,
     *,
-    cost: Callable[[int], int] = DEFAULT_COST,
+    cost: Cost = DEFAULT_COST,
+    groups: Sequence[Sequence[SupportsIndex]] | None = None,
+    multiple_of: SupportsIndex = 1,
     objective: Objective = "dense",
     effort: float = 1.0,
 ) -> RanksPlan:
@@ -83,10 +107,13 @@ def plan_ranks(
     Args:
         encoded_lens_by_rank: For each rank the lengths of its segments in tokens, in insertion order.
         packing_length: Hard cap of a pack, in tokens.
-        micro_steps: Packs of each rank.
+        micro_steps: Packs of each rank. None takes the fewest that are found, the same number on every rank.
         cost: Cost of a segment by its length, a positive integer that never falls when the length grows; see
-            `SegmentCost.of_model`.
-        objective: `dense` or `balanced`, for each rank's plan.
+            `SegmentCost.of_model`. Or, for each rank, the costs of its segments, where they do not follow the length.
+        groups: For each rank an integer for each of its segments. Segments of a rank with the same integer stay on one
+            rank together, in one pack or several; the rollouts of one prompt, say.
+        multiple_of: With `micro_steps=None`, the number of micro-steps is rounded up to a multiple of this.
+        objective: `dense`, `balanced` or `cost`, for each rank's plan.
         effort: As in `plan_window`.
 
     Returns:
@@ -96,47 +123,187 @@ def plan_ranks(
         OversizedSegmentError: A segment is longer than `packing_length`.
         InfeasibleWindowError: It is proven that the segments do not fit into the packs of all ranks.
         UndecidedWindowError: Neither a plan nor a proof was found within the counted work.
-        PackingError: There is no rank, or a count, length, cost or objective is bad.
+        PackingError: There is no rank, or a count, length, cost, group or objective is bad.
 
     Cost: `O(N log N)` for N segments in all, plus one `plan_window` a rank: about 0.1 s for 1024 ranks of 32.
 
     >>> plan = plan_ranks([[6, 6, 5, 3], [2, 2]], 8, 3)
     >>> plan.moves, [p.non_empty for p in plan.plans]
     (((2, 0, 1), (3, 0, 1)), [2, 2])
+    >>> len(plan_ranks([[6, 6, 5, 3], [2, 2]], 8, None, multiple_of=2).plans[0].packs)
+    2
     """
     cap = checked_count("packing_length", packing_length)
-    steps = checked_count("micro_steps", micro_steps)
+    steps = None if micro_steps is None else checked_count("micro_steps", micro_steps)
+    multiple = checked_count("multiple_of", multiple_of)
+    if steps is not None and multiple != 1:
+        raise PackingError(f"multiple_of is {multiple}, but micro_steps is {steps}; it rounds up what None finds.")
     check_ordered("encoded_lens_by_rank is", encoded_lens_by_rank, "sequences of lengths, one for each rank")
-    lens = [_rank_lengths(rank, rank_lens, cap) for rank, rank_lens in enumerate(encoded_lens_by_rank)]
+    lens = [_of_rank(rank, checked_lengths, rank_lens, cap) for rank, rank_lens in enumerate(encoded_lens_by_rank)]
     if not lens:
         raise PackingError("there are no ranks; encoded_lens_by_rank holds one sequence of lengths for each rank.")
-    table = _checked_costs(cost, lens)
-    costs_before = _costs(lens, table)
-    work = checked_effort(effort)
-    plan_window([], cap, steps, objective=objective)  # refuse a bad objective up front
-
-    def plan(lengths: Sequence[int], trial: bool) -> WindowPlan | None:
+    window = _Ranks(lens, _checked(cost, lens), _checked_groups(groups, lens), cap, objective, checked_effort(effort))
+    if steps is not None:
+        return window.plan(steps)
+    everything = sorted(chain.from_iterable(lens), reverse=True)
+    steps = -(-max(1, lower_bound(everything, cap)[0]) // (len(lens) * multiple)) * multiple
+    while True:
         try:
-            return plan_checked(lengths, cap, steps, objective, work * (_TRIAL_EFFORT if trial else 1))
+            return window.plan(steps)
+        except (InfeasibleWindowError, UndecidedWindowError):
+            steps += multiple
+
+
+class _Ranks:
+    """Holds the checked arguments of `plan_ranks`."""
+
+    def __init__(
+        self,
+        lens: list[list[int]],
+        costs: list[list[int]],
+        groups: Groups | None,
+        cap: int,
+        objective: Objective,
+        effort: float,
+    ) -> None:
+        plan_window([], cap, 1, objective=objective)  # refuse a bad objective up front
+        self.lens, self.costs, self.groups = lens, costs, groups
+        self.cap, self.objective, self.effort = cap, objective, effort
+
+    def plan(self, steps: int) -> RanksPlan:
+        """Plans a given number of micro-steps."""
+        held = self._level(steps)
+        plans = [self._plan_rank(here, steps, self.effort * _TRIAL_EFFORT) for here in held]
+        if None in plans:
+            self._refuse_what_is_proven(steps)
+            self._find_places(held, plans, steps)
+        if None in plans:
+            self._fit(held, plans, steps)
+        costs = [sum(self.costs[rank][at] for rank, at in here) for here in held]
+        if max(costs) * len(costs) * 1000 > _LEVEL * sum(costs):
+            packed = self._open(held, plans, steps)
+            packed.level(_LEVEL)
+            self._adopt(packed, held, plans, steps)
+        found = [self._searched(here, plan, steps) for here, plan in zip(held, plans, strict=True)]
+        return self._as_plan(held, found, steps)
+
+    def _level(self, steps: int) -> Held:
+        if self.groups is None:
+            return level_ranks(self.lens, self.costs, self.cap * steps)
+        units = [_members(rank_groups) for rank_groups in self.groups]
+        lens, costs = (
+            [[sum(rank[at] for at in unit) for unit in of] for rank, of in zip(values, units, strict=True)]
+            for values in (self.lens, self.costs)
+        )
+        held = level_ranks(lens, costs, self.cap * steps)
+        # Groups are too coarse for the packs' exchanges of single segments, so whole groups change places now.
+        flat = [(rank, unit) for rank, of in enumerate(units) for unit in range(len(of))]
+        where = {one: position for position, one in enumerate(flat)}
+        level = exchange(
+            list(chain.from_iterable(lens)),
+            list(chain.from_iterable(costs)),
+            [[where[one] for one in here] for here in held],
+            self.cap * steps,
+            most=4 * len(flat),
+            enough=sum(map(sum, costs)) * _LEVEL // (1000 * len(costs)),
+        )
+        held = [[flat[position] for position in here] for here in level]
+        return [
+            own_first(rank, [(from_rank, at) for from_rank, unit in here for at in units[from_rank][unit]])
+            for rank, here in enumerate(held)
+        ]
+
+    def _lens_of(self, here: Sequence[tuple[int, int]]) -> list[int]:
+        return [self.lens[rank][at] for rank, at in here]
+
+    def _plan_rank(self, here: Sequence[tuple[int, int]], steps: int, effort: float) -> WindowPlan | None:
+        costs = [self.costs[rank][at] for rank, at in here] if self.objective == "cost" else None
+        try:
+            return plan_checked(self._lens_of(here), self.cap, steps, self.objective, effort, costs)
         except (InfeasibleWindowError, UndecidedWindowError):
             return None
 
-    def pool(lengths: Sequence[int], ranks: int) -> Sequence[Sequence[int]] | None:
-        share = 1 if ranks == len(lens) else _TRIAL_EFFORT
-        try:
-            return plan_checked(lengths, cap, steps * ranks, "dense", work * share).packs
-        except (InfeasibleWindowError, UndecidedWindowError):
-            if ranks == len(lens):
-                raise
-            return None
+    def _searched(self, here: Sequence[tuple[int, int]], plan: WindowPlan | None, steps: int) -> WindowPlan:
+        """Returns the plan, or a better one where it is not proven to be the best and all of the work finds one."""
+        assert plan is not None
+        return plan if plan.optimal else self._plan_rank(here, steps, self.effort) or plan
 
-    def adopt(lengths: Sequence[int], packs: Packs) -> WindowPlan:
-        return plan_of_packs(lengths, packs, cap, steps, objective)
+    def _refuse_what_is_proven(self, steps: int) -> None:
+        """Raises where the bounds prove that not even all ranks together have room."""
+        everything = sorted(chain.from_iterable(self.lens), reverse=True)
+        if lower_bound(everything, self.cap)[0] > steps * len(self.lens):
+            plan_checked(everything, self.cap, steps * len(self.lens), "dense", _TRIAL_EFFORT)
 
-    held = level_ranks(lens, table, cap * steps)
-    plans = fit_every_rank(held, lens, table, steps, plan, pool, adopt)
-    moves = tuple(
-        sorted(
+    def _open(self, held: Held, plans: Sequence[WindowPlan | None], steps: int) -> PackedRanks:
+        if self.groups is None:
+            movable = [[True] * len(rank_lens) for rank_lens in self.lens]
+        else:
+            movable = [[rank_groups.count(group) == 1 for group in rank_groups] for rank_groups in self.groups]
+        packed = PackedRanks(self.lens, self.costs, movable, held, self.cap, steps)
+        for rank, plan in enumerate(plans):
+            if plan is not None:
+                packed.open(rank, held[rank], plan.packs)
+        return packed
+
+    def _adopt(self, packed: PackedRanks, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
+        """Takes over what exchanges have changed; plans the ranks anew where packs are to be level."""
+        for rank in sorted(packed.changed):
+            here = held[rank] = packed.held(rank)
+            packs = packed.packs(rank, here)
+            found = None if self.objective == "dense" else self._plan_rank(here, steps, self.effort)
+            plans[rank] = found or plan_of_packs(self._lens_of(here), packs, self.cap, steps, self.objective)
+
+    def _find_places(self, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
+        """Places ranks without a plan by exchanges between packs; the plan stays None where there are none."""
+        packed = self._open(held, plans, steps)
+        for rank in [rank for rank, plan in enumerate(plans) if plan is None]:
+            here = packed.held(rank)
+            lens = self._lens_of(here)
+            order = sorted(range(len(lens)), key=lens.__getitem__, reverse=True)
+            packs = best_fit_decreasing([lens[at] for at in order], self.cap)
+            fullest = sorted(packs, key=lambda pack: -sum(lens[order[at]] for at in pack))[:steps]
+            for most in _LIMITS:
+                packed.open(rank, here, [[order[at] for at in pack] for pack in fullest])
+                if packed.place(rank, most):
+                    packed.changed.add(rank)
+                    break
+        self._adopt(packed, held, plans, steps)
+
+    def _fit(self, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
+        def plan(lengths: Sequence[int], trial: bool) -> WindowPlan | None:
+            # Costs decide nothing here; `_searched` levels them when all ranks have a place.
+            objective: Objective = "dense" if self.objective == "cost" else self.objective
+            try:
+                return plan_checked(lengths, self.cap, steps, objective, self.effort * (_TRIAL_EFFORT if trial else 1))
+            except (InfeasibleWindowError, UndecidedWindowError):
+                return None
+
+        def pool(lengths: Sequence[int], ranks: int) -> Sequence[Sequence[int]] | None:
+            share = 1 if ranks == len(self.lens) else _TRIAL_EFFORT
+            try:
+                packs = plan_checked(lengths, self.cap, steps * ranks, "dense", self.effort * share).packs
+            except (InfeasibleWindowError, UndecidedWindowError):
+                if ranks == len(self.lens):
+                    raise
+                return None
+            if self.groups is not None:
+                raise UndecidedWindowError(
+                    segments=len(lengths),
+                    tokens=sum(lengths),
+                    packing_length=self.cap,
+                    micro_steps=steps * ranks,
+                    bound=lower_bound(sorted(lengths, reverse=True), self.cap)[0],
+                    searched=True,
+                )
+            return packs
+
+        def adopt(lengths: Sequence[int], packs: Packs) -> WindowPlan:
+            return plan_of_packs(lengths, packs, self.cap, steps, self.objective)
+
+        fit_every_rank(held, self.lens, self.costs, steps, plans, plan, pool, adopt, self.groups)
+
+    def _as_plan(self, held: Held, plans: Sequence[WindowPlan], steps: int) -> RanksPlan:
+        moves = sorted(
             (
                 (segment, from_rank, rank)
                 for rank, here in enumerate(held)
@@ -145,61 +312,70 @@ def plan_ranks(
             ),
             key=lambda move: (move[1], move[0]),
         )
-    )
-    costs = _costs([[lens[rank][at] for rank, at in here] for here in held], table)
-    return RanksPlan(
-        moves,
-        tuple(tuple(here) for here in held),
-        tuple(plans),
-        costs,
-        costs_before,
-        sum(lens[from_rank][segment] for segment, from_rank, _ in moves),
-        _least_moved(lens, table, max(costs), cap * steps),
-    )
+        costs = tuple(sum(self.costs[rank][at] for rank, at in here) for here in held)
+        return RanksPlan(
+            moves=tuple(moves),
+            segments=tuple(tuple(here) for here in held),
+            plans=tuple(plans),
+            costs=costs,
+            costs_before=tuple(map(sum, self.costs)),
+            least_cost=self._least_cost(),
+            moved_tokens=sum(self.lens[from_rank][segment] for segment, from_rank, _ in moves),
+            least_moved_tokens=sum(
+                least_given(self.lens[rank], self.costs[rank], max(costs), self.cap, steps)
+                for rank in sorted({from_rank for _, from_rank, _ in moves})
+            ),
+        )
+
+    def _least_cost(self) -> int:
+        units = self.costs
+        if self.groups is not None:
+            units = [
+                [sum(rank[at] for at in unit) for unit in _members(groups)]
+                for rank, groups in zip(self.costs, self.groups, strict=True)
+            ]
+        dearest = sorted(chain.from_iterable(units), reverse=True)
+        return load_bound(dearest, len(self.lens)) if dearest else 0
 
 
-def _rank_lengths(rank: int, rank_lens: Iterable[SupportsIndex], cap: int) -> list[int]:
+def _members(groups: Sequence[int]) -> list[list[int]]:
+    """Returns the segments of each group, the groups in the order of their first segment."""
+    members: dict[int, list[int]] = {}
+    for at, group in enumerate(groups):
+        members.setdefault(group, []).append(at)
+    return list(members.values())
+
+
+def _of_rank(rank: int, check: Callable[..., list[int]], *arguments: object) -> list[int]:
     try:
-        return checked_lengths(rank_lens, cap)
+        return check(*arguments)
     except PackingError as error:
         refused = error.with_message(f"rank {rank}: {error}")
         refused.rank = rank
         raise refused from None
 
 
-def _checked_costs(cost: Callable[[int], int], lens: Sequence[Sequence[int]]) -> dict[int, int]:
-    table = {length: cost(length) for length in sorted(set(chain.from_iterable(lens)))}
-    for length, value in table.items():
-        if type(value) is not int or value < 1:
-            raise PackingError(f"cost({length}) is {value!r}; costs are positive integers (scale and round them).")
-    for shorter, longer in pairwise(table):
-        if table[longer] < table[shorter]:
-            raise PackingError(
-                f"cost({longer}) is {table[longer]}, less than cost({shorter}), {table[shorter]}; a longer segment "
-                "costs at least as much as a shorter one."
-            )
-    return table
+def _checked(cost: Cost, lens: Sequence[Sequence[int]]) -> list[list[int]]:
+    if callable(cost):
+        table = costs_by_length(cost, chain.from_iterable(lens))
+        return [list(map(table.__getitem__, rank)) for rank in lens]
+    check_ordered("cost is", cost, "sequences of costs, one for each rank")
+    if len(cost) != len(lens):
+        raise PackingError(f"cost holds {len(cost)} ranks, but there are {len(lens)}.")
+    return [_of_rank(rank, checked_costs, cost[rank], len(rank_lens)) for rank, rank_lens in enumerate(lens)]
 
 
-def _costs(lens: Sequence[Sequence[int]], table: dict[int, int]) -> tuple[int, ...]:
-    return tuple(sum(map(table.__getitem__, rank)) for rank in lens)
+def _checked_groups(groups: Sequence[Sequence[SupportsIndex]] | None, lens: Sequence[Sequence[int]]) -> Groups | None:
+    if groups is None:
+        return None
+    check_ordered("groups is", groups, "sequences of integers, one for each rank")
+    if [len(rank) for rank in groups] != [len(rank) for rank in lens]:
+        raise PackingError(
+            f"groups holds {[len(rank) for rank in groups]} segments for the ranks, but they have "
+            f"{[len(rank) for rank in lens]}; give one integer for each segment."
+        )
+    return [[checked_count("a group", group, minimum=0) for group in rank] for rank in groups]
 
 
-def _straggler(costs: Sequence[int]) -> float:
-    return max(costs) * len(costs) / sum(costs) if any(costs) else 1.0
-
-
-def _least_moved(lens: Sequence[Sequence[int]], table: dict[int, int], limit: int, tokens: int) -> int:
-    """Returns the tokens that must leave the ranks: those with most cost a token first, and only as many as needed."""
-    least = 0
-    for rank in lens:
-        excess = sum(map(table.__getitem__, rank)) - limit
-        must = max(0, sum(rank) - tokens)
-        if excess > 0:
-            dearest = sorted(rank, key=lambda length: (-table[length] / length, length))
-            gone = list(accumulate((table[length] for length in dearest), initial=0))
-            whole = next(k for k in range(len(gone)) if gone[k] >= excess) - 1
-            part = -(-(excess - gone[whole]) * dearest[whole] // table[dearest[whole]])
-            must = max(must, sum(dearest[:whole]) + part)
-        least += must
-    return least
+def _over_mean(highest: int, costs: Sequence[int]) -> float:
+    return highest * len(costs) / sum(costs) if any(costs) else 1.0

@@ -3,26 +3,29 @@
 `plan_window` checks its arguments, sorts the lengths and passes them to the objective:
 
 - `planner/dense.py` asks whether they fit into the fewest packs there could be, then into one more;
-- `planner/levelling.py` asks whether they fit into shorter and shorter packs.
+- `planner/levelling.py` asks whether they fit into shorter and shorter packs;
+- `planner/cost_levelling.py` places them and then lets packs exchange segments until they cost the same.
 
-Both ask `planner/stages.py`, whose table lists the algorithms from the cheapest to the most expensive. Work is counted,
+All ask `planner/stages.py`, whose table lists the algorithms from the cheapest to the most expensive. Work is counted,
 never timed, so the same lengths give the same plan on every machine.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
 from numbers import Real
 from typing import Literal, SupportsIndex, get_args
 
 from packsched.arguments import checked_count, checked_lengths
+from packsched.costs import DEFAULT_COST, checked_costs, costs_by_length
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
 from packsched.planner.bounds import lower_bound
+from packsched.planner.cost_levelling import level_costs
 from packsched.planner.dense import fewest_packs
 from packsched.planner.levelling import level_packs
 from packsched.planner.stages import Packs, SortedWindow
 
-Objective = Literal["dense", "balanced"]
+Objective = Literal["dense", "balanced", "cost"]
 _OBJECTIVES = get_args(Objective)
 # More work than this would not end within a year; it only has to stay a finite number.
 _MOST_EFFORT = 10**9
@@ -39,7 +42,8 @@ class WindowPlan:
         non_empty: How many packs hold a segment.
         lower_bound: No plan of this window has fewer non-empty packs than this (proven).
         optimal: True only when the objective is proven to be the best possible: the fewest non-empty packs
-            for `dense`, the shortest possible longest pack for `balanced`. False means "not proven".
+            for `dense`, the shortest possible longest pack for `balanced`, the cheapest possible costliest pack for
+            `cost`. False means "not proven".
     """
 
     packs: tuple[tuple[int, ...], ...]
@@ -62,6 +66,7 @@ def plan_window(
     micro_steps: SupportsIndex | None,
     *,
     objective: Objective = "dense",
+    cost: Callable[[int], int] | Sequence[SupportsIndex] | None = None,
     effort: float = 1.0,
 ) -> WindowPlan:
     """Puts every segment of a window into exactly one of `micro_steps` packs.
@@ -72,7 +77,9 @@ def plan_window(
         micro_steps: Packs to return (gradient accumulation steps); packs may stay empty. None returns as few packs as
             possible, for objective `dense` only.
         objective: `dense` uses as few non-empty packs as possible, `balanced` makes the longest pack as short
-            as possible.
+            as possible, `cost` makes the costliest pack as cheap as possible.
+        cost: For objective `cost`: the cost of a segment by its length, as in `plan_ranks`, or a cost for each segment;
+            that of a decoder of two billion parameters when not given.
         effort: Multiplies the counted work of the searches behind the first attempts; 10 looks ten times as hard.
 
     Returns:
@@ -96,9 +103,22 @@ def plan_window(
     steps = None if micro_steps is None else checked_count("micro_steps", micro_steps)
     if objective not in _OBJECTIVES:
         raise PackingError(f"objective is {objective!r}; it must be one of {', '.join(_OBJECTIVES)}.")
-    if steps is None and objective == "balanced":
-        raise PackingError("micro_steps is None, but objective 'balanced' levels a given number of packs.")
-    return plan_checked(checked_lengths(encoded_lens, cap), cap, steps, objective, checked_effort(effort))
+    if steps is None and objective != "dense":
+        raise PackingError(f"micro_steps is None, but objective {objective!r} levels a given number of packs.")
+    if cost is not None and objective != "cost":
+        raise PackingError(f"cost is given, but objective is {objective!r}; only objective 'cost' looks at costs.")
+    lens = checked_lengths(encoded_lens, cap)
+    costs = None
+    if objective == "cost":
+        costs = window_costs(DEFAULT_COST if cost is None else cost, lens)
+    return plan_checked(lens, cap, steps, objective, checked_effort(effort), costs)
+
+
+def window_costs(cost: Callable[[int], int] | Sequence[SupportsIndex], lens: Sequence[int]) -> list[int]:
+    """Returns the cost of each segment, from a function of its length or as they are given; checked."""
+    if callable(cost):
+        return list(map(costs_by_length(cost, lens).__getitem__, lens))
+    return checked_costs(cost, len(lens))
 
 
 def checked_effort(effort: float) -> float:
@@ -109,7 +129,14 @@ def checked_effort(effort: float) -> float:
     return float(min(effort, _MOST_EFFORT))
 
 
-def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: Objective, effort: float) -> WindowPlan:
+def plan_checked(
+    lens: Sequence[int],
+    cap: int,
+    steps: int | None,
+    objective: Objective,
+    effort: float,
+    costs: Sequence[int] | None = None,
+) -> WindowPlan:
     """Plans like `plan_window`, from checked arguments; `plan_ranks` plans a thousand windows at once."""
     order = sorted(range(len(lens)), key=lens.__getitem__, reverse=True)
     # Packs of lengths that are multiples of 64 cannot use the last few tokens of a cap that is not a multiple. Counting
@@ -119,9 +146,13 @@ def plan_checked(lens: Sequence[int], cap: int, steps: int | None, objective: Ob
     window = SortedWindow(lengths if unit == 1 else [length // unit for length in lengths], cap // unit)
     if objective == "dense":
         packs, proof, optimal = fewest_packs(window, steps, effort)
-    else:
+    elif objective == "balanced":
         assert steps is not None
         packs, proof, optimal = level_packs(window, steps, effort)
+    else:
+        assert steps is not None
+        assert costs is not None
+        packs, proof, optimal = level_costs(window, [costs[index] for index in order], steps, effort)
     if packs is None:
         assert steps is not None
         numbers = {

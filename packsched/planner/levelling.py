@@ -49,14 +49,10 @@ def longest_pack(lengths: Sequence[int], packs: Packs) -> int:
 def longest_pack_bound(lengths: Sequence[int], packing_length: int, packs: int) -> int:
     """Returns a lower bound, in tokens, of the longest pack of every plan with `packs` packs; `lengths` is not empty.
 
-    It starts from the mean, the longest segment, and every set of the `k * packs + 1` longest segments, of which some
-    pack holds `k + 1` (Graham 1969). A bisection then raises it past the packing lengths that the bounds of
-    `bounds.py` refute. `O(n log(packing_length))`.
+    It starts from `load_bound`. A bisection then raises it past the packing lengths that the bounds of `bounds.py`
+    refute. `O(n log(packing_length))`.
     """
-    low = max(-(-sum(lengths) // packs), lengths[0])
-    for k in range(1, (len(lengths) - 1) // packs + 1):
-        low = max(low, sum(lengths[k * packs - k : k * packs + 1]))
-    high = packing_length
+    low, high = load_bound(lengths, packs), packing_length
     # Refuted packing lengths are usually close to the mean, so look there first, and then further and further away.
     step = 64
     while low < high:
@@ -69,6 +65,18 @@ def longest_pack_bound(lengths: Sequence[int], packing_length: int, packs: int) 
         else:
             high = middle
     return low
+
+
+def load_bound(loads: Sequence[int], packs: int) -> int:
+    """Returns a lower bound of the highest load of every distribution over `packs` packs; longest first, not empty.
+
+    The bounds are the mean, the largest load, and every set of the `k * packs + 1` largest, of which some pack holds
+    `k + 1` (Graham 1969). `O(n)`.
+    """
+    bound = max(-(-sum(loads) // packs), loads[0])
+    for k in range(1, (len(loads) - 1) // packs + 1):
+        bound = max(bound, sum(loads[k * packs - k : k * packs + 1]))
+    return bound
 
 
 def _bisect(window: SortedWindow, packs: int, best: Packs, shortest: int, effort: float) -> tuple[Packs, int]:

@@ -130,8 +130,9 @@ def test_a_pool_is_adopted_where_the_ranks_alone_are_never_planned():
     plans = fit_every_rank(
         held,
         lens,
-        {3: 3, 5: 5, 7: 7},
+        lens,
         2,
+        [None] * 3,
         lambda lengths, trial: None,
         pool,
         lambda lengths, packs: plan_of_packs(lengths, packs, 10, 2, "dense"),
@@ -262,9 +263,9 @@ def test_no_rank_is_leveled_above_the_tokens_it_can_hold():
     for _ in range(50):
         lens = [[rng.randint(1, 100) for _ in range(rng.randint(4, 12))] for _ in range(6)]
         tokens = sum(map(sum, lens)) // 6 + 60
-        held = level_ranks(lens, {length: 1 + length % 7 for rank in lens for length in rank}, tokens)
+        held = level_ranks(lens, [[1 + length % 7 for length in rank] for rank in lens], tokens)
         assert max(sum(lens[rank][at] for rank, at in here) for here in held) <= max(tokens, *map(sum, lens))
-    assert level_ranks([[4, 6], [1]], {4: 1, 6: 1, 1: 1}, 6) == [[(0, 1)], [(1, 0), (0, 0)]]
+    assert level_ranks([[4, 6], [1]], [[1, 1], [1]], 6) == [[(0, 1)], [(1, 0), (0, 0)]]
 
 
 def test_the_least_moved_tokens_count_the_dearest_segments_first():

@@ -5,11 +5,11 @@ from itertools import combinations
 
 import pytest
 
-from packsched.balancing.exchange import _UNITS, _keep, level_ranks
+from packsched.balancing.exchange import _PARTS, _keep, level_ranks
 
 
 def keep(lens, cost, limit, tokens, *, keep_short=True):
-    kept = _keep(lens, {length: cost(length) for length in lens}, limit, tokens, keep_short)
+    kept = _keep(lens, [cost(length) for length in lens], limit, tokens, keep_short)
     assert kept == sorted(set(kept))
     return kept
 
@@ -28,7 +28,7 @@ def test_a_rank_keeps_as_much_cost_as_the_limit_allows(keep_short):
         limit = rng.randint(1, sum(lens) * 3)
         kept = keep(lens, lambda length: 3 * length, limit, 10**6, keep_short=keep_short)
         best = most_cost([3 * length for length in lens], limit)
-        assert best - _UNITS // 512 <= sum(3 * lens[at] for at in kept) <= limit
+        assert best - _PARTS // 512 <= sum(3 * lens[at] for at in kept) <= limit
 
 
 def test_costs_far_above_the_units_stay_within_the_limit():
@@ -38,10 +38,10 @@ def test_costs_far_above_the_units_stay_within_the_limit():
         lens = [rng.randint(1, 60) for _ in range(8)]
         costs = {length: length * 99_991 + 7 for length in lens}
         limit = rng.randint(min(costs.values()), sum(costs[length] for length in lens))
-        total = sum(costs[lens[at]] for at in _keep(lens, costs, limit, 10**6, True))
-        unit = limit // _UNITS + 1
+        total = sum(costs[lens[at]] for at in _keep(lens, [costs[length] for length in lens], limit, 10**6, True))
+        unit = limit // _PARTS + 1
         best = most_cost([costs[length] for length in lens], max(0, limit - (len(lens) + 1) * unit))
-        assert best - (_UNITS // 512 + 1) * unit <= total <= limit
+        assert best - (_PARTS // 512 + 1) * unit <= total <= limit
 
 
 def test_of_equally_costly_choices_the_short_or_the_long_ones_are_kept():
@@ -64,12 +64,12 @@ def test_segments_leave_one_by_one_where_none_frees_enough_tokens():
 def test_the_first_limit_under_which_everything_fits_is_used():
     """A thousandth of the mean more is tried before ten: nothing moves further than it must."""
     same = [[100] * 100, [100] * 101]
-    assert level_ranks(same, {100: 100}, 10**6) == [[(rank, at) for at in range(len(same[rank]))] for rank in (0, 1)]
+    assert level_ranks(same, same, 10**6) == [[(rank, at) for at in range(len(same[rank]))] for rank in (0, 1)]
     uneven = [[100] * 99, [100] * 103]
-    held = level_ranks(uneven, {100: 100}, 10**6)
+    held = level_ranks(uneven, uneven, 10**6)
     assert [len(here) for here in held] == [100, 102], "1 % above the mean of 101 is allowed, 2 % is not"
 
 
 def test_where_no_limit_places_everything_nothing_moves():
     lens = [[6, 6], [6, 6]]
-    assert level_ranks(lens, {6: 1}, 7) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
+    assert level_ranks(lens, [[1, 1], [1, 1]], 7) == [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
