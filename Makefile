@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-faults test-ranks test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-families test-faults test-ranks test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,9 @@ quickstart-micro: install  ## The same in scope micro
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
 		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py
+
+test-families: install  ## Gradients and leaks of every hybrid family, on one and two ranks (ten minutes)
+	$(BIN)/python -m pytest -m families tests/rollout_sft/model tests/distributed/test_hybrids.py
 
 test-faults: install  ## Break sixty runs on two ranks and resume them; writes docs/faults.md (half an hour)
 	$(BIN)/python -m pytest -s -m faults tests/faults

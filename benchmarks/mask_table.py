@@ -67,11 +67,16 @@ TINY = {
     "eos_token_id": 2,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 16,
 }
 
+ZAMBA_LAYERS = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 SPECIAL: dict[str, dict[str, object]] = {
     "bamba": {
         "mamba_n_heads": 4,
@@ -97,12 +102,35 @@ SPECIAL: dict[str, dict[str, object]] = {
     },
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3, "layer_types": None},
+    "zamba": {"layers_block_type": ZAMBA_LAYERS, "num_hidden_layers": 4, "layer_types": None},
+    "zamba2": {
+        "layers_block_type": ZAMBA_LAYERS,
+        "num_hidden_layers": 4,
+        "layer_types": None,
+        "n_mamba_heads": 4,
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "qwen4_exp_text": {
+        "num_experts_per_tok": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+        "hc_lowrank": 8,
+        "hc_count": 2,
+    },
 }
+"""What a family needs besides the small sizes, or instead of them; None leaves an argument out."""
 
 VARIANTS = {"granitemoehybrid, attention only": {"layer_types": ["attention", "attention"]}}
 """Separate rows for what a family's tiny configuration hides."""
@@ -125,7 +153,7 @@ passes. What holds for your model, attention and dtype is measured again before 
 """
 
 
-def tiny_config(family: str):
+def tiny_config(family: str, **overrides: object):
     """The family's default configuration with every size it knows made small; None where the text model is nested."""
     model_type = family.partition(",")[0]
     config = transformers.AutoConfig.for_model(model_type)
@@ -137,10 +165,11 @@ def tiny_config(family: str):
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
     if len(kinds) > 1:  # a layer of every kind, or the tiny model would not show what the family does
         known |= {"num_hidden_layers": len(kinds), "layer_types": kinds}
-    special = SPECIAL.get(model_type, {}) | VARIANTS.get(family, {})
+    special = SPECIAL.get(model_type, {}) | VARIANTS.get(family, {}) | overrides
     while True:
         try:
-            return transformers.AutoConfig.for_model(model_type, **{**known, **special})
+            given = {name: value for name, value in {**known, **special}.items() if value is not None}
+            return transformers.AutoConfig.for_model(model_type, **given)
         except Exception as error:
             refused = [name for name in known if f"'{name}'" in str(error)]
             if not refused:

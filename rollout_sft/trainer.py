@@ -30,6 +30,7 @@ from rollout_sft.evaluation import EvaluatingTrainer
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.model.inputs import adapter_for, split_processor
+from rollout_sft.model.recurrent import RecurrentLayers
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.callbacks import make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
@@ -107,6 +108,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             self.attention = choose_attention(plain, args.attention, device=args.device, autocast=autocast)
+        self._recurrent = RecurrentLayers(plain, device=args.device)
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = tokenizer.eos_token_id
@@ -155,7 +157,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last finished checkpoint."""
         together(lambda: unsupported.reject_empty_data(self.train_dataset, self.args), share=lambda _: None)
-        return super().train(*args, **kwargs)
+        with self._recurrent.active():
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(  # type: ignore[override]  # the denominator of the loss need not be an integer
         self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device

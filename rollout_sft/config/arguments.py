@@ -104,7 +104,8 @@ class RolloutSFTConfig(TrainingArguments):
         attention (`str`, *optional*, defaults to `"auto"`):
             How packs are trained: `varlen` runs each segment by itself, with no mask
             ([`~rollout_sft.model.attention`]), `model` keeps the attention that the model was loaded with, `auto` takes
-            `varlen` where it can run and the model would otherwise build dense masks.
+            `varlen` where it can run and the model would otherwise build dense masks. Recurrent layers keep segments
+            apart in all three ([`~rollout_sft.model.recurrent`]); the log says how.
         check_isolation (`bool`, *optional*, defaults to `True`):
             Whether to run the leak probe of [`~rollout_sft.checks.leak_probe.check_isolation`] before the first step.
         on_non_finite (`str`, *optional*, defaults to `"raise"`):

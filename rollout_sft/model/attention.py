@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rollout_sft.model.recurrent import recurrent_layers
 from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ VARLEN = "rollout_varlen"
 """The name under which transformers knows this attention."""
 
 HALF = (torch.bfloat16, torch.float16)
+PLAIN = {"full_attention", "sliding_attention"}
+"""Types of layers that this attention runs."""
+RECURRENT = {"linear_attention", "mamba", "conv", "hybrid", "moe", "mlp"}
+"""Types of layers of a model with recurrent layers that hold no attention, or a plain one beside the recurrent part."""
 BLOCK = 256
 """Fewest queries in one block, on the CPU, where a segment is longer than the sliding window."""
 
@@ -211,7 +216,9 @@ def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | No
     if not getattr(model, "_supports_attention_backend", False):
         return f"{name} does not hand cu_seq_lens to attentions that are registered from outside"
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    others = sorted(
+        set(getattr(config, "layer_types", None) or ()) - PLAIN - (RECURRENT if recurrent_layers(model) else set())
+    )
     if others:
         return f"{name} has layers that are not plain attention ({', '.join(others)})"
     if getattr(config, "attn_logit_softcapping", None) is not None:

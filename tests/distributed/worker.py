@@ -13,15 +13,17 @@ from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTTrainer
 from rollout_sft.ranks.distributed import leave_together
+from tests.hybrids import hybrid
 from tests.tiny import shard, tiny_arguments, tiny_config
 
 
-def build(folder, *, sharded=False, **overrides):
+def build(folder, *, sharded=False, family=None, **overrides):
     tokenizer = build_digits_tokenizer()
     config = tiny_arguments(folder, **{"global_max_length": 700, "decoding": {"max_new_tokens": 12}, **overrides})
     set_seed(0)
     shape = tiny_config(tokenizer)
-    model = Qwen3ForCausalLM(shape).double()
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024}
+    model = hybrid(family, **size) if family else Qwen3ForCausalLM(shape).double()
     whole = copy.deepcopy(model)
     if sharded:
         model = shard(model, Path(folder))

@@ -154,12 +154,12 @@ def test_a_marked_forward_without_borders_is_refused_not_leaked():
 
 
 def test_what_cannot_run_varlen_is_refused_or_left_alone(caplog):
-    convolutional = model_of("lfm2", layer_types=["conv", "full_attention"])
-    with pytest.raises(ValueError, match=r"layers that are not plain attention \(conv\)\. Set it to auto or model"):
-        choose_attention(convolutional, "varlen", device=CPU)
+    chunked = model_of("llama4_text", layer_types=["chunked_attention", "full_attention"], head_dim=16)
+    with pytest.raises(ValueError, match=r"layers that are not plain attention \(chunked_attention\)\. Set it to auto or model"):
+        choose_attention(chunked, "varlen", device=CPU)
     with caplog.at_level(logging.INFO, logger="rollout_sft.model.attention"):
-        assert choose_attention(convolutional, "auto", device=CPU) == "sdpa"
-    assert "since Lfm2ForCausalLM has layers" in caplog.text
+        assert choose_attention(chunked, "auto", device=CPU) == "sdpa"
+    assert "since Llama4ForCausalLM has layers" in caplog.text
     with pytest.raises(ValueError, match="does not hand cu_seq_lens"):
         choose_attention(model_of("bloom"), "varlen", device=CPU)
     capped = model_of("gemma2", head_dim=16, attn_logit_softcapping=50.0, query_pre_attn_scalar=16)

@@ -1,0 +1,286 @@
+"""Runs the recurrent layers of packed segments so that no state or convolution crosses a border.
+
+Linear attention, Mamba, short convolutions and RWKV carry a state along the row, and no mask stops it. While a
+[`RecurrentLayers`] is active, each of these layers gets every segment of a pack as if it were alone:
+
+    pack        a a a a a b c c c c c c
+    layer       a a a a a .     states start anew in every row; segments of similar length share a call
+                b . . . . .     the padding comes after the segment, so nothing that is kept depends on it
+                c c c c c c
+    result      a a a a a b c c c c c c
+
+Where the kernels that keep segments apart are installed, the layer's own path runs instead, with `cu_seq_lens` and
+`seq_idx`. Forwards that are not packed (generation, evaluation) run as always. Only the forwards of these layers are
+replaced, in this one model, and they are put back afterwards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rollout_sft.model.wrappers import base_model
+
+logger = logging.getLogger(__name__)
+
+STATES = {"cache_params", "past_key_values", "state", "use_cache"}
+"""Arguments by which a layer takes a state; a layer that has one and a convolution along the row is recurrent."""
+
+WITHOUT_CONVOLUTION = {
+    "Inkling2DynamicShortConvolution",
+    "MiniMaxLightningAttention",
+    "Qwen4ExpTextNGramEmbedding",
+    "RwkvFeedForward",
+    "RwkvSelfAttention",
+}
+"""Classes of layers that mix along the row without attention, and hold no `nn.Conv1d` to recognise them by."""
+
+CONVOLUTION = {"causal_conv1d_fn": "seq_idx"}
+SCANS = {
+    "chunk_kimi_delta_attention": "cu_seqlens",
+    "mamba2_chunk_scan": "seq_idx",
+    "mamba2_split_conv1d_scan_combined": "seq_idx",
+    "mamba_inner_fn": None,
+    "mamba_selective_scan": None,
+    "torch_chunk_gated_delta_rule": "cu_seqlens",
+}
+"""The functions of transformers behind which a kernel may stand, and the argument that keeps segments apart, if any."""
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""Arguments that a layer does not get when each segment is alone."""
+
+SAME_CALL = 64
+"""Segments up to this many tokens shorter than the longest one share its call. PyTorch's fallbacks for the kernels
+compute in chunks of as many tokens, so that the padding costs little."""
+
+
+class RecurrentLayers:
+    """
+    Holds the recurrent layers of a model, and runs them so that packed segments stay apart.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+        device (`torch.device`):
+            Where it will be trained; the kernels run on CUDA.
+
+    Attributes:
+        looped (`dict[str, nn.Module]`):
+            The layers that get each segment alone, by name.
+        by_kernel (`dict[str, nn.Module]`):
+            The layers whose installed kernels keep segments apart.
+    """
+
+    def __init__(self, model: nn.Module, *, device: torch.device):
+        self._model = base_model(model)
+        found = recurrent_layers(self._model)
+        self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
+        self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
+        for layers, way in (
+            (self.by_kernel, "by their own kernels, which get cu_seq_lens and seq_idx"),
+            (self.looped, "segment by segment, since no installed kernel keeps segments apart here"),
+        ):
+            if layers:
+                logger.info("recurrent layers of packs: %s run %s.", _counted(layers), way)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Replaces the forwards of the layers for a block of code; does nothing for a model without such layers."""
+        layers = {**self.looped, **self.by_kernel}
+        if not layers:
+            yield
+            return
+        borders = _Borders()
+        hook = self._model.register_forward_pre_hook(borders.note, with_kwargs=True)
+        own = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
+        for name, layer in layers.items():
+            layer._segments = _Segments(borders, own[name], kernel=name in self.by_kernel)  # type: ignore[assignment]
+            # A bound method, so that a deep copy of the model calls the copy's layer.
+            layer.forward = MethodType(_apart, layer)
+        try:
+            yield
+        finally:
+            hook.remove()
+            for name, layer in layers.items():
+                del layer.forward, layer._segments
+                if own[name] is not None:
+                    layer.forward = own[name]  # type: ignore[assignment]
+
+
+def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    Finds the layers that mix along the row and are not attention: those with a convolution along the row that take a
+    state, and a few classes without a convolution.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+
+    Returns:
+        `dict[str, nn.Module]`: the layers by their names in the model.
+    """
+    return {name: module for name, module in model.named_modules() if _is_recurrent(module)}
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    if type(module).__name__ in WITHOUT_CONVOLUTION:
+        return True
+    if not any(isinstance(child, nn.Conv1d) for child in module.children()):
+        return False
+    return bool(STATES & set(inspect.signature(type(module).forward).parameters))
+
+
+def kept_apart(layer: nn.Module) -> bool:
+    """Says whether every kernel that this recurrent layer calls is installed and keeps packed segments apart."""
+    names: set[str] = set()
+    for member in vars(type(layer)).values():
+        if inspect.isfunction(member):
+            names |= set(inspect.unwrap(member).__code__.co_names)
+    if hasattr(layer, "A_log") and not names & set(SCANS):  # the state is computed here, behind no kernel
+        return False
+    space, borders = vars(sys.modules[type(layer).__module__]), {**CONVOLUTION, **SCANS}
+    called = names & set(borders)
+    return bool(called) and all(_is_kernel(space[name], borders[name]) for name in called)
+
+
+def _is_kernel(function: Any, border: str | None) -> bool:
+    """The fallback in PyTorch refuses the borders of segments before it looks at anything else."""
+    if border is None:
+        return False
+    try:
+        function(**{border: True})
+    except ValueError as error:
+        return "packed" not in str(error)
+    except TypeError:  # the kernel misses its other arguments
+        return True
+    return True
+
+
+class _Borders:
+    """Knows the segments of the forward that runs, or that is computed again for its backward."""
+
+    def __init__(self) -> None:
+        self.now: _Calls | None = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Runs before every forward of the model."""
+        borders = kwargs.get("cu_seq_lens_q")
+        self.now = None if borders is None else _Calls(borders)
+
+
+class _Segments:
+    """What a replaced layer needs: the borders, its own forward, and whether its kernels keep segments apart."""
+
+    def __init__(self, borders: _Borders, own: Any, *, kernel: bool):
+        self.borders = borders
+        self.own = own
+        self.kernel = kernel
+
+
+class _Calls:
+    """Tells which segments share a call of a layer, and where their tokens lie; the same for all layers of a forward.
+
+    Args:
+        borders (`Tensor` of shape `(segments + 1,)`):
+            Where each segment begins and ends.
+    """
+
+    def __init__(self, borders: Tensor):
+        self.borders = borders
+        bounds = borders.tolist()
+        self.total: int = bounds[-1]
+        groups = calls([end - start for start, end in pairwise(bounds)])
+        place = torch.empty(self.total, dtype=torch.int64)
+        self.shapes, tokens, before = [], [], 0
+        for group in groups:
+            width = max(bounds[i + 1] - bounds[i] for i in group)
+            for row, i in enumerate(group):
+                start, end = bounds[i], bounds[i + 1]
+                # Behind a segment its last token is repeated: zeros could be special to a layer, a token is not.
+                tokens.append(torch.arange(start, start + width).clamp_(max=end - 1))
+                place[start:end] = before + row * width + torch.arange(end - start)
+            self.shapes.append((len(group), width))
+            before += len(group) * width
+        self._tokens = torch.cat(tokens).to(borders.device)
+        self._place = place.to(borders.device)
+
+    def split(self, value: Any) -> list[Any]:
+        """Returns the part of an argument that each call gets; what does not run along the row is shared."""
+        if isinstance(value, tuple | list):
+            return list(zip(*(self.split(part) for part in value), strict=True)) or [value] * len(self.shapes)
+        if not isinstance(value, Tensor) or value.shape[:2] != (1, self.total):
+            return [value] * len(self.shapes)
+        spread = value[0].index_select(0, self._tokens)
+        parts = spread.split([rows * width for rows, width in self.shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def join(self, values: Sequence[Any]) -> Any:
+        """Undoes [`split`] for what the calls returned. States become None: there is none for the whole row."""
+        if isinstance(values[0], tuple | list):
+            return tuple(self.join(column) for column in zip(*values, strict=True))
+        if not all(isinstance(v, Tensor) and v.shape[:2] == s for v, s in zip(values, self.shapes, strict=True)):
+            return None
+        return torch.cat([value.flatten(0, 1) for value in values]).index_select(0, self._place)[None]
+
+
+def calls(lens: Sequence[int]) -> list[list[int]]:
+    """
+    Groups segments of similar length, which share a call of a layer.
+
+    Args:
+        lens (`Sequence[int]`):
+            The length of each segment.
+
+    Returns:
+        `list[list[int]]`: the indices of each call, long segments first.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lens)), key=lambda i: (-lens[i], i)):
+        if groups and lens[i] >= lens[groups[-1][0]] - SAME_CALL:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a recurrent layer while [`RecurrentLayers`] is active."""
+    segments: Any = layer._segments
+    own = segments.own or MethodType(type(layer).forward, layer)
+    now: _Calls | None = segments.borders.now
+    if now is None or (segments.kernel and kwargs.get("cu_seq_lens_q") is not None and "seq_idx" in kwargs):
+        return own(*args, **kwargs)
+    given = kwargs.get("cu_seq_lens_q")
+    if given is not None and given is not now.borders:  # an earlier forward, computed again for its backward
+        now = _Calls(given)
+    tokens = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).shape[1]
+    if tokens != now.total:
+        raise ValueError(
+            f"{type(layer).__name__} got a row of {tokens} tokens, but the last packed forward of its model had "
+            f"{now.total}. Run the backward of a pack before the next forward."
+        )
+    kwargs = {name: value for name, value in kwargs.items() if name not in PACKED}
+    positional = [now.split(value) for value in args]
+    named = {name: now.split(value) for name, value in kwargs.items()}
+    results = [
+        own(*(parts[i] for parts in positional), **{name: parts[i] for name, parts in named.items()})
+        for i in range(len(now.shapes))
+    ]
+    return now.join(results)
+
+
+def _counted(layers: dict[str, nn.Module]) -> str:
+    numbers = Counter(type(layer).__name__ for layer in layers.values())
+    return ", ".join(f"{number} {name}" for name, number in numbers.items())

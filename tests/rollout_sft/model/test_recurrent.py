@@ -1,0 +1,276 @@
+"""Recurrent layers of packed segments: each segment as if it were alone, in this model and until training ends."""
+
+import copy
+import inspect
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from benchmarks.mask_table import tiny_config
+from rollout_sft.checks.leak_probe import LeakError, check_isolation
+from rollout_sft.inputs.segment import Segment, pack_of
+from rollout_sft.model.attention import choose_attention
+from rollout_sft.model.forward import prepare_forward
+from rollout_sft.model.recurrent import CONVOLUTION, SCANS, RecurrentLayers, calls, kept_apart, recurrent_layers
+from rollout_sft.step.collate import forward_inputs
+from tests.hybrids import HYBRIDS, float64_throughout, hybrid
+from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
+
+CPU = torch.device("cpu")
+LENGTHS = (7, 1, 12, 3, 2, 80, 12)
+"""Some are shorter than the convolutions, whose kernels have three or four tokens."""
+SLICE = ("bamba", "lfm2", "mamba2", "minimax", "qwen3_5_text", "zaya")
+FAMILIES = pytest.mark.parametrize(
+    "family", [*SLICE, *(pytest.param(f, marks=pytest.mark.families) for f in HYBRIDS if f not in SLICE)]
+)
+
+
+def segments(lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]
+    return [Segment.from_lists(ids, ids, [0.0] * len(ids)) for ids in drawn]
+
+
+def gradient(model, forwards):
+    """Of a sum over all logits that no symmetry makes zero."""
+    model.zero_grad()
+    for inputs in forwards:
+        logits = model(**inputs).logits
+        (logits.logsumexp(-1) - logits[..., 5]).sum().backward()
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+
+def alone(parts):
+    return [{"input_ids": s.input_ids[None], "use_cache": False} for s in parts]
+
+
+def packed(model, parts):
+    return [prepare_forward(model, forward_inputs(pack_of(parts)))]
+
+
+def as_trained(model):
+    """The attention and the recurrent layers as the trainer chooses them."""
+    choose_attention(model, "auto", device=CPU)
+    return RecurrentLayers(model, device=CPU)
+
+
+@FAMILIES
+def test_a_packed_gradient_is_that_of_each_segment_alone(family):
+    model, parts = hybrid(family), segments()
+    with float64_throughout():
+        expected = gradient(model, alone(parts))
+        with as_trained(model).active():
+            found = gradient(model, packed(model, parts))
+    assert relative_difference(found, expected) < 1e-10
+
+
+@FAMILIES
+def test_the_leak_probe_finds_no_leak(family):
+    model = hybrid(family, torch.float32)
+    with as_trained(model).active():
+        assert check_isolation(model).leak <= 2e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "crossing"), [("lfm2", "convolution"), ("minimax", "state"), ("mamba2", "both"), ("rwkv", "shift")]
+)
+def test_the_leak_probe_catches_what_crosses_a_border(family, crossing):
+    model = hybrid(family, torch.float32)
+    with as_trained(model).active():
+        layer = next(iter(recurrent_layers(model).values()))
+        borders = layer._segments.borders
+        note = borders.note
+
+        def forgetful(module, args, kwargs):
+            note(module, args, {**kwargs, "cu_seq_lens_q": kwargs["cu_seq_lens_q"][[0, 1, 3]]})
+            borders.now.borders = kwargs["cu_seq_lens_q"]
+
+        hook = model.register_forward_pre_hook(forgetful, with_kwargs=True)
+        with pytest.raises(LeakError, match="see each other"):
+            check_isolation(model)
+        hook.remove()
+        assert check_isolation(model).leak <= 1e-6
+
+
+@pytest.mark.parametrize("scope", ["micro", "window"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_5_text", *(pytest.param(f, marks=pytest.mark.families) for f in HYBRIDS if f != "qwen3_5_text")]
+)
+def test_the_gradient_of_a_window_is_that_of_its_segments(make_trainer, tokenizer, family, scope, caplog):
+    model = hybrid(family, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    reference = copy.deepcopy(model)
+    with caplog.at_level(logging.INFO, logger="rollout_sft.model.recurrent"), float64_throughout():
+        trainer = make_trainer(model=model, post_rollout_pack_scope=scope, gradient_checkpointing=scope == "micro")
+        trainer.train()
+        assert max(len(lens) for lens in trainer.last_window) > 1
+        _, expected = one_by_one(reference, trained(trainer))
+    assert relative_difference(trainer.catcher.gradients[0], expected) < 1e-10
+    assert "run segment by segment, since no installed kernel" in caplog.text
+    assert not any("forward" in vars(layer) for layer in recurrent_layers(model).values()), "undone after training"
+
+
+def test_adapters_inside_recurrent_layers_get_the_same_gradient():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(hybrid("bamba"), LoraConfig(r=4, target_modules=["in_proj", "out_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zeros, under which the other half gets no gradient
+            torch.nn.init.normal_(parameter)
+    parts = segments()
+    with float64_throughout():
+        expected = gradient(model, alone(parts))
+        with as_trained(model).active():
+            found = gradient(model, packed(model, parts))
+    assert len(expected) < sum(p.numel() for p in model.parameters()), "the adapters alone are trained"
+    assert relative_difference(found, expected) < 1e-10
+
+
+@pytest.mark.families
+def test_a_compiled_model_gets_the_same_gradient():
+    model, parts = hybrid("lfm2"), segments()
+    expected = gradient(model, alone(parts))
+    compiled = torch.compile(model, backend="eager")
+    with as_trained(model).active():
+        for _ in range(2):
+            assert relative_difference(gradient(compiled, packed(model, parts)), expected) < 1e-10
+            parts = parts[::-1]
+
+
+def test_the_layers_are_their_own_again_after_an_error():
+    model = hybrid("lfm2")
+    layer = next(iter(recurrent_layers(model).values()))
+    with pytest.raises(IndexError), as_trained(model).active():
+        model(**{**packed(model, segments())[0], "input_ids": torch.tensor([[10**6]])})
+    assert not {"forward", "_segments"} & set(vars(layer))
+    assert not model._forward_pre_hooks
+
+
+def test_a_copy_of_the_model_runs_its_own_layers():
+    model, parts = hybrid("lfm2"), segments()
+    with as_trained(model).active():
+        other = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        assert gradient(other, packed(other, parts)).abs().max() > 0
+
+
+def test_forwards_that_are_not_packed_run_as_always():
+    model, parts = hybrid("qwen3_5_text"), segments()
+    ids = parts[0].input_ids[None]
+    expected = model(input_ids=ids).logits, model.generate(ids, max_new_tokens=4, do_sample=False)
+    with as_trained(model).active():
+        model(**packed(model, parts)[0])
+        found = model(input_ids=ids).logits, model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_dummy_of_an_idle_micro_step_gives_zero_gradients():
+    model = hybrid("qwen3_5_text")
+    dummy = [Segment.from_lists([3], [3], [0.0])]
+    with as_trained(model).active():
+        (model(**packed(model, dummy)[0]).logits * 0).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_a_row_of_another_forward_is_refused_not_leaked():
+    model, parts = hybrid("mamba"), segments()
+    model.gradient_checkpointing_enable()
+    model.train()
+    with as_trained(model).active():
+        loss = model(**packed(model, parts)[0]).logits.sum()
+        model(**packed(model, parts[:3])[0])
+        with pytest.raises(ValueError, match="Run the backward of a pack before the next forward"):
+            loss.backward()
+
+
+def installed(monkeypatch, seen):
+    """
+    Puts stand-ins for causal-conv1d and flash-linear-attention, which need CUDA, where transformers keeps them.
+
+    They compute what the fallbacks compute, segment by segment by the borders that they get.
+    """
+    from transformers.models.qwen3_5 import modeling_qwen3_5
+
+    convolution = inspect.unwrap(modeling_qwen3_5.causal_conv1d_fn)
+    rule = inspect.unwrap(modeling_qwen3_5.torch_chunk_gated_delta_rule)
+
+    def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, activation=None, **kwargs):
+        assert seq_idx.dtype == torch.int32, "causal-conv1d takes no other"
+        seen.append("seq_idx")
+        parts = x.split(seq_idx[0].unique_consecutive(return_counts=True)[1].tolist(), dim=-1)
+        return torch.cat([convolution(part, weight, bias, activation=activation) for part in parts], dim=-1)
+
+    def chunk_gated_delta_rule(q, k, v, *, g, beta, cu_seqlens=None, **kwargs):
+        seen.append("cu_seqlens")
+        kwargs = {n: value for n, value in kwargs.items() if n in inspect.signature(rule).parameters}
+        parts = zip(*(x.split(cu_seqlens.diff().tolist(), dim=1) for x in (q, k, v, g, beta)), strict=True)
+        return torch.cat([rule(*part[:3], g=part[3], beta=part[4], **kwargs)[0] for part in parts], dim=1), None
+
+    monkeypatch.setattr(modeling_qwen3_5, "causal_conv1d_fn", causal_conv1d_fn)
+    monkeypatch.setattr(modeling_qwen3_5, "torch_chunk_gated_delta_rule", chunk_gated_delta_rule)
+
+
+def test_installed_kernels_get_the_borders_and_the_loop_is_left_out(monkeypatch, caplog):
+    model, parts, seen = hybrid("qwen3_5_text"), segments(), []
+    cuda = torch.device("cuda")  # decides by the device's name; nothing here runs on it
+    with float64_throughout():
+        expected = gradient(model, alone(parts))
+        assert RecurrentLayers(model, device=cuda).looped, "without the kernels"
+        installed(monkeypatch, seen)
+        assert RecurrentLayers(model, device=CPU).looped, "the kernels do not run on a CPU"
+        with caplog.at_level(logging.INFO, logger="rollout_sft.model.recurrent"):
+            layers = RecurrentLayers(model, device=cuda)
+        assert (layers.looped, len(layers.by_kernel)) == ({}, 1)
+        assert "1 Qwen3_5GatedDeltaNet run by their own kernels, which get cu_seq_lens and seq_idx" in caplog.text
+        with layers.active():
+            assert check_isolation(model).leak == 0
+            seen.clear()
+            found = gradient(model, packed(model, parts))
+    assert seen == ["seq_idx", "cu_seqlens"], "each kernel ran once, for the whole pack"
+    assert relative_difference(found, expected) < 1e-10
+
+
+@pytest.mark.parametrize("family", ["jamba", "zamba"])
+def test_a_state_without_borders_is_looped_although_the_convolution_knows_them(monkeypatch, family):
+    layer = next(iter(recurrent_layers(hybrid(family)).values()))
+    module = inspect.getmodule(type(layer))
+    for name in ("causal_conv1d_fn", "mamba_selective_scan", "mamba_inner_fn"):
+        monkeypatch.setattr(module, name, lambda x, weight, seq_idx=None: x, raising=False)
+    assert not kept_apart(layer)
+
+
+def test_every_function_behind_which_a_kernel_may_stand_is_known():
+    decorated = re.compile(r"@use_kernel_func_from_hub_with_fallback\([^)]*\)\ndef (\w+)")
+    root = Path(inspect.getfile(transformers)).parent / "models"
+    found = {name for path in root.glob("*/modeling_*.py") for name in decorated.findall(path.read_text())}
+    decoding = {name for name in found if re.search("update|recurrent", name)}
+    assert found - decoding == {*CONVOLUTION, *SCANS}
+
+
+def test_segments_of_similar_length_share_a_call():
+    assert calls([7, 300, 1, 290, 64, 200, 7]) == [[1, 3], [5], [4, 0, 6, 2]]
+
+
+def test_every_family_with_a_state_has_its_recurrent_layers_found():
+    """A family whose layers this project does not know would leak, or be refused by the probe."""
+    root = Path(inspect.getfile(transformers)).parent / "models"
+    stateful = {p.parent.name for p in root.glob("*/modeling_*.py") if "_is_stateful = True" in p.read_text()}
+    causal = set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    families = sorted(f for name in stateful for f in (name, f"{name}_text") if f in causal)
+    assert len(families) > 15
+    without = []
+    for family in families:
+        config = tiny_config(family)
+        if config is None:  # its text model is a family of its own
+            continue
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        if not recurrent_layers(model):
+            without.append(family)
+    # Compressed attention whose positions restart; xLSTM takes no position_ids and is refused.
+    assert without == ["deepseek_v4", "xlstm"]
