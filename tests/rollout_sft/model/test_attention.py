@@ -155,7 +155,8 @@ def test_a_marked_forward_without_borders_is_refused_not_leaked():
 
 def test_what_cannot_run_varlen_is_refused_or_left_alone(caplog):
     chunked = model_of("llama4_text", layer_types=["chunked_attention", "full_attention"], head_dim=16)
-    with pytest.raises(ValueError, match=r"layers that are not plain attention \(chunked_attention\)\. Set it to auto or model"):
+    reason = r"layers that are not plain attention \(chunked_attention\)\. Set it to auto or model"
+    with pytest.raises(ValueError, match=reason):
         choose_attention(chunked, "varlen", device=CPU)
     with caplog.at_level(logging.INFO, logger="rollout_sft.model.attention"):
         assert choose_attention(chunked, "auto", device=CPU) == "sdpa"

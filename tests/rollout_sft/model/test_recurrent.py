@@ -97,7 +97,7 @@ def test_the_leak_probe_catches_what_crosses_a_border(family, crossing):
         assert check_isolation(model).leak <= 1e-6
 
 
-@pytest.mark.parametrize("scope", ["micro", "window"])
+@pytest.mark.parametrize("scope", ["micro", "window", "global"])
 @pytest.mark.parametrize(
     "family", ["qwen3_5_text", *(pytest.param(f, marks=pytest.mark.families) for f in HYBRIDS if f != "qwen3_5_text")]
 )
