@@ -5,7 +5,7 @@ import contextlib
 import torch
 from transformers import AutoModelForCausalLM, set_seed
 
-from benchmarks.mask_table import tiny_config
+from tests.tiny_families import tiny_config
 
 HYBRIDS = (
     "bailing_hybrid",

@@ -11,7 +11,6 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from benchmarks.mask_table import tiny_config
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.model.attention import choose_attention
@@ -20,6 +19,7 @@ from rollout_sft.model.recurrent import CONVOLUTION, SCANS, RecurrentLayers, cal
 from rollout_sft.step.collate import forward_inputs
 from tests.hybrids import HYBRIDS, float64_throughout, hybrid
 from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
+from tests.tiny_families import tiny_config
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 1, 12, 3, 2, 80, 12)
