@@ -113,7 +113,7 @@ def run_stage(stage: StageConfig, title: str) -> dict[str, float]:
     def write() -> None:
         with entangled(trainer.writes_in_collectives()):
             trainer.save_model()
-        _draw(trainer, stage)
+        _draw(trainer, stage, before)
         if trainer.is_world_process_zero():
             write_atomically(summary, json.dumps(numbers, indent=2) + "\n")
 
@@ -123,12 +123,13 @@ def run_stage(stage: StageConfig, title: str) -> dict[str, float]:
     return numbers
 
 
-def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
+def _draw(trainer: RolloutSFTTrainer, stage: StageConfig, before: dict[str, float]) -> None:
     args = stage.training
     folder = Path(str(args.output_dir))
     if not trainer.is_world_process_zero():
         return
-    draw_curves(trainer.state.log_history, folder / "curves.png", f"Stage {stage.name}")
+    # Training begins with an empty log, without the evaluation before it.
+    draw_curves([{**before, "step": 0}, *trainer.state.log_history], folder / "curves.png", f"Stage {stage.name}")
     if args.packing and trainer.last_window:
         title = f"The last window of stage {stage.name}: scope {args.post_rollout_pack_scope}"
         draw_packs(trainer.last_window, args.packing_length, folder / "packs.png", title)

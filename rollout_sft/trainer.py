@@ -186,6 +186,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             together(
                 lambda: unsupported.reject_unsupervised_window(weight_sum, len(reports), done), share=lambda _: None
             )
+        if not done and self.is_world_process_zero():
+            unsupported.warn_about_missing_end(window.due, self._filler_id)
         self.last_window = window.pack_lens
         self.fill_estimate.add([length for lens in self.last_window for length in lens])
         self.metrics.add(reports, num_batches)

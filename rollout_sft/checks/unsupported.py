@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import has_length
 
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.inputs.segment import SUPERVISED, Segment
 from rollout_sft.model.forward import forward_names
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,33 @@ def warn_about_dropout(model: nn.Module) -> float:
             largest,
         )
     return largest
+
+
+def warn_about_missing_end(segments: Sequence[Segment], end_id: int) -> bool:
+    """
+    Warns that no segment of the first window trains the end token, so that the model would not learn to stop.
+
+    Args:
+        segments (`Sequence[Segment]`):
+            The segments of the window, on the CPU.
+        end_id (`int`):
+            The tokenizer's end token.
+
+    Returns:
+        `bool`: whether it warned.
+    """
+    missing = bool(segments) and not any(
+        (segment.targets[segment.indices[SUPERVISED]] == end_id).any() for segment in segments
+    )
+    if missing:
+        logger.warning(
+            "none of the %d segments of the first window trains the end token (id %d), so the model does not learn to "
+            "stop. Rollout.response_ids come without it: a target builder appends tokenizer.eos_token_id to the tokens "
+            "and makes it the last target.",
+            len(segments),
+            end_id,
+        )
+    return missing
 
 
 def reject_empty_data(dataset: Any, config: RolloutSFTConfig) -> None:

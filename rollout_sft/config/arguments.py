@@ -74,6 +74,9 @@ class RolloutSFTConfig(TrainingArguments):
             Scopes `window` and `global`, when the segments do not fit GA packs: `raise` stops the run before the first
             forward, `extra_steps` runs the surplus packs inside the last micro-step. The gradient is the same.
             Without effect in scope `micro` and where `packing` is false, because nothing can be infeasible there.
+        on_oversized (`str`, *optional*, defaults to `"raise"`):
+            A segment that is longer than `packing_length`: `raise` stops the run, `skip` leaves its sample out of the
+            window, warns with its id and counts it (`packing/oversized`).
         rollout_backend (`str`, *optional*, defaults to `"hf"`):
             What generates: `hf` uses the live model's `generate`, `vllm` an engine that gets the live weights.
         vllm ([`~rollout_sft.config.vllm.VLLMConfig`], *optional*):
@@ -128,6 +131,7 @@ class RolloutSFTConfig(TrainingArguments):
     pack_objective: Literal["dense", "balanced"] = field(default="dense", metadata=_MATCHING)
     idle_micro_steps: Literal["dummy", "skip"] = field(default="dummy", metadata=_MATCHING)
     on_infeasible: Literal["raise", "extra_steps"] = field(default="raise", metadata=_MATCHING)
+    on_oversized: Literal["raise", "skip"] = field(default="raise", metadata=_MATCHING)
     rollout_backend: Literal["hf", "vllm"] = field(default="hf", metadata=_MATCHING)
     vllm: VLLMConfig = field(default_factory=VLLMConfig, metadata=_MATCHING)
     rollout_batch_size: Prompts = field(default=None, metadata=_MATCHING)

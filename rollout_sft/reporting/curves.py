@@ -59,7 +59,7 @@ def _draw_scores(panel: Any, log: Sequence[dict[str, Any]]) -> None:
     for number, name in enumerate(scores):
         label = "F1" if name == "rollout/f1" else name.rpartition("/")[2]
         _draw(panel, log, {name: f"{label}, rollouts in training"}, color=f"C{number}", alpha=0.4)
-        _draw(panel, log, {f"eval_{name}": f"{label}, evaluation"}, color=f"C{number}", marker="o")
+        _draw(panel, log, {f"eval_{name}": f"{label}, evaluation"}, color=f"C{number}", marker="o", markersize=4)
 
 
 def _draw(panel: Any, log: Sequence[dict[str, Any]], names: dict[str, str], **style: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rollout_sft.reporting.metrics import is_own_metric
+
 ROWS = {
     "eval F1 before": ("f1_before", "{:.3f}"),
     "eval F1 after": ("f1_after", "{:.3f}"),
@@ -40,7 +42,9 @@ def summarise(
             Metrics of the evaluation after training.
 
     Returns:
-        `dict`: maps names to values, without those that were not measured.
+        `dict`: maps names to values, without those that were not measured. The numbers that the user's own target
+        builder or backend counts keep their names: `name` is the mean over training, `eval_name_before` and
+        `eval_name_after` are those of the evaluations.
     """
     lines = [entry for entry in log_history if "time/train_s" in entry]
 
@@ -66,7 +70,10 @@ def summarise(
         "rollout_s": sum(column("time/rollout_s")),
         "train_s": sum(column("time/train_s")),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    own = {name: mean(name) for name in sorted({name for entry in lines for name in entry if is_own_metric(name)})}
+    for scores, suffix in ((before, "_before"), (after, "_after")):
+        own |= {f"{n}{suffix}": v for n, v in scores.items() if n.startswith("eval_") and is_own_metric(n[5:])}
+    return {name: value for name, value in {**found, **own}.items() if value is not None}
 
 
 def print_table(stages: Sequence[tuple[str, dict[str, float]]], title: str) -> None:
@@ -86,7 +93,18 @@ def print_table(stages: Sequence[tuple[str, dict[str, float]]], title: str) -> N
     for label, (key, form) in ROWS.items():
         if any(key in numbers for _, numbers in stages):
             table.add_row(label, *(form.format(n[key]) if key in n else "-" for _, n in stages))
+    taken = {key for key, _ in ROWS.values()}
+    for key in dict.fromkeys(key for _, numbers in stages for key in numbers if key not in taken):
+        table.add_row(_label(key), *(f"{n[key]:.3f}" if key in n else "-" for _, n in stages))
     Console().print(table)
+
+
+def _label(key: str) -> str:
+    """Words the name of a user's own metric, such as `eval_answers/accepted_after`."""
+    if not key.startswith("eval_"):
+        return f"{key} in training, mean"
+    name, _, when = key.removeprefix("eval_").rpartition("_")
+    return f"eval {name} {when}"
 
 
 def draw_packs(pack_lens: Sequence[Sequence[int]], packing_length: int, path: str | Path, title: str) -> None:

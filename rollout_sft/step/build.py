@@ -20,6 +20,7 @@ from rollout_sft.reporting.metrics import Ratios, WindowReport, check_counters
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerLimits, checked
 from rollout_sft.step.collate import TEXT, PackedBatch
+from rollout_sft.step.oversized import OversizedFilter
 from rollout_sft.step.reductions import rescale
 from rollout_sft.step.scheduled_window import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
@@ -95,6 +96,7 @@ class WindowBuilder:
         self.collate = collate
         self._config = config
         self._schedule = schedule
+        self._oversized = OversizedFilter(config)
         self._target_builder = target_builder
         self._backend = backend
         self._limits = limits
@@ -133,7 +135,8 @@ class WindowBuilder:
         for target in (t for row in targets for t in row):
             ratios.add(check_counters(target.counters, "the target builder"))
         with ratios.timed("time/pack_s"):
-            segments = [rescale([t.segment for t in row], self._config.loss_reduction) for row in targets]
+            fitting, oversized = self._oversized.apply([[t.segment for t in row] for row in targets])
+            segments = [rescale(row, self._config.loss_reduction) for row in fitting]
             pool = [*self._schedule.waiting, *(s for row in segments for s in row)]
             scheduled = self._schedule.schedule(segments, micro_steps)
             elsewhere = {id(s) for s in (*self._schedule.waiting, *scheduled.given)}
@@ -143,7 +146,7 @@ class WindowBuilder:
         whole = self._config.gradient_accumulation_steps
         allowed = self._config.on_infeasible == "extra_steps" or len(batches) <= whole
         assert extra == 0 or (extra > 0 and allowed), (len(batches), micro_steps, whole)
-        ratios.add(scheduled.counters)
+        ratios.add({**oversized, **scheduled.counters})
         report = WindowReport(
             raw_micro_batches=len(micro_batches),
             packs=sum(1 for pack in scheduled.packs if pack.segments),

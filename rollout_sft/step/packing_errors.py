@@ -20,7 +20,8 @@ _MORE_ROOM = (
 )
 _ADVICE: dict[type[PackingError], str] = {
     OversizedSegmentError: (
-        "raise global_max_length (or template.max_length), lower max_new_tokens, or disable training.packing"
+        "raise global_max_length (or template.max_length), lower max_new_tokens, leave such samples out with "
+        "on_oversized: skip, or disable training.packing"
     ),
     BufferOverflowError: (
         "raise training.packing_buffer, lower per_device_train_batch_size, or raise global_max_length"

@@ -10,7 +10,9 @@ from transformers import Qwen3ForCausalLM, TrainingArguments
 
 from examples.digits.data import DigitsDataset
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.checks.unsupported import warn_about_dropout
+from rollout_sft.checks.unsupported import warn_about_dropout, warn_about_missing_end
+from rollout_sft.inputs.segment import Segment
+from rollout_sft.targets.base import Target
 from tests.rollout_sft.test_trainer import WINDOW, lora
 from tests.tiny import tiny_arguments
 
@@ -137,3 +139,33 @@ def test_the_largest_dropout_is_the_one_announced(rates, caplog):
 def test_without_dropout_nothing_is_announced(caplog):
     assert warn_about_dropout(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))) == 0.0
     assert not caplog.records
+
+
+def test_a_builder_that_forgets_the_end_token_is_warned_of(caplog):
+    forgetful = Segment.from_lists([1, 2, 3, 4], [0, 3, 4, 0], [0, 1, 1, 0])
+    untrained = Segment.from_lists([1, 2, 3, 9], [0, 3, 9, 0], [0, 1, 0, 0])
+    ending = Segment.from_lists([1, 2, 3, 9], [0, 3, 9, 0], [0, 1, 1, 0])
+    assert warn_about_missing_end([forgetful, untrained], 9)
+    assert "none of the 2 segments of the first window trains the end token (id 9)" in caplog.text
+    assert "append" in caplog.text
+    assert not warn_about_missing_end([forgetful, ending], 9)
+    assert not warn_about_missing_end([], 9), "a rank without data"
+
+
+class Forgetful:
+    """A target builder that trains the tokens of the rollout as they come."""
+
+    def build(self, sample, rollout):
+        ids = [*sample["prompt_ids"], *rollout.response_ids]
+        weights = [0.0, *([1.0] * (len(ids) - 2)), 0.0]
+        return Target(segment=Segment.from_lists(ids, [*ids[1:], 0], weights), counters={})
+
+    build_reference = score = None
+
+
+def test_the_first_window_of_training_is_looked_at(make_trainer, caplog):
+    make_trainer(builder=Forgetful(), post_rollout_pack_scope="window", max_steps=2).train()
+    assert caplog.text.count("trains the end token") == 1
+    caplog.clear()
+    make_trainer(post_rollout_pack_scope="window").train()
+    assert "trains the end token" not in caplog.text

@@ -25,7 +25,8 @@ def test_an_oversized_sample_is_named_with_the_keys_and_the_numbers():
     assert str(error) == (
         "sample 'img-7': segment 0 has encoded_len 61, which is 1 more than packing_length 60. Raise packing_length "
         "or make shorter segments; they are never split. In the YAML file: raise global_max_length (or "
-        "template.max_length), lower max_new_tokens, or disable training.packing."
+        "template.max_length), lower max_new_tokens, leave such samples out with on_oversized: skip, or disable "
+        "training.packing."
     )
 
 

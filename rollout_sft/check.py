@@ -1,0 +1,210 @@
+"""Checks a configuration before anything trains: `python -m rollout_sft.check --config x.yaml`.
+
+Prints one page per stage: what the configuration says, the data and their longest prompt, the model, its attention and
+the leak probe, the memory of the carry buffer, a batch size that fills the packs. Writes nothing. Ends with status 2 if
+the run would fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import has_length
+
+from packsched import advise
+from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.config.run import load_run
+from rollout_sft.config.sections import StageConfig
+from rollout_sft.data.samples import Sample, read_prompt
+from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, step_facts
+from rollout_sft.parts import Parts, check_files, load_parts
+from rollout_sft.reporting.pages import print_page
+from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.trainer import RolloutSFTTrainer
+from rollout_sft.user_errors import STATUS, message_alone
+
+PROMPTS = 20_000
+"""The most prompts that are encoded to find the longest."""
+REFERENCES = 512
+"""The most reference answers that are built to estimate the lengths of segments."""
+
+
+class NoRollouts:
+    """A rollout backend that never generates, so that no engine starts."""
+
+    counters: dict[str, tuple[float, float]] = {}  # noqa: RUF012
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Refuses."""
+        raise AssertionError("a check generates nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """
+    Holds the lengths found in the training data.
+
+    Args:
+        prompts (`int`):
+            How many prompts were encoded.
+        longest (`int`):
+            Tokens of the longest of them.
+        longest_id (`str`):
+            Its sample.
+        references (`list[int]`):
+            Tokens of segments with their reference answer.
+        total (`int`, *optional*):
+            How many samples there are; None for a stream.
+    """
+
+    prompts: int
+    longest: int
+    longest_id: str
+    references: list[int]
+    total: int | None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Prints the pages.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*):
+            The command line; its only argument is `--config`.
+    """
+    parser = argparse.ArgumentParser(prog="rollout_sft.check", description="Checks a configuration; trains nothing.")
+    parser.add_argument("--config", required=True, help="YAML file; see the README")
+    path = parser.parse_args(arguments).config
+    with message_alone(path):
+        stages = load_run(path)
+        check_files(stages)
+        problems = [
+            problem
+            for number, stage in enumerate(stages)
+            for problem in _check_stage(
+                stage, f"{Path(path).name}, stage {number + 1} of {len(stages)}", first=not number
+            )
+        ]
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if problems:
+        raise SystemExit(STATUS)
+    print("No problem found. Nothing was trained.")
+
+
+def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
+    """Prints the page of a stage; returns what would fail."""
+    args = stage.training
+    parts = load_parts(stage)
+    lengths = measure(parts)
+    if first:
+        with tempfile.TemporaryDirectory() as folder:  # a trainer makes its output folder
+            trainer = RolloutSFTTrainer(
+                model=parts.load_model(),
+                args=replace(args, output_dir=folder),
+                processing_class=parts.tokenizer,
+                target_builder=parts.target_builder,
+                rollout_backend=NoRollouts(),
+                train_dataset=parts.train,
+                eval_dataset=parts.eval,
+            )
+            facts = stage_facts(stage, parts, trainer, trainer.probe())
+    else:  # its model is what the stage before it will have trained
+        facts = {
+            "model": "the weights of the stage before",
+            **data_facts(stage, parts),
+            **step_facts(args, lengths.total),
+        }
+    facts |= length_facts(args, lengths)
+    print_page(f"{title}: {stage.name}", facts)
+    return [f"stage {stage.name}: {problem}" for problem in find_problems(args, lengths)]
+
+
+def measure(parts: Parts) -> Lengths:
+    """Encodes prompts and builds reference answers, of a bounded number of samples."""
+    total = len(parts.train) if has_length(parts.train) else None
+    prompts: list[tuple[int, str]] = []
+    references: list[int] = []
+    for sample in islice(_samples(parts.train, total), PROMPTS):
+        prompts.append((len(read_prompt(sample)), str(sample.get("id"))))
+        if len(references) < REFERENCES:
+            with suppress(NotImplementedError):  # a builder that has no reference answers
+                references.append(parts.target_builder.build_reference(sample).segment.encoded_len)
+    if not prompts:
+        raise ValueError("data.train gives no samples, so there is nothing to train.")
+    longest, sample_id = max(prompts, key=lambda prompt: prompt[0])
+    return Lengths(prompts=len(prompts), longest=longest, longest_id=sample_id, references=references, total=total)
+
+
+def length_facts(args: RolloutSFTConfig, lengths: Lengths) -> dict[str, str]:
+    """Returns what the lengths say: whether the longest rollout fits, the carry buffer's memory, a batch size."""
+    seen = "" if lengths.prompts == lengths.total else f" (of the first {lengths.prompts:,} samples)"
+    longest = _longest_rollout(args, lengths)
+    rollout = f"; with max_new_tokens {args.decoding.max_new_tokens:,} up to {longest:,}"
+    facts = {
+        "longest prompt": f"{lengths.longest:,} tokens, sample {lengths.longest_id!r}{seen}"
+        f"{rollout if args.reference_fraction < 1 else ''}; global_max_length is {args.packing_length:,}"
+    }
+    if lengths.references:
+        mean = sum(lengths.references) / len(lengths.references)
+        facts["reference answers"] = (
+            f"segments of {mean:,.0f} tokens on average, the longest {max(lengths.references):,} (from "
+            f"{len(lengths.references):,} samples)"
+        )
+    facts["carry buffer"] = carry_buffer_fact(args, min(longest, args.packing_length))
+    if args.packing and args.post_rollout_pack_scope != "micro":
+        facts["batch size"] = _batch_size(args, lengths)
+    return facts
+
+
+def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:
+    """Yields what would end the run, or may."""
+    if not args.packing or args.on_oversized == "skip":
+        return
+    cap = args.packing_length
+    longest = _longest_rollout(args, lengths)
+    skip = "or set rollout_matching.on_oversized: skip."
+    if longest > cap:
+        what = "prompt and max_new_tokens" if args.reference_fraction < 1 else "prompt"
+        yield (
+            f"sample {lengths.longest_id!r}: its {what} may come to {longest:,} tokens, more than global_max_length "
+            f"{cap:,}; such a segment ends the run. Raise global_max_length, lower max_new_tokens, {skip}"
+        )
+    over = [length for length in lengths.references if length > cap]
+    if over:
+        yield (
+            f"{len(over)} of {len(lengths.references)} samples have a reference answer whose segment is longer than "
+            f"global_max_length {cap:,} (the longest {max(over):,}). Raise global_max_length, {skip}"
+        )
+
+
+def _longest_rollout(args: RolloutSFTConfig, lengths: Lengths) -> int:
+    return lengths.longest + (args.decoding.max_new_tokens if args.reference_fraction < 1 else 0)
+
+
+def _batch_size(args: RolloutSFTConfig, lengths: Lengths) -> str:
+    fitting = [length for length in lengths.references if length <= args.packing_length]
+    if not fitting:
+        return "no advice before the first rollouts; the run gives it after the first window"
+    advice = advise(fitting, args.packing_length, args.gradient_accumulation_steps, promise=False)
+    return (
+        f"per_device_train_batch_size {advice.batch_size} would fill the packs to {advice.fill:.0%} if all segments "
+        f"were like the reference answers (now {args.per_device_train_batch_size}); the run repeats this with its "
+        "rollouts"
+    )
+
+
+def _samples(dataset: Any, total: int | None) -> Iterator[Sample]:
+    return iter(dataset) if total is None else (dataset[i] for i in range(total))
+
+
+if __name__ == "__main__":
+    main()

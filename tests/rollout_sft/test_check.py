@@ -1,0 +1,65 @@
+"""`rollout_sft.check`: one page before anything trains, and status 2 for what would end the run."""
+
+import pytest
+
+from rollout_sft import check
+from tests.rollout_sft.test_train import CONFIG
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def run(**replacements):
+        text = CONFIG.replace("OUT", str(tmp_path / "out")).replace("RESUME", "null")
+        for old, new in replacements.values():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "config.yaml").write_text(text)
+        status = 0
+        try:
+            check.main(["--config", str(tmp_path / "config.yaml")])
+        except SystemExit as error:
+            status = error.code
+        printed = capsys.readouterr()
+        assert not (tmp_path / "out").exists(), "a check writes nothing"
+        return status, " ".join(printed.out.split()), printed.err
+
+    return run
+
+
+def test_a_good_configuration_is_one_page_per_stage(run):
+    status, page, _ = run()
+    assert status == 0
+    first, second = page[: page.index("stage 2 of 2: rollouts")], page[page.index("stage 2 of 2: rollouts") :]
+    for fact in (
+        "model Qwen3ForCausalLM, 12,416 parameters",
+        "attention rollout_varlen",
+        "leak probe passed",
+        "longest prompt 25 tokens, sample 'train-42-2'; global_max_length is 768",
+        "reference answers segments of 42 tokens on average, the longest 63 (from 24 samples)",
+        "carry buffer none",
+        "batch size per_device_train_batch_size 15 would fill the packs to 82%",
+    ):
+        assert fact in first, fact
+    assert "with max_new_tokens 8 up to 33; global_max_length is 768" in second
+    assert second.endswith("No problem found. Nothing was trained.")
+
+
+def test_what_would_end_the_run_is_a_problem(run):
+    cap, rollouts = ("global_max_length: 768", "global_max_length: 62"), ("max_new_tokens: 8", "max_new_tokens: 40")
+    status, _, problems = run(cap=cap, rollouts=rollouts)
+    assert status == 2
+    assert "problem: stage format: 6 of 24 samples have a reference answer whose segment is longer than" in problems
+    assert (
+        "problem: stage rollouts: sample 'train-42-2': its prompt and max_new_tokens may come to 65 tokens, more than "
+        "global_max_length 62; such a segment ends the run. Raise global_max_length, lower max_new_tokens, or set "
+        "rollout_matching.on_oversized: skip."
+    ) in problems
+    skip = ("scope: window", "scope: window\n  on_oversized: skip")
+    assert run(cap=cap, rollouts=rollouts, skip=skip)[0] == 0
+
+
+def test_scope_micro_says_what_the_carry_buffer_may_take(run):
+    status, page, _ = run(scope=("scope: window", "scope: micro"))
+    assert status == 0
+    assert "carry buffer at most 512 segments of 63 tokens" not in page
+    assert "carry buffer at most 512 segments of 33 tokens: 0.3 MiB a rank, also in every checkpoint" in page
