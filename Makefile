@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-families test-faults test-ranks test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu clean
+.PHONY: help install quickstart quickstart-micro test test-families test-faults test-ranks test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu bench-peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,7 +32,7 @@ quickstart-micro: install  ## The same in scope micro
 
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
-		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py
+		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py benchmarks/peers
 
 test-families: install  ## Gradients and leaks of every hybrid family, on one and two ranks (ten minutes)
 	$(BIN)/python -m pytest -m families tests/rollout_sft/model tests/distributed/test_hybrids.py
@@ -90,6 +90,10 @@ bench-step: install  ## Seconds per optimizer step, from padded batches to the l
 
 bench-gpu:  ## The same on a GPU, with the python of GPU_PYTHON, whose torch has CUDA (half an hour)
 	CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON) -m benchmarks.step_time --preset gpu --rounds 3
+
+PRESET ?= cpu
+bench-peers: install  ## rollout_sft beside TRL in one table; PRESET=gpu takes the python of GPU_PYTHON (an hour)
+	$(if $(filter gpu,$(PRESET)),CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON),$(BIN)/python) -m benchmarks.peers --preset $(PRESET)
 
 clean:  ## Remove the environments and what runs wrote
 	rm -rf .venv .venv-vllm runs
