@@ -19,7 +19,7 @@ install: $(STAMP)  ## Make .venv with everything but vLLM
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,cli,examples,dev]'
 	touch $@
 
 quickstart: install  ## Train on handwritten digits: two stages, scope window (minutes on a CPU)
@@ -47,7 +47,7 @@ test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (mi
 	FUZZ=whole $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 mutants: install  ## Change single tokens and see whether the tests notice; writes docs/mutants.md (half an hour)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev,mutants]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,cli,examples,dev,mutants]'
 	$(BIN)/python -m tests.mutants
 
 masks: install  ## Probe every model family for leaks between packed segments; writes docs/masks.md (half an hour)

@@ -5,7 +5,8 @@ how much the lengths vary. The lengths seen are a sample, and later windows have
 
 1. The share of segments longer than each length is raised to its upper confidence limit: the largest share with which
    one sample in 20 shows as few of them (Clopper-Pearson). Mean, spread and the share of long segments rise together.
-   Up to 3/n of all segments may be longer than the longest of n; these count as `packing_length`.
+   Up to 3/n of all segments may be longer than the longest of n; these count as `longest`,
+   by default `packing_length`.
 2. 20,000 windows of such lengths are drawn. The result is the largest batch size with at most one infeasible window.
 
 The estimate holds with 95 % confidence, for every distribution, if all segments are drawn independently from the same
@@ -73,6 +74,7 @@ def advise(
     target: float = 0.9,
     infeasible: float = INFEASIBLE,
     promise: bool = True,
+    longest: SupportsIndex | None = None,
     seed: int = 0,
 ) -> Advice:
     """Finds the batch size that brings the mean fill closest to `target` and overfills only few windows.
@@ -85,6 +87,8 @@ def advise(
         infeasible: Fewer windows than this share may be infeasible, from 0.00001 up.
         promise: Whether to allow for lengths that the sample does not show. If not, the sample is taken as the
             distribution.
+        longest: The longest length that a segment can have, if that is known; by default `packing_length`. The promise
+            counts the lengths that the sample does not show as this long.
         seed: Seed of the drawn windows.
 
     Returns:
@@ -104,12 +108,17 @@ def advise(
     lens = checked_lengths(encoded_lens, cap)
     if not lens:
         raise PackingError("there are no lengths to advise on; give those of at least one segment.")
+    most = cap if longest is None else checked_count("longest", longest)
+    if not max(lens) <= most <= cap:
+        raise PackingError(
+            f"longest is {most}; it must be from {max(lens)}, the longest length seen, to packing_length, {cap}."
+        )
     if not 0 < target <= 1:
         raise PackingError(f"target is {target}; it is a share of the packs' tokens, above 0 and at most 1.")
     if not LEAST_INFEASIBLE <= infeasible < 1:
         raise PackingError(f"infeasible is {infeasible}; it is a share of the windows, from {LEAST_INFEASIBLE} to 1.")
     mean = sum(lens) / len(lens)
-    atoms, shares = population(lens, cap, CONFIDENCE if promise else None)
+    atoms, shares = population(lens, most, CONFIDENCE if promise else None)
     high = max(1, int(target * cap / mean + 0.5))
     low = 1  # one segment for each pack always fits; `high` + 1 does not fit, or exceeds the target
     while low < high:
@@ -121,12 +130,12 @@ def advise(
     return Advice(batch_size=low, fill=low * mean / cap)
 
 
-def population(encoded_lens: Iterable[int], packing_length: int, confidence: float | None) -> tuple[Lengths, Shares]:
+def population(encoded_lens: Iterable[int], longest: int, confidence: float | None) -> tuple[Lengths, Shares]:
     """Returns a distribution of lengths from which the sample may have been drawn.
 
     Args:
         encoded_lens: The sample.
-        packing_length: The longest length there can be.
+        longest: The longest length there can be.
         confidence: Confidence of the upper limit of each share. None takes the shares of the sample.
 
     Returns:
@@ -137,7 +146,7 @@ def population(encoded_lens: Iterable[int], packing_length: int, confidence: flo
     # Each long segment counts alone, the others in groups: `k` segments are longer than the k-th.
     k = np.union1d(np.arange(min(n, ATOMS // 4)), np.linspace(0, n - 1, ATOMS * 3 // 4).astype(np.int64))
     longer = k / n if confidence is None else upper_limits(k, n, confidence)
-    lens = np.concatenate([[packing_length], longest_first[k]])
+    lens = np.concatenate([[longest], longest_first[k]])
     shares = np.diff(np.concatenate([longer, [1.0]]), prepend=0.0)
     return lens, shares / shares.sum()
 

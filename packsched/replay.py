@@ -40,6 +40,7 @@ class Replayed:
         scope: `micro`, `window` or `global`.
         rule: The policy of scope `micro`, the objective of the others.
         fill: How full the packs were, summed up over all windows of all ranks.
+        packs: Packs of these windows, empty ones included.
         infeasible: Steps in which the segments of a rank (in scope `global`, of all ranks) provably do not fit.
         undecided: Steps for which neither a plan nor a proof was found.
         refused: Segments of the infeasible and undecided steps.
@@ -50,6 +51,7 @@ class Replayed:
         longest_wait: The most micro-steps that a packed segment waited.
         late: Segments packed in a later optimizer step than the one that they were made for.
         most_waiting: The most segments that a carry buffer held after a pack was popped.
+        planned: The steps, counted from 0, that were planned. The next three lists have an entry for each.
         fills: For each planned step the fill of its non-empty packs.
         longest_packs: For each planned step its longest pack as a share of `packing_length`.
         stragglers: For each planned step the highest over the mean cost of the ranks.
@@ -60,6 +62,7 @@ class Replayed:
     scope: str
     rule: str
     fill: FillStats = field(default_factory=FillStats)
+    packs: int = 0
     infeasible: int = 0
     undecided: int = 0
     refused: int = 0
@@ -70,17 +73,22 @@ class Replayed:
     longest_wait: int = 0
     late: int = 0
     most_waiting: int = 0
+    planned: list[int] = field(default_factory=list)
     fills: list[float] = field(default_factory=list)
     longest_packs: list[float] = field(default_factory=list)
     stragglers: list[float] = field(default_factory=list)
     moved_tokens: int = 0
     seconds: list[float] = field(default_factory=list)
 
-    def _add(self, ranks: Sequence[FillStats], longest_pack: int, packing_length: int, costs: Sequence[int]) -> None:
+    def _add(
+        self, number: int, ranks: Sequence[FillStats], longest_pack: int, packing_length: int, costs: Sequence[int]
+    ) -> None:
         step = FillStats()
         for packed in ranks:
             step = step.merge(packed)
         self.fill = self.fill.merge(step)
+        self.packs += step.capacity // packing_length
+        self.planned.append(number)
         self.fills.append(step.metrics()["fill_non_empty"])
         self.longest_packs.append(longest_pack / packing_length)
         self.stragglers.append(_straggler(costs))
@@ -162,7 +170,7 @@ def _replay_micro(steps: Sequence[Step], cap: int, policy: Policy, packing_buffe
             longest = max(longest, *pack_lens) if pack_lens else longest
             costs.append(cost)
         done.seconds.append(time.perf_counter() - start)
-        done._add(packed, longest, cap, costs)
+        done._add(number, packed, longest, cap, costs)
         clock += step.micro_steps
         advance()
     done.left_waiting = sum(map(len, buffers))
@@ -171,7 +179,7 @@ def _replay_micro(steps: Sequence[Step], cap: int, policy: Policy, packing_buffe
 
 def _replay_windows(steps: Sequence[Step], cap: int, scope: str, objective: Objective, advance: Advance) -> Replayed:
     done = Replayed(scope=scope, rule=objective)
-    for step in steps:
+    for number, step in enumerate(steps):
         lens = step.encoded_lens
         held = lens
         start = time.perf_counter()
@@ -193,7 +201,7 @@ def _replay_windows(steps: Sequence[Step], cap: int, scope: str, objective: Obje
                 for plan, own in zip(plans, held, strict=True)
             ]
             longest = max(max(plan.pack_lens) for plan in plans)
-            done._add(packed, longest, cap, [sum(map(COST, own)) for own in held])
+            done._add(number, packed, longest, cap, [sum(map(COST, own)) for own in held])
         done.seconds.append(time.perf_counter() - start)
         advance()
     return done

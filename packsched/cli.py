@@ -1,0 +1,23 @@
+"""The command `packsched`: says what to install where extra `cli` is missing, and runs the commands where it is not."""
+
+from __future__ import annotations
+
+EXTRA = ("typer", "click", "rich", "matplotlib")
+
+
+def app() -> None:
+    """Runs `packsched replay | advise | lengths` with the arguments of the process."""
+    try:
+        from packsched.commands import commands
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA:
+            raise
+        raise SystemExit(
+            f"packsched's commands need {missing}, which is not installed. Install it: pip install 'packsched[cli]'"
+        ) from None
+    commands(prog_name="packsched")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,152 @@
+"""Counts the tokens of a data set's records with a tokenizer. transformers and datasets are imported when needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from packsched.traces import TraceError
+
+DEFAULT_COLUMNS = (("messages",), ("prompt", "completion"), ("prompt",), ("text",))
+"""Columns that are counted unless they are named: the first of these that a record has."""
+FILES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""Files that `datasets` reads, and the names of their readers."""
+AT_A_TIME = 1_000
+"""Records that are handed to the tokenizer at once."""
+
+Placed = tuple[str, Mapping[str, Any]]
+"""A record, and its place for messages."""
+
+
+def read_records(source: str, *, split: str = "train") -> Iterator[Placed]:
+    """Reads the records of a data set.
+
+    Args:
+        source: Path of a .jsonl, .json, .csv or .parquet file, or what `datasets.load_dataset` takes: a name, or the
+            path of a folder.
+        split: The split of a data set; a file has none.
+
+    Raises:
+        TraceError: The file does not exist, or a line is not a JSON object.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".jsonl":
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, 1):
+                    yield f"{source}, line {number}", _object(line, f"{source}, line {number}")
+        except UnicodeDecodeError as error:
+            raise TraceError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        except OSError as error:
+            raise TraceError(f"{source}: cannot be read: {error.strerror or error}.") from None
+        return
+    try:
+        import datasets
+    except ImportError:
+        raise TraceError(
+            f"{source} is not a .jsonl file, and other data are read by datasets, which is not installed. Install it: "
+            "pip install datasets"
+        ) from None
+    reader = FILES.get(path.suffix)
+    if reader is not None and not path.is_file():
+        raise TraceError(f"{source}: cannot be read: No such file.")
+    try:
+        if reader is None:
+            data = datasets.load_dataset(source, split=split)
+        else:
+            data = datasets.load_dataset(reader, data_files=str(path), split="train")
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        raise TraceError(f"{source}: datasets does not read it (split {split!r}): {error}") from None
+    for number, record in enumerate(data):
+        yield f"{source}, record {number}", record
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads a tokenizer by its name or folder.
+
+    Raises:
+        TraceError: transformers is not installed, or it does not find the tokenizer.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise TraceError(
+            "counting tokens needs transformers, which is not installed. Install it: pip install transformers"
+        ) from None
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise TraceError(f"--tokenizer {name}: {error}") from None
+
+
+def count_tokens(records: Iterable[Placed], tokenizer: Any, columns: Sequence[str] = ()) -> Iterator[int]:
+    """Counts the tokens of each record, in order.
+
+    Args:
+        records: What `read_records` gives.
+        tokenizer: A tokenizer of transformers.
+        columns: The columns that are counted, joined; by default the first of `messages`, `prompt` and `completion`,
+            `prompt`, `text` that a record has. A text is encoded as it is, with the tokenizer's special tokens;
+            messages pass through its chat template; token ids are counted.
+
+    Raises:
+        TraceError: A record lacks the columns, holds something else in them, or has no token.
+    """
+    source = iter(records)
+    while chunk := list(islice(source, AT_A_TIME)):
+        texts: dict[bool, list[str]] = {True: [], False: []}
+        counts: list[tuple[bool | None, int]] = []
+        for place, record in chunk:
+            values = _values(place, record, columns)
+            if all(isinstance(value, str) for value in values):
+                counts.append((True, len(texts[True])))
+                texts[True].append("".join(values))
+            elif all(_is_list_of(value, int) for value in values):
+                counts.append((None, sum(map(len, values))))
+            elif all(_is_list_of(value, dict) for value in values):
+                counts.append((False, len(texts[False])))
+                texts[False].append(_templated(place, [message for value in values for message in value], tokenizer))
+            else:
+                kinds = ", ".join(type(value).__name__ for value in values)
+                raise TraceError(f"{place}: holds {kinds}; give texts, lists of messages or lists of token ids.")
+        encoded = {
+            special: [len(ids) for ids in tokenizer(given, add_special_tokens=special)["input_ids"]] if given else []
+            for special, given in texts.items()
+        }
+        for (place, _), (special, number) in zip(chunk, counts, strict=True):
+            count = number if special is None else encoded[special][number]
+            if count < 1:
+                raise TraceError(f"{place}: has no tokens; leave it out, since a segment has at least 1.")
+            yield count
+
+
+def _object(line: str, place: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise TraceError(f"{place}: not a JSON object; give one object per line.")
+    return record
+
+
+def _values(place: str, record: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
+    for wanted in [columns] if columns else DEFAULT_COLUMNS:
+        if all(name in record for name in wanted):
+            return [record[name] for name in wanted]
+    missing = ", ".join(columns) if columns else "messages, prompt or text"
+    raise TraceError(f"{place}: has no {missing}; it has {', '.join(record)}. Name the columns to count with --column.")
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(part, kind) for part in value)
+
+
+def _templated(place: str, messages: list[Any], tokenizer: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # a template is a program of the model's authors and may raise anything
+        raise TraceError(f"{place}: the tokenizer's chat template refuses the messages: {error}") from None

@@ -1,0 +1,292 @@
+"""The commands print what packsched's own calls give, explain it within 100 columns, and name what is wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from packsched import advise, plan_window
+from packsched.commands import commands
+from packsched.replay import replay
+from packsched.steps import cut_steps
+from rollout_sft.config.run import load_run
+
+CAP, GA = 1000, 4
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        done = CliRunner().invoke(commands, [str(word) for word in words])
+        assert done.exit_code == code, done.output
+        return done
+
+    return run
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """Writes lengths as a trace; returns its name in the working directory."""
+
+    def trace(lens, name="trace.jsonl"):
+        (tmp_path / name).write_text("".join(f"{length}\n" for length in lens))
+        return name
+
+    return trace
+
+
+BASIC = ["--packing-length", CAP, "--micro-steps", GA, "--batch-size", 4]
+
+
+def lengths(n=300, seed=0, mean=200):
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.lognormal(np.log(mean) - 0.32, 0.8, n), 1, CAP).astype(int).tolist()
+
+
+def test_replay_prints_the_numbers_of_plan_window_within_100_columns(run, trace):
+    lens = lengths(n=160, mean=150)
+    done = run("replay", trace(lens), *BASIC)
+    plans = [plan_window(lens[at : at + 16], CAP, GA) for at in range(0, 160, 16)]
+    used = sum(plan.non_empty for plan in plans) / len(plans)
+    in_used = sum(lens) / (CAP * sum(plan.non_empty for plan in plans))
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("window dense")]
+    assert row.split()[2:8] == [
+        "4.0",
+        f"{used:.1f}",
+        f"{used:.1f}",
+        f"{sum(lens) / 40 / CAP:.3f}",
+        f"{in_used:.3f}",
+        row.split()[7],
+    ]
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "160 segments of" in done.stdout
+    assert "10 windows of 4 x 4 segments" in done.stdout
+    for word in ("packs", "used", "bound", "fill", "in used", "longest", "infeasible", "wait", "ms"):
+        assert any(line.strip().startswith(f"{word} ") for line in done.stdout.splitlines()), word
+    saved = f"{used:.1f} forwards per window instead of 4.0"
+    assert saved in done.stdout
+    assert done.stderr == ""
+
+
+def test_replay_as_json_gives_what_the_python_call_gives(run, trace):
+    lens = lengths(seed=1)
+    done = run("replay", trace(lens), *BASIC, "--json")
+    printed = json.loads(done.stdout)
+    rows = replay(cut_steps(lens, micro_steps=GA, batch_size=4), CAP)
+    assert [(row["scope"], row["rule"]) for row in printed["rows"]] == [(row.scope, row.rule) for row in rows]
+    for row, expected in zip(printed["rows"], rows, strict=True):
+        assert row["fill"] == expected.fill.as_dict()
+        assert row["means"] == expected.fill.metrics()
+        assert (row["infeasible"], row["waited"]) == (expected.infeasible, expected.waited)
+        assert row["fills"] == expected.fills
+    assert (printed["segments"], printed["windows"], printed["batch_size"]) == (300, 19, 4)
+
+
+def test_replay_without_a_batch_size_takes_the_advised_one(run, trace):
+    lens = lengths(n=600, seed=2, mean=60)
+    done = run("replay", trace(lens), "--packing-length", CAP, "--micro-steps", GA, "--json")
+    assert json.loads(done.stdout)["batch_size"] == advise(lens, CAP, GA).batch_size > 1
+
+
+def test_replay_of_ranks_shows_scope_global_within_100_columns_and_simulates_more(run, tmp_path):
+    lens = [*lengths(n=320, seed=3, mean=100), *lengths(n=320, seed=4, mean=230)]
+    records = [{"tokens": length, "step": at % 320 // 16, "rank": at // 320} for at, length in enumerate(lens)]
+    (tmp_path / "ranks.jsonl").write_text("\n".join(map(json.dumps, records)))
+    arguments = ["ranks.jsonl", "--packing-length", CAP, "--micro-steps", GA, "--column", "tokens"]
+    arguments += ["--window-column", "step", "--ranks", 8, "--simulated-windows", 3]
+    done = run("replay", *arguments)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "20 windows on 2 ranks" in done.stdout
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("global dense")]
+    assert row.split()[-1].endswith("%")
+    assert "3 windows of 8 ranks with 16 segments each" in done.stdout
+    text = " ".join(done.stdout.split())
+    assert "Scope global places them all." in text
+    printed = json.loads(run("replay", *arguments, "--json").stdout)
+    assert printed["ranks"] == 2
+    assert len(printed["simulated"]["misfits"]) == 3
+    (alone,) = [r for r in printed["rows"] if (r["scope"], r["rule"]) == ("window", "dense")]
+    assert f"cannot place {alone['infeasible']} of 20 windows" in text
+
+
+def test_replay_says_where_scope_micro_stops_and_what_window_cannot_place(run, trace):
+    done = run(
+        "replay",
+        trace([600] * 80),
+        "--packing-length",
+        CAP,
+        "--micro-steps",
+        GA,
+        "--batch-size",
+        2,
+        "--packing-buffer",
+        9,
+    )
+    text = " ".join(done.stdout.split())
+    assert "Scope window cannot place 10 of 10 windows" in text
+    assert "Scope micro stops in window 3 of 10 (fifo): its carry buffer of 9 segments is full" in text
+    assert "packsched advise trace.jsonl --packing-length 1000" in text
+
+
+def test_replay_says_when_scope_window_saves_nothing_and_what_micro_trains_late(run, trace):
+    lens = [700, 500, 300, 500] * 20
+    words = ["replay", trace(lens), "--packing-length", CAP, "--micro-steps", 2, "--batch-size", 2]
+    done = run(*words, "--json")
+    micro = json.loads(done.stdout)["rows"][:3]
+    assert max(row["late"] for row in micro) > 0
+    text = " ".join(run(*words).stdout.split())
+    assert "Scope window saves no forwards here" in text
+    assert f"up to {max(row['late'] for row in micro) / 80:.1%} of the segments in a later window" in text
+
+
+@pytest.mark.parametrize("name", ["plot.png", "plot.html"])
+def test_replay_draws_its_fill_packs_and_lengths(run, trace, tmp_path, name):
+    lens = lengths(seed=5, mean=230)
+    done = run("replay", trace(lens), *BASIC, "--plot", name)
+    assert "What to do" in done.stdout
+    content = (tmp_path / name).read_bytes()
+    if name.endswith(".png"):
+        assert content.startswith(b"\x89PNG")
+        return
+    page = content.decode()
+    assert page.count("<svg") == 3
+    for text in ("scope window, balanced", "Fill of the used packs", "tokens of a segment", "<td>dense</td>"):
+        assert text in page, text
+    assert not re.search(r"<script|src=|<link|href=.http", page), "the page needs nothing from elsewhere"
+    run("replay", "trace.jsonl", *BASIC, "--plot", "again.html")
+    again = (tmp_path / "again.html").read_text()
+    assert page[page.index("<figure>") :] == again[again.index("<figure>") :], "the same replay draws the same"
+
+
+def test_a_trace_that_no_window_fits_is_drawn_without_plans(run, trace, tmp_path):
+    run(
+        "replay",
+        trace([600] * 400),
+        "--packing-length",
+        CAP,
+        "--micro-steps",
+        1,
+        "--batch-size",
+        2,
+        "--plot",
+        "p.html",
+        "--ranks",
+        2,
+    )
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("no window can be planned") == 2
+    assert "Scope global on 2 ranks, simulated" in page
+
+
+def test_advise_recommends_the_shortest_packs_that_reach_the_fill(run, trace):
+    lens = np.random.default_rng(0).normal(60, 5, 2000).astype(int).tolist()
+    words = ["advise", trace(lens), "--packing-length", 150, "--packing-length", 1024, "--packing-length", 2048]
+    words += ["--micro-steps", 16, "--fill", 0.8, "--infeasible", 0.05, "--longest", 128]
+    printed = json.loads(run(*words, "--json").stdout)
+    for one in printed["candidates"]:
+        cap = one["packing_length"]
+        expected = advise(lens, cap, 16, target=0.8, infeasible=0.05, longest=128)
+        assert (one["batch_size"], one["fill"]) == (expected.batch_size, expected.fill)
+        assert one["reaches"] == (abs(expected.fill - 0.8) * cap <= sum(lens) / len(lens) / 2)
+    assert [one["reaches"] for one in printed["candidates"]] == [False, True, True]
+    chosen = printed["recommended"]
+    assert chosen["packing_length"] == 1024
+    done = run(*words)
+    text = " ".join(done.stdout.split())
+    assert f"The packs are {chosen['fill']:.0%} full on average, and less than 1 window in 20 of a rank" in text
+    assert "0.15% of the segments as 128 tokens long" in text
+    assert printed["yaml"] in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_advise_says_when_no_candidate_reaches_the_fill(run, trace):
+    done = run("advise", trace([400] * 30 + [60] * 30), "--micro-steps", 4, "--infeasible", 0.05)
+    text = " ".join(done.stdout.split())
+    assert "None reaches a fill of 0.9 with less than 1 window in 20 infeasible; -> comes closest." in text
+    assert "5.00% of the segments as a pack long" in text
+    fills = [float(line.split()[-1]) for line in done.stdout.splitlines() if re.search(r"\d\.\d{3}$", line.rstrip())]
+    (marked,) = [line for line in done.stdout.splitlines() if "->" in line and "None" not in line]
+    assert float(marked.split()[-1]) == max(fills)
+
+
+def test_the_yaml_of_advise_is_a_valid_configuration(run, trace, tmp_path):
+    text = json.loads(run("advise", trace(lengths(seed=6)), "--micro-steps", 4, "--json").stdout)["yaml"]
+    base = {
+        "model": {
+            "config": {"model_type": "qwen3"},
+            "tokenizer_name_or_path": "examples.digits.tokenizer:build_digits_tokenizer",
+        },
+        "data": {"train": {"source": "examples.digits.data:load_digits"}},
+        "training": {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none"},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "advised.yaml").write_text("extends: base.yaml\n" + text)
+    (stage,) = load_run(tmp_path / "advised.yaml")
+    assert stage.training.packing_length in (1024, 2048, 4096)
+    assert stage.training.gradient_accumulation_steps == 4
+    assert stage.training.post_rollout_pack_scope == "window"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["replay", "gone.csv", "--packing-length", 5, "--micro-steps", 1], "gone.csv: cannot be read"),
+        (["replay", "trace.jsonl", "--packing-length", 50, "--micro-steps", 1], "line 1: the segment has 60 tokens"),
+        (["advise", "trace.jsonl", "--packing-length", 50], "line 1: the segment has 60 tokens"),
+        (["advise", "trace.jsonl", "--fill", 90], "target is 90.0; it is a share"),
+        (["lengths", "trace.jsonl", "--tokenizer", "empty"], "--tokenizer empty: "),
+    ],
+)
+def test_errors_end_with_the_message_alone(run, trace, tmp_path, words, says):
+    (tmp_path / "empty").mkdir()
+    trace([60, 20])
+    done = run(*words, code=1)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_batch_size_for_a_trace_with_windows_is_refused(run, tmp_path):
+    (tmp_path / "t.csv").write_text("length,window\n5,0\n")
+    done = run("replay", "t.csv", "--packing-length", 9, "--micro-steps", 1, "--batch-size", 3, code=1)
+    assert "has windows in column 'window', so --batch-size 3 has no meaning" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_the_command_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from packsched.cli import app; app()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"packsched's commands need {missing}, which is not installed. Install it: pip install 'packsched[cli]'\n"
+    )
+
+
+def test_the_module_runs_the_command():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "packsched.cli",
+            "advise",
+            "-",
+            "--micro-steps",
+            "1",
+            "--infeasible",
+            "0.1",
+            "--json",
+        ],
+        input="60\n70\n",
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert json.loads(done.stdout)["candidates"][0]["packing_length"] == 1024, done.stderr
