@@ -31,7 +31,7 @@ from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.model.inputs import adapter_for, split_processor
 from rollout_sft.model.recurrent import RecurrentLayers
-from rollout_sft.ranks.distributed import together
+from rollout_sft.ranks.distributed import is_sharded, together
 from rollout_sft.reporting.callbacks import make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import StepMetrics
@@ -44,6 +44,7 @@ from rollout_sft.step.loss import share_of_window, weighted_loss
 from rollout_sft.step.media import MediaLoader
 from rollout_sft.step.micro_steps import MICRO_STEP, arrange_window, run_micro_step
 from rollout_sft.step.non_finite import FiniteTrainer
+from rollout_sft.step.pack_times import PackTimes
 from rollout_sft.step.schedule import make_schedule
 from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
@@ -112,7 +113,9 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = tokenizer.eos_token_id
-        self.schedule = make_schedule(args, plain.config)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(plain)
+        self.pack_times = PackTimes(args.device, active=args.post_rollout_pack_scope == "global" and not sharded)
+        self.schedule = make_schedule(args, plain.config, self.inputs.seen_size, self.pack_times)
         self.fill_estimate = FillEstimate(args)
         self.target_builder = target_builder or make_target_builder(tokenizer, args)
         self.generation = Generation(
@@ -219,7 +222,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
 
         def train_batch(batch: PackedBatch) -> Tensor:
             inputs = self.media.take(batch).to(self.args.device).as_inputs()
-            loss = step(model, inputs, num_items_in_batch)  # type: ignore[arg-type]
+            with self.pack_times.timed(batch.pack, synchronises=self.accelerator.sync_gradients):
+                loss = step(model, inputs, num_items_in_batch)  # type: ignore[arg-type]
             self.note_loss(loss, batch.pack)
             return loss
 

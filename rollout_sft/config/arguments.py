@@ -15,11 +15,12 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited, init_inherited
 from rollout_sft.config.keys import Range, Section, build, section_of
+from rollout_sft.config.segment_cost import SegmentCostConfig
 from rollout_sft.config.vllm import VLLMConfig
 
 _TOP = {"section": "top"}
 _MATCHING = {"section": "rollout_matching"}
-_DATACLASSES = ("vllm", "decoding", "eval_decoding")
+_DATACLASSES = ("vllm", "decoding", "eval_decoding", "segment_cost")
 
 _LENGTH = Range(
     takes="the tokens of the longest packed forward, 1 or more (in YAML: global_max_length or template.max_length)",
@@ -65,8 +66,12 @@ class RolloutSFTConfig(TrainingArguments):
         pack_policy (`str`, *optional*, defaults to `"binpacking"`):
             Scope `micro`: which segments join the oldest one (`binpacking`, `fifo`, `optimal`).
         pack_objective (`str`, *optional*, defaults to `"dense"`):
-            Scopes `window` and `global`: `dense` fills the fewest packs, `balanced` lowers the longest one.
+            Scopes `window` and `global`: `dense` fills the fewest packs, `balanced` lowers the longest one,
+            `cost` the costliest one.
             Without effect in scope `micro` and where `packing` is false.
+        segment_cost ([`~rollout_sft.config.segment_cost.SegmentCostConfig`], *optional*):
+            What a segment costs, for scope `global` and objective `cost`; from the model's configuration when not
+            given. A mapping of its fields is taken as well.
         idle_micro_steps (`str`, *optional*, defaults to `"dummy"`):
             Micro-steps without segments: `dummy` runs a zero-weight forward and backward in each, `skip` runs nothing
             in those that are idle on every rank ([`~rollout_sft.step.micro_steps`]). The gradient is the same.
@@ -128,7 +133,8 @@ class RolloutSFTConfig(TrainingArguments):
     resume_with_changes: list[str] = field(default_factory=list)
     post_rollout_pack_scope: Literal["micro", "window", "global"] = field(default="micro", metadata=_MATCHING)
     pack_policy: Literal["binpacking", "fifo", "optimal"] = field(default="binpacking", metadata=_MATCHING)
-    pack_objective: Literal["dense", "balanced"] = field(default="dense", metadata=_MATCHING)
+    pack_objective: Literal["dense", "balanced", "cost"] = field(default="dense", metadata=_MATCHING)
+    segment_cost: SegmentCostConfig = field(default_factory=SegmentCostConfig, metadata=_MATCHING)
     idle_micro_steps: Literal["dummy", "skip"] = field(default="dummy", metadata=_MATCHING)
     on_infeasible: Literal["raise", "extra_steps"] = field(default="raise", metadata=_MATCHING)
     on_oversized: Literal["raise", "skip"] = field(default="raise", metadata=_MATCHING)
@@ -208,6 +214,7 @@ class RolloutSFTConfig(TrainingArguments):
             for name, value in section.read({name: getattr(self, name) for name in ours}).items():
                 setattr(self, name, value)
         self.vllm = build(VLLMConfig, "rollout_matching.vllm", self.vllm)
+        self.segment_cost = build(SegmentCostConfig, "rollout_matching.segment_cost", self.segment_cost)
         self.decoding = build(Decoding, "rollout_matching.decoding", self.decoding)
         evaluation: Any = {"temperature": 0.0} if self.eval_decoding is None else self.eval_decoding
         if isinstance(evaluation, Mapping):

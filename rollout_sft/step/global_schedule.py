@@ -7,7 +7,7 @@ Nothing that a clock measures enters the plan, and nothing is carried, so a resu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from packsched import (
@@ -18,7 +18,6 @@ from packsched import (
     PackingError,
     PackLayout,
     RanksPlan,
-    SegmentCost,
     UndecidedWindowError,
     plan_ranks,
 )
@@ -26,17 +25,20 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.ranks.exchange import Parcel, exchange
-from rollout_sft.reporting.metrics import Ratios
+from rollout_sft.reporting.metrics import Counters, Ratios
+from rollout_sft.step.pack_times import PackSums, PackTimes
 from rollout_sft.step.packing_errors import in_yaml_terms
 from rollout_sft.step.scheduled_window import ScheduledWindow, more_micro_steps
 
 
 @dataclass(frozen=True)
 class _Offer:
-    """What a rank tells the others about its segments: their tokens, and their bytes as they would be sent."""
+    """What a rank tells the others: its segments' tokens, costs and bytes, and how long its packs took before."""
 
     lens: list[int]
+    costs: list[int]
     sizes: list[int]
+    measured: PackSums
 
 
 class GlobalSchedule:
@@ -46,29 +48,36 @@ class GlobalSchedule:
     Args:
         config (`RolloutSFTConfig`):
             Gives the packing length, the objective, and this process's rank.
-        cost (`SegmentCost`):
+        cost (`Callable[[Segment], int]`):
             What a segment costs; ranks are levelled by it.
+        times ([`~rollout_sft.step.pack_times.PackTimes`]):
+            Measures the packs, to report how well the costs predict the time. It decides nothing.
     """
 
-    def __init__(self, config: RolloutSFTConfig, cost: SegmentCost):
+    def __init__(self, config: RolloutSFTConfig, cost: Callable[[Segment], int], times: PackTimes):
         self._config = config
         self._cost = cost
+        self._times = times
+        self._measured = PackSums()
+        self._last_costs: tuple[int, ...] = ()
         self.waiting: list[Segment] = []
 
     def schedule(self, micro_batches: Sequence[Sequence[Segment]], micro_steps: int) -> ScheduledWindow:
         """Returns the packs of this rank's part of the global window, the empty ones last."""
         own = [segment for segments in micro_batches for segment in segments]
-        parcels, offers = together(lambda: self._parcels(own), share=lambda made: _offer(own, made))
+        parcels, offers = together(lambda: self._parcels(own), share=lambda made: self._offer(own, made))
         ratios = Ratios()
+        ratios.add(self._check_costs([offer.measured for offer in offers]))
         with entangled():
             # A plan that cannot be made is refused by every rank, from the same numbers; any other failure is one
             # rank's alone, and the others wait for its segments.
-            planned = self._plan([offer.lens for offer in offers], micro_steps)
+            planned = self._plan(offers, micro_steps)
             if isinstance(planned, RanksPlan):
                 with ratios.timed("time/exchange_s"):
                     here = self._exchange(own, parcels, planned, [offer.sizes for offer in offers])
         if isinstance(planned, PackingError):
             raise planned
+        self._last_costs = planned.costs
         rank = self._config.process_index
         kept = {segment for from_rank, segment in planned.segments[rank] if from_rank == rank}
         plan = planned.plans[rank]
@@ -99,8 +108,30 @@ class GlobalSchedule:
                     )
         return [Parcel.of(segment) for segment in own]
 
-    def _plan(self, lens: Sequence[Sequence[int]], micro_steps: int) -> RanksPlan | PackingError:
+    def _offer(self, own: Sequence[Segment], parcels: Sequence[Parcel]) -> _Offer:
+        return _Offer(
+            lens=[segment.encoded_len for segment in own],
+            costs=list(map(self._cost, own)),
+            sizes=[parcel.size for parcel in parcels],
+            measured=self._times.take(self._cost),
+        )
+
+    def _check_costs(self, measured: Sequence[PackSums]) -> Counters:
+        """Compares the last window's costs with the times of its packs; empty where none were measured."""
+        counters: Counters = {}
+        self._measured = sum(measured, self._measured)
+        fitted = self._measured.pair_over_token()
+        if fitted is not None:
+            counters["balance/fitted_pair_over_token"] = (fitted, 1.0)
+        if self._last_costs and all(sums.cost for sums in measured):
+            seconds = [cost * m.seconds / m.cost for cost, m in zip(self._last_costs, measured, strict=True)]
+            predicted = max(self._last_costs) / sum(self._last_costs)
+            counters["balance/predicted_over_measured"] = (predicted * sum(seconds) / max(seconds), 1.0)
+        return counters
+
+    def _plan(self, offers: Sequence[_Offer], micro_steps: int) -> RanksPlan | PackingError:
         """Plans as many micro-steps as it takes where more are allowed; see [`more_micro_steps`]."""
+        lens = [offer.lens for offer in offers]
         tokens = -(-sum(map(sum, lens)) // len(lens))
         while True:
             try:
@@ -109,7 +140,7 @@ class GlobalSchedule:
                         lens,
                         self._config.packing_length,
                         micro_steps,
-                        cost=self._cost,
+                        cost=[offer.costs for offer in offers],
                         objective=self._config.pack_objective,
                     )
             except (InfeasibleWindowError, UndecidedWindowError) as error:
@@ -133,10 +164,6 @@ class GlobalSchedule:
         received = exchange(Segment, outgoing, incoming)
         kept = [own[segment] for from_rank, segment in plan.segments[rank] if from_rank == rank]
         return kept + [segment for _, segments in sorted(received.items()) for segment in segments]
-
-
-def _offer(own: Sequence[Segment], parcels: Sequence[Parcel]) -> _Offer:
-    return _Offer([segment.encoded_len for segment in own], [parcel.size for parcel in parcels])
 
 
 def _pack(segments: Sequence[Segment], indices: tuple[int, ...], packing_length: int) -> Pack[Segment]:

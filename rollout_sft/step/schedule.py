@@ -6,7 +6,7 @@ A schedule turns the segments of a window, given micro-batch by micro-batch, int
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PretrainedConfig
 
@@ -21,9 +21,10 @@ from packsched import (
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.step.global_schedule import GlobalSchedule
+from rollout_sft.step.pack_times import PackTimes
 from rollout_sft.step.packing_errors import in_yaml_terms
 from rollout_sft.step.scheduled_window import ScheduledWindow, more_micro_steps
-from rollout_sft.step.segment_cost import cost_of_model
+from rollout_sft.step.segment_cost import ModelCost, SizeOf
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +108,13 @@ class WindowSchedule:
     Args:
         config (`RolloutSFTConfig`):
             Gives the packing length and the objective.
+        cost (`Callable[[Segment], int]`, *optional*):
+            What a segment costs, for objective `cost`.
     """
 
-    def __init__(self, config: RolloutSFTConfig):
+    def __init__(self, config: RolloutSFTConfig, cost: Callable[[Segment], int] | None):
         self._config = config
+        self._cost = cost
         self._packing_length = config.packing_length
         self._objective = config.pack_objective
         self.waiting: list[Segment] = []
@@ -121,7 +125,7 @@ class WindowSchedule:
         for segments in micro_batches:
             for segment in segments:
                 with in_yaml_terms(segment.sample_id):
-                    window.add(segment, segment.encoded_len)
+                    window.add(segment, segment.encoded_len, cost=self._cost(segment) if self._cost else None)
         with in_yaml_terms():
             packs = self._take(window)
         assert window.plan is not None
@@ -162,7 +166,7 @@ class PaddedSchedule:
 
 
 def make_schedule(
-    config: RolloutSFTConfig, model: PretrainedConfig
+    config: RolloutSFTConfig, model: PretrainedConfig, seen_size: SizeOf, times: PackTimes
 ) -> MicroSchedule | WindowSchedule | GlobalSchedule | PaddedSchedule:
     """
     Makes the schedule that `training.packing` and `rollout_matching.post_rollout_pack_scope` name.
@@ -171,12 +175,17 @@ def make_schedule(
         config (`RolloutSFTConfig`):
             All settings. On one rank scope `global` is scope `window`.
         model (`PretrainedConfig`):
-            The model's configuration, from which scope `global` derives what a segment costs.
+            The model's configuration, from which scope `global` and objective `cost` derive what a segment costs.
+        seen_size (`Callable[[Image], tuple[int, int]]`):
+            Returns the pixels that the model sees of an image.
+        times ([`~rollout_sft.step.pack_times.PackTimes`]):
+            Measures the packs of scope `global`.
     """
     if not config.packing:
         return PaddedSchedule()
     if config.post_rollout_pack_scope == "micro":
         return MicroSchedule(config)
     if config.post_rollout_pack_scope == "global" and config.world_size > 1:
-        return GlobalSchedule(config, cost_of_model(model))
-    return WindowSchedule(config)
+        return GlobalSchedule(config, ModelCost(config.segment_cost, model, seen_size), times)
+    levels = config.pack_objective == "cost"
+    return WindowSchedule(config, ModelCost(config.segment_cost, model, seen_size) if levels else None)

@@ -114,6 +114,7 @@ def compare(folder, *, sharded, **overrides):
         "before": plain["lens"],
         "after": level["lens"],
         "log": level["log"],
+        "sharded": sharded,
     }
 
 

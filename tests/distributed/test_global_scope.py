@@ -7,7 +7,7 @@ import pytest
 from tests.distributed.launch import on_ranks
 
 pytestmark = pytest.mark.distributed
-DDP = {"sharded": False, "validate_schedule": "first_window"}
+DDP = {"sharded": False, "validate_schedule": "first_window", "pack_objective": "cost"}
 FSDP2 = {"sharded": True}
 
 
@@ -33,3 +33,5 @@ def test_ten_steps_equal_scope_window_though_segments_change_ranks(tmp_path, ran
             assert all(line["balance/tokens_moved"] > 0 for line in rank["log"])
             assert all(line["balance/cost_max_over_mean"] < 1.25 for line in rank["log"])
             assert all(0 < line["time/exchange_s"] < 10 for line in rank["log"])
+        checked = ["balance/predicted_over_measured" in line for line in case[0]["log"]]
+        assert checked == [not case[0]["sharded"] and step > 0 for step in range(10)], "from the packs of the last step"

@@ -58,6 +58,8 @@ HOW = {
 RANK_0_ALONE = {"in the model", "in the optimizer", "before the mark", "after the mark", HOW[KILL_SAVE][-1]}
 
 ONLY_IN_SCOPE = {"in the carry buffer": "micro", "too many long segments": "window"}
+EXCHANGE = "in the exchange"
+"""How a rank of scope `global` is killed while segments change ranks; not drawn."""
 
 
 def plant(trainer, fault, folder):
@@ -147,7 +149,17 @@ def break_window(trainer, fault, folder):
 
 
 def kill_in_window(trainer, fault, folder):
-    """After a share of the time that the window before took."""
+    """After a share of the time that the window before took, or while segments change ranks."""
+    if fault.how == EXCHANGE:
+        exchange = torch.distributed.batch_isend_irecv
+
+        def dying(operations):
+            if trainer.state.global_step != fault.step:
+                return exchange(operations)
+            return die(fault, folder)
+
+        torch.distributed.batch_isend_irecv = dying
+        return
     original, began = trainer.get_batch_samples, [0.0]
 
     def get_batch_samples(*args):

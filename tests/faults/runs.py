@@ -269,11 +269,8 @@ def check_same_end(folder, reference):
 
 
 def _without_times(log):
-    return [
-        {k: v for k, v in entry.items() if not k.startswith(("time/", "total_flos"))}
-        for entry in log
-        if "loss" in entry
-    ]
+    clocks = ("time/", "total_flos", "balance/predicted_over_measured", "balance/fitted_")
+    return [{k: v for k, v in entry.items() if not k.startswith(clocks)} for entry in log if "loss" in entry]
 
 
 def _answers(folder, rank):

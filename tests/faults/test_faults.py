@@ -8,15 +8,16 @@ import os
 import pytest
 
 from tests.faults import machine_faults
-from tests.faults.faults import KILL, KILL_SAVE, KINDS, Fault
+from tests.faults.faults import EXCHANGE, KILL, KILL_SAVE, KINDS, Fault
 from tests.faults.runs import PLAIN, ROOT, TORCHRUN, Run, carry_out, draw_runs, launch
 from tests.faults.table import write_table
 
 pytestmark = pytest.mark.distributed
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 NUMBER = int(os.environ.get("FAULTS_RUNS", "60"))
-REFERENCE_LAUNCHER = {"micro": TORCHRUN, "window": PLAIN}
-"""The launcher that a scope's representative does not use: runs that are compared have hashes of different seeds."""
+REFERENCE_LAUNCHER = {"micro": TORCHRUN, "window": PLAIN, "global": PLAIN}
+"""For micro and window the launcher that the scope's representative does not use, so that the hashes of the runs that
+are compared have different seeds; for global the faster one."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,9 @@ def uninterrupted(tmp_path_factory):
             launcher=TORCHRUN,
             fault=Fault(kind=KILL_SAVE, rank=0, step=4, how="in the optimizer"),
         ),
+        Run(number=3, scope="global", launcher=PLAIN, fault=Fault(kind=KILL, rank=0, step=3, how=EXCHANGE)),
     ],
-    ids=["micro, kill -9 in a window", "window, kill -9 in a save"],
+    ids=["micro, kill -9 in a window", "window, kill -9 in a save", "global, kill -9 in the exchange"],
 )
 def test_a_killed_rank_takes_the_other_along_and_both_resume_bit_for_bit(run, tmp_path, uninterrupted):
     row = carry_out(run, tmp_path, uninterrupted(run.scope))

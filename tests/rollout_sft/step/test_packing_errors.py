@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from packsched import CarryBuffer, MissingBinpackingError, OversizedSegmentError, PackingError, WindowBuffer
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.step.pack_times import PackTimes
 from rollout_sft.step.packing_errors import in_yaml_terms
 from rollout_sft.step.schedule import make_schedule
 
@@ -58,5 +59,5 @@ def test_a_missing_binpacking_names_the_way_to_train_without_packing(monkeypatch
     config = RolloutSFTConfig(output_dir=str(tmp_path), global_max_length=64, use_cpu=True)
     advice = r"pip install 'binpacking.*In the YAML file: .*disable training\.packing"
     with pytest.raises(MissingBinpackingError, match=advice) as caught:
-        make_schedule(config, PretrainedConfig())
+        make_schedule(config, PretrainedConfig(), lambda _: (0, 0), PackTimes(config.device, active=False))
     assert caught.value.name == "binpacking"
