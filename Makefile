@@ -9,7 +9,7 @@ VLLM_STAMP := .venv-vllm/.installed
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart quickstart-micro test test-families test-faults test-ranks test-fuzz mutants masks test-vllm vllm-server quickstart-vllm quickstart-vllm-server lint bench bench-step bench-gpu bench-peers clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*[#]# .*/\1/p' $(MAKEFILE_LIST))
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -80,6 +80,10 @@ lint: install  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## Build the documentation site in runs/site; a dead link is an error
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev,docs]'
+	$(BIN)/python -m mkdocs build --quiet
 
 bench: install  ## Every goal of packsched measured, and packsched beside the alternatives (2 minutes)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -1,5 +1,10 @@
-"""The pages link to files that exist."""
+"""The pages link to files that exist, their Python runs and prints what they show, and every error has its entry."""
 
+import contextlib
+import importlib
+import inspect
+import io
+import pkgutil
 import re
 from pathlib import Path
 
@@ -23,3 +28,54 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 def test_the_test_above_can_fail():
     text = "[here](README.md#top) [gone](docs/gone.md) ![gone](gone.png) [outside](https://example.org/x)"
     assert dead_links(ROOT / "README.md", text) == ["docs/gone.md", "gone.png"]
+
+
+PYTHON = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)```(?:\n\n```\n(.*?)```)?", re.DOTALL)
+
+
+def snippets(text: str) -> list[tuple[str, str]]:
+    """The Python of a page that runs, each with the output that the page shows below it."""
+    return [(code, shown) for not_run, code, shown in PYTHON.findall(text) if not not_run]
+
+
+def printed(code: str, names: dict) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "page", "exec"), names)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "README.md" and snippets(page.read_text(encoding="utf-8"))],
+    ids=lambda page: page.name,
+)
+def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(page):
+    names: dict = {"__name__": "page"}
+    for code, shown in snippets(page.read_text(encoding="utf-8")):
+        out = printed(code, names)
+        if shown:
+            assert out == shown
+
+
+def test_a_page_that_shows_another_output_would_be_found():
+    [(code, shown)] = snippets("```python\nprint(1)\n```\n\n```\n2\n```\n")
+    assert printed(code, {}) == "1\n" != shown
+
+
+def test_every_error_class_has_an_entry_on_the_page_of_errors():
+    entries = set(re.findall(r"^### `(\w+)`", (ROOT / "docs/errors.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert entries == set(errors())
+
+
+def errors() -> list[str]:
+    """The error classes of both packages that a user can meet."""
+    found = set()
+    for package in ("packsched", "rollout_sft"):
+        for info in pkgutil.walk_packages([str(ROOT / package)], f"{package}."):
+            if info.name in ("rollout_sft.rollouts.vllm.worker", "packsched.__main__"):
+                continue  # runs inside of vLLM alone
+            for name, value in vars(importlib.import_module(info.name)).items():
+                ours = inspect.isclass(value) and issubclass(value, Exception) and value.__module__.startswith(package)
+                if ours and not name.startswith("_"):
+                    found.add(name)
+    return sorted(found - {"OutOfNodesError"})  # caught where the planner gives up
