@@ -210,12 +210,20 @@ def choose_attention(
     return own
 
 
+UNABLE = {
+    "doge": "its attention computes its own mask from the one it gets",
+    "nemotron": "its attention does not get cu_seq_lens from its model",
+}
+
+
 def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> str | None:
     """Says why this model cannot run varlen attention here; returns None if it can."""
     name = type(model).__name__
     if not getattr(model, "_supports_attention_backend", False):
         return f"{name} does not hand cu_seq_lens to attentions that are registered from outside"
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    if config.model_type in UNABLE:
+        return f"{name} cannot run it: {UNABLE[config.model_type]}"
     others = sorted(
         set(getattr(config, "layer_types", None) or ()) - PLAIN - (RECURRENT if recurrent_layers(model) else set())
     )

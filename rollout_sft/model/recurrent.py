@@ -56,6 +56,16 @@ SCANS = {
 }
 """The functions of transformers behind which a kernel may stand, and the argument that keeps segments apart, if any."""
 
+ATTENTION_BY_ROW = {
+    "BioGptAttention",
+    "BloomAttention",
+    "FalconAttention",
+    "GptOssAttention",
+    "MptAttention",
+    "XGLMAttention",
+}
+"""Classes of attention whose models give them the mask of one long segment, whatever positions the model gets."""
+
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Arguments that a layer does not get when each segment is alone."""
 
@@ -79,6 +89,9 @@ class RecurrentLayers:
             The layers that get each segment alone, by name.
         by_kernel (`dict[str, nn.Module]`):
             The layers whose installed kernels keep segments apart.
+        attention (`dict[str, nn.Module]`):
+            Attention layers that get each segment alone, with its part of the mask: those of the few models that make
+            no mask for packs, where neither [`~rollout_sft.model.attention`] nor flash attention replaces them.
     """
 
     def __init__(self, model: nn.Module, *, device: torch.device):
@@ -86,17 +99,23 @@ class RecurrentLayers:
         found = recurrent_layers(self._model)
         self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
         self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
-        for layers, way in (
-            (self.by_kernel, "by their own kernels, which get cu_seq_lens and seq_idx"),
-            (self.looped, "segment by segment, since no installed kernel keeps segments apart here"),
+        self.attention = _attention_by_row(self._model)
+        for kind, layers, way in (
+            ("recurrent layers", self.by_kernel, "by their own kernels, which get cu_seq_lens and seq_idx"),
+            (
+                "recurrent layers",
+                self.looped,
+                "segment by segment, since no installed kernel keeps segments apart here",
+            ),
+            ("attention", self.attention, "segment by segment, since the model makes no mask for packs"),
         ):
             if layers:
-                logger.info("recurrent layers of packs: %s run %s.", _counted(layers), way)
+                logger.info("%s of packs: %s run %s.", kind, _counted(layers), way)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Replaces the forwards of the layers for a block of code; does nothing for a model without such layers."""
-        layers = {**self.looped, **self.by_kernel}
+        layers = {**self.looped, **self.by_kernel, **self.attention}
         if not layers:
             yield
             return
@@ -104,7 +123,9 @@ class RecurrentLayers:
         hook = self._model.register_forward_pre_hook(borders.note, with_kwargs=True)
         own = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
         for name, layer in layers.items():
-            layer._segments = _Segments(borders, own[name], kernel=name in self.by_kernel)  # type: ignore[assignment]
+            layer._segments = _Segments(  # type: ignore[assignment]
+                borders, own[name], kernel=name in self.by_kernel, masked=name in self.attention
+            )
             # A bound method, so that a deep copy of the model calls the copy's layer.
             layer.forward = MethodType(_apart, layer)
         try:
@@ -140,6 +161,20 @@ def _is_recurrent(module: nn.Module) -> bool:
     return bool(STATES & set(inspect.signature(type(module).forward).parameters))
 
 
+def padding_enters_state(model: nn.Module) -> bool:
+    """Says whether a recurrent layer of the model takes no mask, so that padding on the left changes what follows."""
+    masks = {"attention_mask", "conv_mask"}
+    layers = recurrent_layers(base_model(model)).values()
+    return any(not masks & set(inspect.signature(type(layer).forward).parameters) for layer in layers)
+
+
+def _attention_by_row(model: nn.Module) -> dict[str, nn.Module]:
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
+        return {}
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in ATTENTION_BY_ROW}
+
+
 def kept_apart(layer: nn.Module) -> bool:
     """Says whether every kernel that this recurrent layer calls is installed and keeps packed segments apart."""
     names: set[str] = set()
@@ -170,22 +205,34 @@ class _Borders:
     """Knows the segments of the forward that runs, or that is computed again for its backward."""
 
     def __init__(self) -> None:
-        self.now: _Calls | None = None
+        self.given: Tensor | None = None
+        self._calls: dict[bool, _Calls] = {}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Runs before every forward of the model."""
-        borders = kwargs.get("cu_seq_lens_q")
-        self.now = None if borders is None else _Calls(borders)
+        self.set(kwargs.get("cu_seq_lens_q"))
+
+    def set(self, given: Tensor | None) -> None:
+        """Takes the borders of one forward, or None for a forward that is not packed."""
+        self.given, self._calls = given, {}
+
+    def calls(self, *, masked: bool) -> _Calls:
+        """How a layer is called; a masked one gets each segment in a call of its own."""
+        if masked not in self._calls:
+            assert self.given is not None
+            self._calls[masked] = _Calls(self.given, masked=masked)
+        return self._calls[masked]
 
 
 class _Segments:
-    """What a replaced layer needs: the borders, its own forward, and whether its kernels keep segments apart."""
+    """What a replaced layer needs: the borders, its own forward, whether its kernels keep segments apart, or a mask."""
 
-    def __init__(self, borders: _Borders, own: Any, *, kernel: bool):
+    def __init__(self, borders: _Borders, own: Any, *, kernel: bool, masked: bool):
         self.borders = borders
         self.own = own
         self.kernel = kernel
+        self.masked = masked
 
 
 class _Calls:
@@ -194,13 +241,16 @@ class _Calls:
     Args:
         borders (`Tensor` of shape `(segments + 1,)`):
             Where each segment begins and ends.
+        masked (`bool`):
+            Whether the layer gets a mask, or a bias for each key: its part is cut out, and no padding is added.
     """
 
-    def __init__(self, borders: Tensor):
-        self.borders = borders
+    def __init__(self, borders: Tensor, *, masked: bool):
         bounds = borders.tolist()
         self.total: int = bounds[-1]
-        groups = calls([end - start for start, end in pairwise(bounds)])
+        lens = [end - start for start, end in pairwise(bounds)]
+        self._spans = list(pairwise(bounds)) if masked else []
+        groups = [[i] for i in range(len(lens))] if masked else calls(lens)
         place = torch.empty(self.total, dtype=torch.int64)
         self.shapes, tokens, before = [], [], 0
         for group in groups:
@@ -219,6 +269,12 @@ class _Calls:
         """Returns the part of an argument that each call gets; what does not run along the row is shared."""
         if isinstance(value, tuple | list):
             return list(zip(*(self.split(part) for part in value), strict=True)) or [value] * len(self.shapes)
+        if self._spans and isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] == (self.total,) * 2:
+            return [value[:, :, start:end, start:end] for start, end in self._spans]
+        if self._spans and isinstance(value, Tensor) and value.shape[1:] == (1, self.total):
+            return [
+                value[:, :, : end - start] for start, end in self._spans
+            ]  # counts from the first key, as when alone
         if not isinstance(value, Tensor) or value.shape[:2] != (1, self.total):
             return [value] * len(self.shapes)
         spread = value[0].index_select(0, self._tokens)
@@ -259,12 +315,13 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a recurrent layer while [`RecurrentLayers`] is active."""
     segments: Any = layer._segments
     own = segments.own or MethodType(type(layer).forward, layer)
-    now: _Calls | None = segments.borders.now
-    if now is None or (segments.kernel and kwargs.get("cu_seq_lens_q") is not None and "seq_idx" in kwargs):
-        return own(*args, **kwargs)
+    borders: _Borders = segments.borders
     given = kwargs.get("cu_seq_lens_q")
-    if given is not None and given is not now.borders:  # an earlier forward, computed again for its backward
-        now = _Calls(given)
+    if borders.given is None or (segments.kernel and given is not None and "seq_idx" in kwargs):
+        return own(*args, **kwargs)
+    if given is not None and given is not borders.given:  # an earlier forward, computed again for its backward
+        borders.set(given)
+    now = borders.calls(masked=segments.masked)
     tokens = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).shape[1]
     if tokens != now.total:
         raise ValueError(

@@ -1,10 +1,8 @@
 """Generates rollouts with Hugging Face's `generate` on the live model.
 
-Requests are sorted by prompt length, left-padded and generated in chunks. Every request samples with a separate
+Requests are sorted by prompt length, left-padded and generated in chunks. Hybrid models mask the padding in their
+recurrent layers; a model that cannot (RWKV) generates one prompt at a time. Every request samples with a separate
 generator, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
-
-Images enter with the prompts: the adapter gives their pixels, in the order of the chunk's rows, and the token types.
-No response may hold a token that stands for an image.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from transformers import (
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
+from rollout_sft.model.recurrent import padding_enters_state
 from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.reporting.metrics import Counters
@@ -105,7 +104,9 @@ class HFBackend:
         """Indices of the requests that are generated together, shortest prompts first."""
         check_prompts(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
-        return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
+        # RWKV ignores masks, and its cached steps mix up the rows of a batch even where no row is padded.
+        size = 1 if padding_enters_state(self._model()) else self._batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _nobody(self) -> RolloutRequest:
         """Makes the smallest request; with an image where the model has a vision tower."""

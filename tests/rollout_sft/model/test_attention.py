@@ -163,6 +163,8 @@ def test_what_cannot_run_varlen_is_refused_or_left_alone(caplog):
     assert "since Llama4ForCausalLM has layers" in caplog.text
     with pytest.raises(ValueError, match="does not hand cu_seq_lens"):
         choose_attention(model_of("bloom"), "varlen", device=CPU)
+    with pytest.raises(ValueError, match="its attention does not get cu_seq_lens from its model"):
+        choose_attention(model_of("nemotron", head_dim=16), "varlen", device=CPU)
     capped = model_of("gemma2", head_dim=16, attn_logit_softcapping=50.0, query_pre_attn_scalar=16)
     with pytest.raises(ValueError, match="caps its attention logits"):
         choose_attention(capped, "varlen", device=CPU)

@@ -12,10 +12,13 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
+from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import prepare_forward
 from rollout_sft.model.recurrent import CONVOLUTION, SCANS, RecurrentLayers, calls, kept_apart, recurrent_layers
+from rollout_sft.rollouts.base import RolloutRequest
+from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.step.collate import forward_inputs
 from tests.hybrids import HYBRIDS, float64_throughout, hybrid
 from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
@@ -24,7 +27,7 @@ from tests.tiny_families import tiny_config
 CPU = torch.device("cpu")
 LENGTHS = (7, 1, 12, 3, 2, 80, 12)
 """Some are shorter than the convolutions, whose kernels have three or four tokens."""
-SLICE = ("bamba", "lfm2", "mamba2", "minimax", "qwen3_5_text", "zaya")
+SLICE = ("bamba", "lfm2", "mamba2", "minimax", "qwen3_5_text", "rwkv", "zaya")
 FAMILIES = pytest.mark.parametrize(
     "family", [*SLICE, *(pytest.param(f, marks=pytest.mark.families) for f in HYBRIDS if f not in SLICE)]
 )
@@ -69,6 +72,43 @@ def test_a_packed_gradient_is_that_of_each_segment_alone(family):
     assert relative_difference(found, expected) < 1e-10
 
 
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [("bloom", {}), ("falcon", {}), ("falcon", {"alibi": True}), ("mpt", {}), ("gpt_oss", {}), ("biogpt", {})],
+    ids=["bloom", "falcon", "falcon with ALiBi", "mpt", "gpt_oss", "biogpt"],
+)
+def test_attention_whose_model_makes_no_mask_for_packs_gets_each_segment_alone(family, shape, caplog):
+    model, parts = hybrid(family, **shape), segments()
+    with float64_throughout():
+        expected = gradient(model, alone(parts))
+        with caplog.at_level(logging.INFO, logger="rollout_sft.model.recurrent"), as_trained(model).active():
+            found = gradient(model, packed(model, parts))
+            assert check_isolation(model).leak < 1e-12
+    assert "segment by segment, since the model makes no mask for packs" in caplog.text
+    assert relative_difference(found, expected) < 1e-10
+
+
+def test_flash_attention_which_knows_the_borders_is_left_to_itself():
+    model = hybrid("gpt_oss")
+    assert RecurrentLayers(model, device=CPU).attention
+    model.config._attn_implementation = "flash_attention_3"
+    assert not RecurrentLayers(model, device=CPU).attention
+
+
+@FAMILIES
+def test_padding_on_the_left_does_not_change_what_a_hybrid_generates(family):
+    model = hybrid(family, torch.float32)
+    requests = [RolloutRequest(prompt_ids=s.input_ids.tolist(), seed=i) for i, s in enumerate(segments((9, 2, 9, 1)))]
+    made = [
+        HFBackend(
+            lambda: model, Decoding(max_new_tokens=5), eos_token_ids=[2], pad_token_id=0, batch_size=size
+        ).generate(requests)
+        for size in (4, 1)
+    ]
+    assert made[0] == made[1]
+    assert len({tuple(r.response_ids) for r in made[0]}) > 2, "all answers alike would show little"
+
+
 @FAMILIES
 def test_the_leak_probe_finds_no_leak(family):
     model = hybrid(family, torch.float32)
@@ -84,11 +124,11 @@ def test_the_leak_probe_catches_what_crosses_a_border(family, crossing):
     with as_trained(model).active():
         layer = next(iter(recurrent_layers(model).values()))
         borders = layer._segments.borders
-        note = borders.note
 
         def forgetful(module, args, kwargs):
-            note(module, args, {**kwargs, "cu_seq_lens_q": kwargs["cu_seq_lens_q"][[0, 1, 3]]})
-            borders.now.borders = kwargs["cu_seq_lens_q"]
+            borders.set(kwargs["cu_seq_lens_q"][[0, 1, 3]])
+            borders.calls(masked=False)
+            borders.given = kwargs["cu_seq_lens_q"]
 
         hook = model.register_forward_pre_hook(forgetful, with_kwargs=True)
         with pytest.raises(LeakError, match="see each other"):
