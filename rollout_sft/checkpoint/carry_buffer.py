@@ -1,13 +1,19 @@
-"""Saves and loads the carry buffers of scope `micro`: one file per rank, which is read without running code."""
+"""Saves and loads the carry buffers of scope `micro`: one file per rank, which is read without running code.
+
+Images are saved as references, as the segments hold them: a path, encoded bytes, or uint8 pixels.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from packsched import CarryBuffer
+from rollout_sft.inputs.images import Image
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.step.packing_errors import in_yaml_terms
 
@@ -29,7 +35,7 @@ def save_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
     folder = Path(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     state = buffer.state_dict()
-    state["segments"] = [dict(vars(segment.to("cpu"))) for segment in state["segments"]]
+    state["segments"] = [_plain(segment) for segment in state["segments"]]
     unfinished = folder / f"{_name(rank)}.tmp"
     torch.save({"ranks": ranks, "buffer": state}, unfinished)
     os.replace(unfinished, folder / _name(rank))
@@ -67,7 +73,7 @@ def load_carry_buffer(buffer: CarryBuffer[Segment], checkpoint: str | Path, *, r
         )
     state = saved["buffer"]
     with in_yaml_terms():
-        buffer.load_state_dict({**state, "segments": [Segment(**fields) for fields in state["segments"]]})
+        buffer.load_state_dict({**state, "segments": [_segment(fields) for fields in state["segments"]]})
 
 
 def carried(checkpoint: str | Path) -> list[int]:
@@ -85,6 +91,34 @@ def carried(checkpoint: str | Path) -> list[int]:
         torch.load(path, map_location="cpu", weights_only=True) for path in sorted(Path(checkpoint).glob(_name("*")))
     ]
     return [len(fields["input_ids"]) for state in states for fields in state["buffer"]["segments"]]
+
+
+def _plain(segment: Segment) -> dict[str, Any]:
+    """Returns the fields of a segment as tensors and plain values; its images stay references."""
+    images = [
+        {
+            "source": image.source if isinstance(image.source, str) else torch.from_numpy(_bytes(image.source)),
+            "height": image.height,
+            "width": image.width,
+        }
+        for image in segment.images
+    ]
+    return {**vars(segment.to("cpu")), "images": images}
+
+
+def _bytes(source: bytes | np.ndarray) -> np.ndarray:
+    """Returns pixels unchanged, and the bytes of an encoded image as an array of one dimension."""
+    return np.frombuffer(source, dtype=np.uint8).copy() if isinstance(source, bytes) else source
+
+
+def _segment(fields: dict[str, Any]) -> Segment:
+    images = []
+    for image in fields.get("images", ()):
+        source = image["source"]
+        if isinstance(source, torch.Tensor):
+            source = source.numpy() if source.ndim == 3 else source.numpy().tobytes()
+        images.append(Image(source=source, height=image["height"], width=image["width"]))
+    return Segment(**{**fields, "images": tuple(images)})
 
 
 def _name(rank: int | str) -> str:

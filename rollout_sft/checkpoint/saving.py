@@ -33,11 +33,14 @@ class SavingTrainer(Trainer):
             The schedule, which may carry segments from one window to the next.
         trained_with (`dict`):
             The settings that every checkpoint holds; see [`~rollout_sft.checkpoint.settings.trained_with`].
+        image_processor (`BaseImageProcessor`, *optional*):
+            Saved beside the weights and the tokenizer.
     """
 
     args: RolloutSFTConfig
     schedule: Schedule
     trained_with: dict[str, Any]
+    image_processor: Any = None
     _failures: list[Exception] | None = None
     """The errors of this rank while a checkpoint is being saved; None otherwise."""
 
@@ -113,6 +116,8 @@ class SavingTrainer(Trainer):
         # A given state dict is already gathered; without one, sharded weights are gathered while they are written.
         gathered = state_dict is not None or not self.writes_in_collectives()
         self._hold(lambda: super(SavingTrainer, self)._save(output_dir, state_dict), local=gathered)
+        if self.image_processor is not None and self.args.should_save:
+            self._hold(lambda: self.image_processor.save_pretrained(output_dir or self.args.output_dir))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         save = super()._save_optimizer_and_scheduler

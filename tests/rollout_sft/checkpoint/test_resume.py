@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from packsched import CarryBuffer
 from rollout_sft.checkpoint.carry_buffer import load_carry_buffer, save_carry_buffer
 from rollout_sft.checkpoint.manifest import FINISHED, last_finished_checkpoint
+from rollout_sft.inputs.images import Image
 from rollout_sft.inputs.segment import Segment
 from tests import processes
 
@@ -107,6 +109,21 @@ def buffer_of(*lens):
     for n in lens:
         buffer.add(Segment.from_lists(list(range(n)), list(range(n)), [1.0] * (n - 1) + [0.0], sample_id=str(n)), n)
     return buffer
+
+
+def test_waiting_images_are_saved_as_the_references_that_they_are(tmp_path):
+    encoded, path = b"any bytes", "/images/kite.png"
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    images = tuple(Image(source=source, height=2, width=3) for source in (path, encoded, pixels))
+    buffer = CarryBuffer(100, packing_buffer=9)
+    buffer.add(Segment.from_lists([7, 8], [7, 8], [1.0, 0.0], images=images), 2)
+    save_carry_buffer(buffer, tmp_path, rank=0, ranks=1)
+    again = CarryBuffer(100, packing_buffer=9)
+    load_carry_buffer(again, tmp_path, rank=0, ranks=1)
+    (segment,) = again.segments
+    assert [image.source for image in segment.images[:2]] == [path, encoded]
+    assert np.array_equal(segment.images[2].source, pixels)
+    assert [(image.height, image.width) for image in segment.images] == [(2, 3)] * 3
 
 
 def test_the_carry_buffer_round_trip(tmp_path):
