@@ -153,7 +153,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         """
         if not self._to_probe or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
-        report = probe_before_training(self)
+        report = probe_before_training(self, self.inputs)
         self._to_probe = self.args.world_size > 1
         return report
 
@@ -173,7 +173,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         """
         self.metrics.training_ends()
         if self._to_probe:
-            probe_before_training(self)
+            probe_before_training(self, self.inputs)
             self._to_probe = False
         if self.args.reference_fraction < 1:
             self.metrics.add_pairs(self.generation.sync(windows=1))

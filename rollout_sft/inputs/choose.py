@@ -64,13 +64,13 @@ def make_adapter(config: Any, tokenizer: Any, image_processor: Any = None) -> In
 def reads_images(config: Any) -> bool:
     """Says whether a model's configuration has a part that reads images or another medium."""
     media = ("vision_config", "audio_config", "thinker_config")
-    known = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    known = getattr(config, "model_type", None) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return known or any(getattr(config, part, None) is not None for part in media)
 
 
 def why_refused(config: Any) -> str | None:
     """Says why there is no adapter for this model; returns None for text models and those with an adapter."""
-    name = config.model_type
+    name: str = getattr(config, "model_type", "")
     if name in IMAGE_MODELS or not reads_images(config):
         return None
     because = _REASONS.get(name, "how it joins the images of several segments was never compared with each alone")

@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rollout_sft.inputs.choose import why_refused
 from rollout_sft.model.recurrent import recurrent_layers
 from rollout_sft.model.wrappers import base_model
 
@@ -191,9 +192,13 @@ def choose_attention(
         `str`: the name of the attention.
 
     Raises:
-        `ValueError`: `varlen` is wanted and cannot run; the message says why.
+        `ValueError`: `varlen` is wanted and cannot run, or the model reads images and has no input adapter; the
+            message says why.
     """
     base: Any = base_model(model)
+    refusal = why_refused(base.config) if hasattr(base, "config") else None
+    if refusal is not None:
+        raise ValueError(refusal)
     own = str(getattr(getattr(base, "config", None), "_attn_implementation", None))
     if wanted == "model" or (wanted == "auto" and own not in ("sdpa", "eager", VARLEN)):
         logger.info("attention of packs: the model's own, %s.", own)

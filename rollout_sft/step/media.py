@@ -30,6 +30,8 @@ class MediaLoader:
 
     def begin(self, batches: Sequence[PackedBatch]) -> None:
         """Begins a window, and begins to preprocess its first batch; forgets what was left of the window before."""
+        for batch in batches:
+            assert batch.images or self._adapter.image_token_id is None, "a forward of an image model holds no image"
         self._ahead, self._next = deque(batches), None
         self._look_ahead()
 
