@@ -57,9 +57,11 @@ def test_the_probe_passes_what_training_and_equivalence_pass(make_trainer, token
     seen = record_forwards(model)
     trainer.train()
     packed = [given for given in seen["training"] if "position_ids" in given]
-    assert len(seen["probe"]) == 2
+    *probed, plain = seen["probe"]
+    assert len(probed) == 2
+    assert set(plain) == {"input_ids", "use_cache"}, "the segments alone, as a plain call sees them"
     assert len(packed) > 2, "the packs of the window, compared and then trained"
-    assert all(given == seen["probe"][0] for given in [*seen["probe"], *packed])
+    assert all(given == probed[0] for given in [*probed, *packed])
     common = {"input_ids", "position_ids", "use_cache"}
     assert common | names <= set(seen["probe"][0])
     if kind is Narrow:
