@@ -241,14 +241,18 @@ def installed(monkeypatch, seen):
     rule = inspect.unwrap(modeling_qwen3_5.torch_chunk_gated_delta_rule)
 
     def causal_conv1d_fn(x, weight, bias=None, seq_idx=None, activation=None, **kwargs):
+        if seq_idx is None:  # a plain forward
+            return convolution(x, weight, bias, activation=activation)
         assert seq_idx.dtype == torch.int32, "causal-conv1d takes no other"
         seen.append("seq_idx")
         parts = x.split(seq_idx[0].unique_consecutive(return_counts=True)[1].tolist(), dim=-1)
         return torch.cat([convolution(part, weight, bias, activation=activation) for part in parts], dim=-1)
 
     def chunk_gated_delta_rule(q, k, v, *, g, beta, cu_seqlens=None, **kwargs):
-        seen.append("cu_seqlens")
         kwargs = {n: value for n, value in kwargs.items() if n in inspect.signature(rule).parameters}
+        if cu_seqlens is None:  # a plain forward
+            return rule(q, k, v, g=g, beta=beta, **kwargs)
+        seen.append("cu_seqlens")
         parts = zip(*(x.split(cu_seqlens.diff().tolist(), dim=1) for x in (q, k, v, g, beta)), strict=True)
         return torch.cat([rule(*part[:3], g=part[3], beta=part[4], **kwargs)[0] for part in parts], dim=1), None
 
