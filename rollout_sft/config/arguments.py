@@ -223,11 +223,7 @@ class RolloutSFTConfig(TrainingArguments):
 
     def _check_together(self) -> None:
         if not self.packing_drop_last:
-            raise ValueError(
-                "training.packing_drop_last is false, but scheduling is carry-only: segments left in the carry "
-                "buffer when training ends get no extra step. Set packing_drop_last: true, or "
-                "rollout_matching.post_rollout_pack_scope: window, which carries nothing."
-            )
+            self._reject_keeping_the_last()
         if self.validate_schedule != "off" and not self.packing:
             raise ValueError(
                 f"rollout_matching.validate_schedule is {self.validate_schedule}, but training.packing is false: there "
@@ -235,6 +231,19 @@ class RolloutSFTConfig(TrainingArguments):
             )
         if self.rollout_backend == "vllm":
             self.vllm.check_usable()
+
+    def _reject_keeping_the_last(self) -> None:
+        if self.packing and self.post_rollout_pack_scope == "micro":
+            raise ValueError(
+                "training.packing_drop_last is false, but scheduling is carry-only: segments left in the carry "
+                "buffer when training ends get no extra step. Set packing_drop_last: true, or "
+                "rollout_matching.post_rollout_pack_scope: window, which carries nothing."
+            )
+        scope = f"scope {self.post_rollout_pack_scope} carries nothing" if self.packing else "packing is false"
+        raise ValueError(
+            f"training.packing_drop_last is false, but {scope}: every segment is trained in its own step, and none is "
+            "left to drop when training ends. Leave the key out."
+        )
 
     def _reject_data_parallel(self) -> None:
         if self.n_gpu > 1:
@@ -244,10 +253,22 @@ class RolloutSFTConfig(TrainingArguments):
             )
 
 
+_LENGTH_KEY = "set global_max_length at the top of the file (or template.max_length); nothing is cut to it"
+_LENGTHS = ("max_seq_length", "max_seq_len", "max_length", "cutoff_len", "model_max_length", "block_size", "seq_length")
+LENGTH_KEYS = dict.fromkeys(_LENGTHS, _LENGTH_KEY)
+"""Keys under which other trainers take the length of a packed row."""
+_ADAPTER = "set model.peft, for instance peft: {peft_type: LORA, r: 16, target_modules: all-linear}"
 _MOVED = {
+    **LENGTH_KEYS,
     "packing_length": "packing_length is derived: set global_max_length or template.max_length instead",
     "global_max_length": "global_max_length stands at the top of the file, outside every section",
-    "max_length": "set global_max_length or template.max_length instead",
+    "lr": "set training.learning_rate",
+    "epochs": "set training.num_train_epochs",
+    "batch_size": "set training.per_device_train_batch_size (samples of a micro-batch)",
+    "grad_accum": "set training.gradient_accumulation_steps",
+    "dataset": "set data.train.source",
+    "train_file": "set data.train.source",
+    **dict.fromkeys(("use_peft", "peft", "lora", "lora_r", "lora_rank", "lora_alpha", "lora_dropout"), _ADAPTER),
 }
 
 
@@ -265,9 +286,21 @@ TOP = _section("", lambda spec: spec.metadata.get("section") == "top")
 ROLLOUT_MATCHING = _section(
     "rollout_matching",
     lambda spec: spec.metadata.get("section") == "rollout_matching",
-    elsewhere=(_section("training", _is_training),),
-    moved={"boundary_supervision": "set prefix_supervision: expert, or coordinates for what false stood for"},
+    elsewhere=(
+        _section("training", _is_training),
+        section_of("rollout_matching.decoding", Decoding),
+        section_of("rollout_matching.vllm", VLLMConfig),
+    ),
+    moved={
+        **LENGTH_KEYS,
+        "boundary_supervision": "set prefix_supervision: expert, or coordinates for what false stood for",
+    },
 )
 """The section `rollout_matching`."""
-TRAINING = _section("training", _is_training, elsewhere=(ROLLOUT_MATCHING,), moved=_MOVED)
+TRAINING = _section(
+    "training",
+    _is_training,
+    elsewhere=(ROLLOUT_MATCHING, section_of("rollout_matching.decoding", Decoding)),
+    moved=_MOVED,
+)
 """The section `training`: the fields of `TrainingArguments` and those of packing."""

@@ -150,7 +150,7 @@ def section_of(
     return Section(path=path, hints={name: hints[name] for name in names}, elsewhere=elsewhere, moved=moved)
 
 
-def build(owner: type, path: str, values: Any) -> Any:
+def build(owner: type, path: str, values: Any, *, moved: Mapping[str, str] = types.MappingProxyType({})) -> Any:
     """
     Makes a dataclass from a section's values.
 
@@ -161,13 +161,15 @@ def build(owner: type, path: str, values: Any) -> Any:
             The section, for messages.
         values (`Any`):
             A mapping of keys to values; or an object of that class, which is returned.
+        moved (`Mapping[str, str]`, *optional*):
+            Keys that are refused, with the reasons.
 
     Raises:
         `ValueError`: for the reasons of [`Section.read`], or because a key without a default is missing.
     """
     if isinstance(values, owner):
         return values
-    section = section_of(path, owner)
+    section = section_of(path, owner, moved=moved)
     typed = section.read(values)
     for spec in dataclasses.fields(owner):
         if spec.default is MISSING and spec.default_factory is MISSING and spec.name not in typed:

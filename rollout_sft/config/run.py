@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rollout_sft.config.arguments import ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
-from rollout_sft.config.keys import Section, build
+from rollout_sft.config.arguments import LENGTH_KEYS, ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
+from rollout_sft.config.keys import Section, build, section_of
 from rollout_sft.config.sections import BoxUnits, DataSpec, ModelSpec, StageConfig
 from rollout_sft.config.shorten import shorten
 from rollout_sft.config.yaml_file import merged, read_document
@@ -74,7 +74,7 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
     variant = custom.get("trainer_variant", TRAINER_VARIANT)
     if variant != TRAINER_VARIANT:
         raise ValueError(f"custom.trainer_variant is {shorten(variant)}; it takes {TRAINER_VARIANT}.")
-    data = _DATA.read(_without_none(given.get("data", {})))
+    data = _read_data(given.get("data", {}))
     if "train" not in data:
         raise ValueError(
             "data.train is missing; it takes a mapping with a source: a .jsonl path, a name or module:function."
@@ -89,11 +89,27 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
     return StageConfig(
         name=name,
         training=RolloutSFTConfig(**arguments),
-        model=build(ModelSpec, "model", given.get("model", {})),
-        train=build(DataSpec, "data.train", data["train"]),
-        eval=build(DataSpec, "data.eval", data["eval"]) if data.get("eval") else None,
+        model=build(ModelSpec, "model", _mapping(given.get("model", {}), "model", "model_name_or_path")),
+        train=build(DataSpec, "data.train", data["train"], moved=_MOVED_IN_DATA),
+        eval=build(DataSpec, "data.eval", data["eval"], moved=_MOVED_IN_DATA) if data.get("eval") else None,
         boxes=data.get("boxes", "as_given"),
     )
+
+
+def _read_data(section: Any) -> dict[str, Any]:
+    if not isinstance(section, Mapping):
+        return _DATA.read(section)
+    given = _without_none(section)
+    sets = {key: _mapping(given[key], f"data.{key}", "source") for key in ("train", "eval") if key in given}
+    return _DATA.read({**given, **sets})
+
+
+def _mapping(value: Any, path: str, key: str) -> Any:
+    """Returns the value; refuses a text or a list that is meant as the value of its most important key."""
+    if isinstance(value, str | list):
+        given, name = shorten(value), path.rpartition(".")[2]
+        raise ValueError(f"{path} is {given}; it takes a mapping. Write {name}: {{{key}: {given}}}.")
+    return value
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +136,33 @@ def _packing_length(given: Mapping[str, Any]) -> int:
 
 
 _SECTIONS = ("template", "custom", "model", "data", "training", "rollout_matching")
-_FILE = Section(path="", hints={**TOP.hints, **dict.fromkeys(_SECTIONS, Mapping)})
-_TEMPLATE = Section(path="template", hints={"max_length": TOP.hints["global_max_length"]})
+_MODEL = section_of("model", ModelSpec)
+_FILE = Section(
+    path="",
+    hints={**TOP.hints, **dict.fromkeys(_SECTIONS, Mapping), "model": Any},
+    elsewhere=(TRAINING, ROLLOUT_MATCHING, _MODEL),
+    moved={
+        **LENGTH_KEYS,
+        "packing_length": "packing_length is derived: set global_max_length",
+        "train": "set data.train",
+        "eval": "set data.eval",
+    },
+)
+_TEMPLATE = Section(
+    path="template",
+    hints={"max_length": TOP.hints["global_max_length"]},
+    moved={key: reason for key, reason in LENGTH_KEYS.items() if key != "max_length"},
+)
 _CUSTOM = Section(path="custom", hints={"trainer_variant": str})
-_DATA = Section(path="data", hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits})
+_MOVED_IN_DATA = {
+    **dict.fromkeys(("path", "file", "files", "dataset"), "set source"),
+    **dict.fromkeys(("limit", "max_samples", "num_samples"), "set size"),
+}
+_DATA = Section(
+    path="data",
+    hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits},
+    moved={
+        "source": "set data.train.source, or data.eval.source",
+        **dict.fromkeys(("val", "validation", "test", "dev"), "set data.eval"),
+    },
+)

@@ -32,7 +32,11 @@ def load(tmp_path):
 
 
 def overridden(extra):
-    return "extends: base.yaml\n" + textwrap.dedent(extra)
+    """YAML that overrides the base; a mapping in braces of whole sections is taken apart into them."""
+    text = textwrap.dedent(extra)
+    if text.startswith("{"):
+        text = yaml.safe_dump(yaml.safe_load(text))
+    return "extends: base.yaml\n" + text
 
 
 @pytest.fixture
@@ -215,6 +219,73 @@ ERRORS = {
     "duplicate key": ("training: {seed: 1, seed: 2}", "line 2: the key 'seed' is given twice"),
     "stage names": ("stages: [{name: a}, {name: a}]", "stages have the names"),
     "stages that are no list": ("stages: {name: a}", "stages is .*; it takes a list"),
+    "maximum length under training": (
+        "training: {max_seq_length: 4096}",
+        r"training\.max_seq_length is refused: set global_max_length at the top of the file",
+    ),
+    "cut-off under training": ("training: {cutoff_len: 9}", r"training\.cutoff_len is refused: set global_max_length"),
+    "cut-off at the top": ("cutoff_len: 9", r"cutoff_len is refused: set global_max_length .*nothing is cut to it"),
+    "cut-off in the template": ("template: {cutoff_len: 9}", r"template\.cutoff_len is refused: set global_max_length"),
+    "new tokens outside of decoding": (
+        "rollout_matching: {max_new_tokens: 64}",
+        r"rollout_matching\.max_new_tokens: it belongs under rollout_matching\.decoding:, where it takes an integer",
+    ),
+    "temperature outside of decoding": (
+        "rollout_matching: {temperature: 0.7}",
+        r"rollout_matching\.temperature: it belongs under rollout_matching\.decoding:, where it takes a number",
+    ),
+    "new tokens under training": (
+        "training: {max_new_tokens: 64}",
+        r"training\.max_new_tokens: it belongs under rollout_matching\.decoding:",
+    ),
+    "server outside of vllm": (
+        "rollout_matching: {base_url: 'http://a'}",
+        r"rollout_matching\.base_url: it belongs under rollout_matching\.vllm:, where it takes text",
+    ),
+    "buffer in the wrong section": (
+        "rollout_matching: {packing_buffer: 3}",
+        r"rollout_matching\.packing_buffer: it belongs under training:, where it takes an integer",
+    ),
+    "training key at the top": (
+        "learning_rate: 1e-4",
+        "learning_rate: it belongs under training:, where it takes a num",
+    ),
+    "model key at the top": ("dtype: float16", r"dtype: it belongs under model:, where it takes float32 \|"),
+    "data at the top": ("train: {source: a}", r"^train is refused: set data\.train\.$"),
+    "data that is a file": (
+        "data: {train: file.jsonl}",
+        r"data\.train is 'file\.jsonl'; it takes a mapping\. Write train: \{source: 'file\.jsonl'\}\.",
+    ),
+    "data that is a list": ("data: {eval: [a.jsonl]}", r"data\.eval is \['a\.jsonl'\].* Write eval: \{source: \['a"),
+    "validation data": ("data: {validation: {source: a}}", r"data\.validation is refused: set data\.eval"),
+    "source without its set": ("data: {source: a}", r"data\.source is refused: set data\.train\.source"),
+    "path of the data": ("data: {train: {path: a}}", r"data\.train\.path is refused: set source"),
+    "limit of the data": ("data: {eval: {max_samples: 3}}", r"data\.eval\.max_samples is refused: set size"),
+    "model that is a name": (
+        "model: qwen3",
+        r"model is 'qwen3'; it takes a mapping\. Write model: \{model_name_or_path: 'qwen3'\}",
+    ),
+    "type of the model": ("model: {torch_dtype: bfloat16}", r"model\.torch_dtype: the nearest valid key is dtype"),
+    "rate by its short name": ("training: {lr: 1e-4}", r"training\.lr is refused: set training\.learning_rate"),
+    "batch by its short name": ("training: {batch_size: 3}", "batch_size is refused: set training.per_device_train_b"),
+    "adapter under training": ("training: {lora_r: 16}", r"training\.lora_r is refused: set model\.peft, for instance"),
+    "the last segments in scope window": (
+        "{training: {packing_drop_last: false}, rollout_matching: {post_rollout_pack_scope: window}}",
+        "packing_drop_last is false, but scope window carries nothing: .*none is left to drop.*Leave the key out",
+    ),
+    "the last segments without packs": (
+        "training: {packing_drop_last: false, packing: false}",
+        "packing_drop_last is false, but packing is false: .*Leave the key out",
+    ),
+    "what happens to long segments": (
+        "rollout_matching: {on_oversized: cut}",
+        r"on_oversized is 'cut'; it takes raise \| sk",
+    ),
+    "decoding that is a number": ("rollout_matching: {decoding: 0.7}", r"decoding is 0\.7; it takes a mapping"),
+    "file of DeepSpeed": (
+        "training: {deepspeed: none.json}",
+        r"training\.deepspeed is 'none\.json', but there is no such",
+    ),
     "not YAML": ("training: {", "not valid YAML"),
 }
 
@@ -339,3 +410,14 @@ def test_documented_yaml_loads(load, tmp_path, monkeypatch, block):
         arrived = getattr(stage.training, key)
         arrived = asdict(arrived) if is_dataclass(arrived) else arrived
         assert value.items() <= arrived.items() if isinstance(value, dict) else arrived == value
+
+
+def test_sixty_mistakes_are_covered():
+    assert len(ERRORS) >= 60
+
+
+def test_deepspeed_without_its_package_says_what_to_install(load_over):
+    if find_spec("deepspeed"):
+        pytest.skip("DeepSpeed is installed")
+    with pytest.raises(ImportError, match=r"training\.deepspeed is given, but deepspeed is not installed: pip install"):
+        load_over("training: {deepspeed: {zero_optimization: {stage: 2}}}")
