@@ -18,6 +18,7 @@ from rollout_sft.config.sections import ModelSpec, StageConfig
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.data.sources import check_sources
+from rollout_sft.model.adapters import load_adapted
 from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
@@ -87,7 +88,7 @@ def load_parts(stage: StageConfig) -> Parts:
 def _load_model(spec: ModelSpec, tokenizer: Tokenizer, seed: int) -> nn.Module:
     key = "model.config" if spec.model_name_or_path is None else "model.model_name_or_path"
     with _loading(key, spec.model_name_or_path or spec.config):
-        return load_model(spec, tokenizer, seed=seed)
+        return load_adapted(spec, lambda below: load_model(below, tokenizer, seed=seed), seed=seed)
 
 
 @contextmanager

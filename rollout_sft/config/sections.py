@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from rollout_sft.config.adapter import read_adapter
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.keys import Range
 
@@ -35,6 +36,9 @@ class ModelSpec:
             pixels. What the checkpoint's image processor says when not given.
         freeze (`list[str]`, *optional*):
             Patterns of parameter names that are not trained, such as `model.visual.*`; `*` stands for any text.
+        peft (`dict`, *optional*):
+            An adapter that is trained instead of the weights: `peft_type`, such as `LORA`, and the fields of peft's
+            configuration class, such as `r`, `lora_alpha` and `target_modules`.
     """
 
     model_name_or_path: str | None = None
@@ -45,6 +49,7 @@ class ModelSpec:
     min_pixels: Annotated[int | None, Range(takes="1 pixel or more, or nothing", at_least=1)] = None
     max_pixels: Annotated[int | None, Range(takes="1 pixel or more, or nothing", at_least=1)] = None
     freeze: list[str] = field(default_factory=list)
+    peft: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.config is None):
@@ -57,6 +62,13 @@ class ModelSpec:
             raise ValueError(
                 "model.tokenizer_name_or_path is missing; a model built from a config brings no tokenizer."
             )
+        if self.peft is not None:
+            if self.config is not None:
+                raise ValueError(
+                    "model.peft trains an adapter on weights that stay as they are, and model.config gives random "
+                    "ones. Set model.model_name_or_path, or remove model.peft."
+                )
+            read_adapter(self.peft)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,87 @@
+"""Puts a peft adapter on a model: a new one, or the saved one of a run that goes on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import set_seed
+
+from rollout_sft.config.adapter import read_adapter
+from rollout_sft.config.sections import ModelSpec
+
+_SAVED = "adapter_config.json"
+_COMPARED = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
+
+
+def load_adapted(spec: ModelSpec, load: Callable[[ModelSpec], nn.Module], *, seed: int = 0) -> nn.Module:
+    """
+    Loads a model, with an adapter where the section `model` asks for one.
+
+    A folder that holds an adapter names the weights below it. With `model.peft` the adapter is trained on; without
+    it, the adapter is merged into the weights, and all of them are trained.
+
+    Args:
+        spec (`ModelSpec`):
+            The section.
+        load (`Callable[[ModelSpec], nn.Module]`):
+            Loads a model without an adapter.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of a new adapter's random weights.
+
+    Raises:
+        `ValueError`: `model.peft` and the saved adapter differ, or peft cannot put the adapter on this model.
+    """
+    folder = None if spec.model_name_or_path is None else Path(spec.model_name_or_path)
+    if folder is not None and (folder / _SAVED).is_file():
+        return _resume_adapter(spec, folder, load)
+    model = load(spec)
+    if spec.peft is None:
+        return model
+    set_seed(seed)
+    return _new_adapter(spec.peft, model)
+
+
+def _new_adapter(peft: dict[str, Any], model: nn.Module) -> nn.Module:
+    from peft import get_peft_model
+
+    try:
+        adapted: nn.Module = get_peft_model(model, read_adapter(peft))
+    except ValueError as error:
+        raise ValueError(f"model.peft does not fit {type(model).__name__}: {error}") from error
+    return adapted
+
+
+def _resume_adapter(spec: ModelSpec, folder: Path, load: Callable[[ModelSpec], nn.Module]) -> nn.Module:
+    saved = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
+    below = saved.get("base_model_name_or_path")
+    if not below:
+        raise ValueError(
+            f"model.model_name_or_path is {str(folder)!r}, an adapter that does not say which weights it belongs to; "
+            f"set base_model_name_or_path in its {_SAVED}."
+        )
+    if spec.peft is not None:
+        asked = read_adapter(spec.peft).to_dict()
+        for key in ("peft_type", *(key for key in _COMPARED if key in spec.peft)):
+            value = getattr(asked[key], "value", asked[key])
+            if key in saved and saved[key] != value:
+                raise ValueError(
+                    f"model.peft.{key} is {value}, but the adapter in {folder} was trained with {saved[key]}; set it "
+                    "back, or leave model.peft out to merge the adapter into the weights."
+                )
+    from peft import PeftModel
+
+    model: Any = load(replace(spec, model_name_or_path=below, config=None))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adapted: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=spec.peft is not None)
+    if spec.peft is not None:
+        result: nn.Module = adapted
+        return result
+    merged: nn.Module = adapted.merge_and_unload()
+    for parameter in trained:  # peft froze them
+        parameter.requires_grad_(True)
+    return merged
