@@ -37,7 +37,7 @@ def code_name(code: int) -> str:
     return f"<c{code:02d}>"
 
 
-def paint(rng: np.random.Generator, split: str, count: int) -> tuple[Array, list[dict[str, Any]]]:
+def paint(rng: np.random.Generator, split: str, count: int, *, step: int = PATCH) -> tuple[Array, list[dict[str, Any]]]:
     """
     Paints digits of a split at random free places.
 
@@ -48,6 +48,8 @@ def paint(rng: np.random.Generator, split: str, count: int) -> tuple[Array, list
             Whose images are used; training images get noise.
         count (`int`):
             How many digits; 15 always find a place.
+        step (`int`, *optional*, defaults to 4):
+            Digits stand at multiples of it from left to right.
 
     Returns:
         `tuple[Array, list[dict]]`: the canvas of shape `(40, 40)` and its objects (`desc`, `bbox_2d`) in
@@ -57,7 +59,7 @@ def paint(rng: np.random.Generator, split: str, count: int) -> tuple[Array, list
     chosen = rng.choice(_images_of(split), size=count)
     canvas = np.zeros((CANVAS, CANVAS))
     objects = []
-    for index, (y, x) in zip(chosen, _free_places(rng, count), strict=True):
+    for index, (y, x) in zip(chosen, _free_places(rng, count, step), strict=True):
         image = images[index]
         if split == "train":
             image = np.where(image > 0, np.clip(image + rng.normal(0, NOISE, image.shape), 0, INK), 0)
@@ -104,8 +106,8 @@ def codebook() -> Array:
     return centres
 
 
-def _free_places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
-    every = [(y, x) for y in range(0, CANVAS, DIGIT) for x in range(0, CANVAS - PATCH, PATCH)]
+def _free_places(rng: np.random.Generator, count: int, step: int) -> list[tuple[int, int]]:
+    every = [(y, x) for y in range(0, CANVAS, DIGIT) for x in range(0, CANVAS - PATCH, step)]
     places: list[tuple[int, int]] = []
     for k in rng.permutation(len(every)):
         y, x = every[k]

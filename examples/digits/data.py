@@ -6,7 +6,7 @@ For K digits the answer takes 12 K + 2 tokens, end token included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from examples.digits.canvas import MOST_DIGITS, SPLITS, Array, canvas_tokens, paint
+from examples.digits.canvas import MOST_DIGITS, PATCH, SPLITS, Array, canvas_tokens, paint
 from examples.digits.tokenizer import build_digits_tokenizer
 
 
@@ -70,6 +70,9 @@ class DigitsDataset(Dataset[dict[str, Any]]):
         `ValueError`: an argument outside its range.
     """
 
+    step = PATCH
+    """Digits stand at multiples of it from left to right."""
+
     def __init__(self, split: str, size: int, seed: int = 0, *, max_digits: int = 12, ramp_fraction: float = 0.0):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; the digits have {', '.join(SPLITS)}.")
@@ -103,6 +106,14 @@ class DigitsDataset(Dataset[dict[str, Any]]):
         """The pixels of item `index`, shape `(40, 40)`, values 0..16."""
         return self._paint(index)[0]
 
+    def for_pictures(self, size: int) -> DigitsDataset:
+        """Returns a data set of the same kind with canvases of the split `test`."""
+        return DigitsDataset("test", size, self.seed, max_digits=self.max_digits)
+
+    def to_pixels(self, objects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Returns objects as pictures draw them: here their boxes are in pixels already."""
+        return [dict(item) for item in objects]
+
     def most_digits(self, index: int) -> int:
         """The most digits that item `index` may hold."""
         ramp = self.ramp_fraction * self.size
@@ -115,7 +126,7 @@ class DigitsDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"index {index} of {self.size} canvases")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         count = int(rng.integers(1, self.most_digits(index) + 1))
-        return paint(rng, self.split, count)
+        return paint(rng, self.split, count, step=self.step)
 
 
 @cache

@@ -38,13 +38,13 @@ class DrawCanvases(TrainerCallback):
         evaluated, builder = self.trainer.eval_dataset, self.trainer.target_builder
         if not isinstance(evaluated, DigitsDataset) or not isinstance(builder, ObjectsTargetBuilder):
             return
-        dataset = DigitsDataset("test", self.canvases, evaluated.seed, max_digits=evaluated.max_digits)
+        dataset = evaluated.for_pictures(self.canvases)
         samples = [dataset[i] for i in range(self.canvases)]
-        predicted = [builder.read_answer(rollout) for rollout in self.trainer.roll_out(samples)]
+        predicted = [dataset.to_pixels(builder.read_answer(r)) for r in self.trainer.roll_out(samples)]
         if state.is_world_process_zero:
             pixels = [dataset.canvas(i) for i in range(self.canvases)]
             path = Path(args.output_dir) / "canvases.png"
-            draw_canvases(pixels, predicted, [s["objects"] for s in samples], path)
+            draw_canvases(pixels, predicted, [dataset.to_pixels(s["objects"]) for s in samples], path)
 
 
 def draw_canvases(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from examples.digits.canvas import ANSWER, CANVAS, CODES, PATCH, ROW, code_name
 
 _PAD, _EOS, _UNK = "<pad>", "<eos>", "<unk>"
-_JSON = ["[", "]", '{"desc": ', ', "bbox_2d": [', ", ", "]}"]
+JSON = ["[", "]", '{"desc": ', ', "bbox_2d": [', ", ", "]}"]
 
 
 def build_digits_tokenizer() -> PreTrainedTokenizerFast:
@@ -20,15 +21,20 @@ def build_digits_tokenizer() -> PreTrainedTokenizerFast:
     A coordinate is the same token in the canvas and in the answer. A digit is a token together with its
     quotes, so that the class 4 and the coordinate 4 differ.
     """
-    words = [_PAD, _EOS, _UNK, ROW, ANSWER]
+    words = [ROW, ANSWER]
     words += [code_name(k) for k in range(CODES)]
     words += [str(x) for x in range(0, CANVAS + 1, PATCH)]
     words += [f'"{digit}"' for digit in range(10)]
-    words += _JSON
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=_UNK))
+    return word_tokenizer([*words, *JSON])
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Makes a tokenizer in which each word is a token: names in angle brackets, numbers, digits in quotes, JSON."""
+    vocabulary = {word: i for i, word in enumerate([_PAD, _EOS, _UNK, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNK))
     # The longest piece first: `, "bbox_2d": [` begins with `, `.
-    pieces = "|".join(re.escape(piece) for piece in sorted(_JSON, key=len, reverse=True))
-    pattern = Regex(rf'<[a-z0-9]+>|\d+|"\d"|{pieces}')
+    pieces = "|".join(re.escape(piece) for piece in sorted(JSON, key=len, reverse=True))
+    pattern = Regex(rf'<[a-z0-9_|]+>|\d+|"\d"|{pieces}')
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
