@@ -30,6 +30,14 @@ quickstart-micro: install  ## The same in scope micro
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		-m rollout_sft.train --config configs/quickstart-micro.yaml
 
+quickstart-images: install  ## Train on digits drawn as images, a small Qwen3-VL (ten minutes on a CPU)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		-m rollout_sft.train --config configs/quickstart-images.yaml
+
+quickstart-images-micro: install  ## The same in scope micro
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		-m rollout_sft.train --config configs/quickstart-images-micro.yaml
+
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
 		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py benchmarks/peers

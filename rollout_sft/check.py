@@ -111,6 +111,7 @@ def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
                 model=parts.load_model(),
                 args=replace(args, output_dir=folder),
                 processing_class=parts.tokenizer,
+                image_processor=parts.image_processor,
                 target_builder=parts.target_builder,
                 rollout_backend=NoRollouts(),
                 train_dataset=parts.train,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,17 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.import_path import is_import_path
 from rollout_sft.config.sections import ModelSpec, StageConfig
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.data.sources import check_sources
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.choose import make_adapter
 from rollout_sft.model.adapters import load_adapted
-from rollout_sft.model.loading import load_model, load_tokenizer
+from rollout_sft.model.image_processor import load_image_processor
+from rollout_sft.model.loading import load_config, load_model, load_tokenizer
 from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
 from rollout_sft.user_errors import is_for_user
@@ -33,6 +37,8 @@ class Parts:
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
             Encodes prompts and decodes answers.
+        image_processor (`BaseImageProcessor`, *optional*):
+            Makes the pixels for an image model.
         train (`Dataset`):
             The training samples.
         eval (`Dataset`, *optional*):
@@ -44,6 +50,7 @@ class Parts:
     """
 
     tokenizer: Tokenizer
+    image_processor: Any
     train: Any
     eval: Any
     target_builder: TargetBuilder
@@ -75,10 +82,21 @@ def load_parts(stage: StageConfig) -> Parts:
     key = "model.model_name_or_path" if spec.tokenizer_name_or_path is None else "model.tokenizer_name_or_path"
     with _loading(key, spec.tokenizer_name_or_path or spec.model_name_or_path):
         tokenizer = load_tokenizer(spec)
-    load = partial(load_dataset, seed=args.seed, require_objects=args.target_builder == "objects")
+    with _loading_model(spec):
+        config = load_config(spec, tokenizer)
+        image_processor = load_image_processor(spec, config)
+        adapter = make_adapter(config, tokenizer, image_processor)
+    load = partial(
+        load_dataset,
+        seed=args.seed,
+        require_objects=args.target_builder == "objects",
+        adapter=adapter,
+        boxes=stage.boxes,
+    )
     return Parts(
         tokenizer=tokenizer,
-        train=load(stage.train, tokenizer, key="data.train"),
+        image_processor=image_processor,
+        train=load(stage.train, tokenizer, key="data.train", longest_prompt=_longest_prompt(args, adapter)),
         eval=load(stage.eval, tokenizer, key="data.eval") if stage.eval else None,
         target_builder=make_target_builder(tokenizer, args),
         load_model=lambda: _load_model(spec, tokenizer, args.seed),
@@ -86,9 +104,20 @@ def load_parts(stage: StageConfig) -> Parts:
 
 
 def _load_model(spec: ModelSpec, tokenizer: Tokenizer, seed: int) -> nn.Module:
-    key = "model.config" if spec.model_name_or_path is None else "model.model_name_or_path"
-    with _loading(key, spec.model_name_or_path or spec.config):
+    with _loading_model(spec):
         return load_adapted(spec, lambda below: load_model(below, tokenizer, seed=seed), seed=seed)
+
+
+def _longest_prompt(args: RolloutSFTConfig, adapter: InputAdapter) -> int:
+    """Returns the most tokens of a prompt with images that leave room for the answer and the dummy image."""
+    dummy = adapter.dummy() if args.packing else None
+    answer = args.decoding.max_new_tokens if args.reference_fraction < 1 else 1
+    return args.global_max_length - answer - (0 if dummy is None else dummy.encoded_len)
+
+
+def _loading_model(spec: ModelSpec) -> AbstractContextManager[None]:
+    key = "model.config" if spec.model_name_or_path is None else "model.model_name_or_path"
+    return _loading(key, spec.model_name_or_path or spec.config)
 
 
 @contextmanager

@@ -98,6 +98,7 @@ def run_stage(stage: StageConfig, title: str) -> dict[str, float]:
         model=parts.load_model(),
         args=args,
         processing_class=parts.tokenizer,
+        image_processor=parts.image_processor,
         target_builder=parts.target_builder,
         train_dataset=parts.train,
         eval_dataset=parts.eval,

@@ -46,6 +46,25 @@ def load_adapted(spec: ModelSpec, load: Callable[[ModelSpec], nn.Module], *, see
     return _new_adapter(spec.peft, model)
 
 
+def base_of(name: str) -> str:
+    """
+    Returns the weights below the adapter that a folder holds, or the name itself where it holds none.
+
+    Raises:
+        `ValueError`: the adapter does not say which weights it belongs to.
+    """
+    path = Path(name) / _SAVED
+    if not path.is_file():
+        return name
+    below: str | None = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not below:
+        raise ValueError(
+            f"model.model_name_or_path is {name!r}, an adapter that does not say which weights it belongs to; set "
+            f"base_model_name_or_path in its {_SAVED}."
+        )
+    return below
+
+
 def _new_adapter(peft: dict[str, Any], model: nn.Module) -> nn.Module:
     from peft import get_peft_model
 
@@ -58,12 +77,7 @@ def _new_adapter(peft: dict[str, Any], model: nn.Module) -> nn.Module:
 
 def _resume_adapter(spec: ModelSpec, folder: Path, load: Callable[[ModelSpec], nn.Module]) -> nn.Module:
     saved = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
-    below = saved.get("base_model_name_or_path")
-    if not below:
-        raise ValueError(
-            f"model.model_name_or_path is {str(folder)!r}, an adapter that does not say which weights it belongs to; "
-            f"set base_model_name_or_path in its {_SAVED}."
-        )
+    below = base_of(str(folder))
     if spec.peft is not None:
         asked = read_adapter(spec.peft).to_dict()
         for key in ("peft_type", *(key for key in _COMPARED if key in spec.peft)):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rollout_sft.config.sections import ModelSpec
-
-QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-"""Model types whose image processor limits an image's pixels, and can be made from the model's configuration."""
+from rollout_sft.inputs.choose import IMAGE_MODELS, QWEN_VL
+from rollout_sft.model.adapters import base_of
 
 
 def load_image_processor(spec: ModelSpec, config: Any) -> Any:
@@ -21,10 +21,10 @@ def load_image_processor(spec: ModelSpec, config: Any) -> Any:
         spec (`ModelSpec`):
             Names the checkpoint, and limits the pixels of an image.
         config (`PretrainedConfig`):
-            The configuration of an image model.
+            The configuration of the model.
 
     Returns:
-        `BaseImageProcessor`: the image processor.
+        `BaseImageProcessor` or `None`: the image processor; None for a model of text and for one that is refused.
 
     Raises:
         `ValueError`: the model type has no limits of pixels, or the limits contradict each other.
@@ -34,13 +34,17 @@ def load_image_processor(spec: ModelSpec, config: Any) -> Any:
     given = {key: value for key, value in limits.items() if value is not None}
     if model_type not in QWEN_VL and given:
         raise ValueError(
-            f"model.{next(iter(given))} is {next(iter(given.values()))}, but {model_type} resizes images by rules of "
-            f"its own; only {', '.join(QWEN_VL)} take it. Remove it."
+            f"model.{next(iter(given))} is {next(iter(given.values()))}, but only {', '.join(QWEN_VL)} take it, and "
+            f"this model is a {model_type}. Remove it."
         )
+    if model_type not in IMAGE_MODELS:
+        return None
     if spec.model_name_or_path is None:
         processor = _make(config)
     else:
-        processor = AutoImageProcessor.from_pretrained(spec.model_name_or_path, backend="pil")
+        name = spec.model_name_or_path
+        own = (Path(name) / "preprocessor_config.json").is_file()  # a run saves it beside an adapter too
+        processor = AutoImageProcessor.from_pretrained(name if own else base_of(name), backend="pil")
     if given:
         names = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # an old name for both: they are no edges
         processor.size = {**dict(processor.size), **{names[key]: value for key, value in given.items()}}

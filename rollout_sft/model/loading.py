@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from rollout_sft.config.import_path import call_import_path, is_import_path
 from rollout_sft.config.sections import ModelSpec
 from rollout_sft.config.shorten import shorten
-from rollout_sft.model.image_processor import QWEN_VL
+from rollout_sft.inputs.choose import QWEN_VL
+from rollout_sft.model.adapters import base_of
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
@@ -61,7 +62,7 @@ def load_config(spec: ModelSpec, tokenizer: Tokenizer) -> PretrainedConfig:
         `ValueError`: an image model of this type cannot be built from fields, or the tokenizer lacks its tokens.
     """
     if spec.model_name_or_path is not None:
-        loaded: PretrainedConfig = AutoConfig.from_pretrained(spec.model_name_or_path)
+        loaded: PretrainedConfig = AutoConfig.from_pretrained(base_of(spec.model_name_or_path))
         return loaded
     fields = dict(spec.config or {})
     model_type = fields.pop("model_type")

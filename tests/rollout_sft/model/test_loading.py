@@ -101,7 +101,7 @@ def test_limits_that_contradict_each_other_are_refused(tokenizer, limits, messag
 
 
 def test_limits_for_a_model_that_has_none_are_refused():
-    with pytest.raises(ValueError, match=r"model\.max_pixels is 9, but internvl resizes images by rules of its own"):
+    with pytest.raises(ValueError, match=r"model\.max_pixels is 9, but only qwen2_vl.* and this model is a internvl"):
         load_image_processor(ModelSpec(model_name_or_path="x", max_pixels=9), AutoConfig.for_model("internvl"))
 
 
