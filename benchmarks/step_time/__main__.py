@@ -29,15 +29,29 @@ from transformers import PreTrainedModel
 
 from benchmarks.step_time import report
 from benchmarks.step_time.variants import VARIANTS, Clock, Limit, Variant, flat_gradient
-from benchmarks.step_time.workloads import QUICKSTART, FixedRollouts, Workload, make_model, useful_flops, workloads
+from benchmarks.step_time.workloads import (
+    QUICKSTART,
+    TEXT,
+    FixedRollouts,
+    Workload,
+    image_workload,
+    make_model,
+    reads_of,
+    useful_flops,
+    workloads,
+)
+from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.segment import Segment, pack_of
-from rollout_sft.step.collate import collate_padded
+from rollout_sft.model.forward import prepare_forward
+from rollout_sft.step.collate import collate_padded, with_media
 from tests.peak_memory import peak_bytes
 
 ROOT = Path(__file__).parents[2]
 
 
-def reference_gradient(model: PreTrainedModel, segments: list[Segment]) -> torch.Tensor:
+def reference_gradient(
+    model: PreTrainedModel, segments: list[Segment], adapter: InputAdapter = TEXT[0]
+) -> torch.Tensor:
     """Each segment alone, unpacked, by transformers' own attention and a plain cross-entropy, all in float32."""
     if model.dtype != torch.float32:
         model = copy.deepcopy(model).float()
@@ -45,8 +59,9 @@ def reference_gradient(model: PreTrainedModel, segments: list[Segment]) -> torch
     model.zero_grad()
     total = sum(s.weight_sum for s in segments)
     for s in segments:
-        batch = collate_padded(pack_of([s]), filler_id=0).to(model.device)
-        logits = model(input_ids=batch.forward["input_ids"], logits_to_keep=batch.supervised).logits[0].float()
+        batch = with_media(collate_padded(pack_of([s]), filler_id=0, adapter=adapter), adapter).to(model.device)
+        inputs = prepare_forward(model, batch.forward) if s.images else {"input_ids": batch.forward["input_ids"]}
+        logits = model(**{**inputs, "logits_to_keep": batch.supervised}).logits[0].float()
         (torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum") / total).backward()
     gradient = flat_gradient(model)
     model.zero_grad()
@@ -98,11 +113,11 @@ def measure(
 ) -> dict[str, Any]:
     model = make_model(shape, dtype, device)
     cpu = device.type == "cpu"
-    data = FixedRollouts(workload, windows, model.config.vocab_size)
+    data = FixedRollouts(workload, windows, model.config.get_text_config().vocab_size, reads_of(shape))
     trainers = [Variant(name, workload, data, model, cpu) for name in VARIANTS]
     runners: list[Variant | Limit] = [*trainers, Limit(workload, data, model, trainers[-1].attention)]
     first = data.segments[: workload.window]
-    expected = reference_gradient(model, first)
+    expected = reference_gradient(model, first, data.adapter)
     seconds: dict[str, list[float]] = {runner.name: [] for runner in runners}
     overheads: dict[str, list[float]] = {runner.name: [] for runner in trainers}
     gradients: dict[str, float | None] = {}
@@ -124,7 +139,7 @@ def measure(
                 overheads[runner.name].append(runner.overhead())
     measured = data.segments[workload.window :]
     tokens = sum(s.encoded_len for s in measured) / (windows - 1)
-    flops, best = useful_flops(model, measured) / (windows - 1), peak_flops(device, dtype)
+    flops, best = useful_flops(model, measured, data.adapter) / (windows - 1), peak_flops(device, dtype)
     rows = []
     for runner in runners:
         median = statistics.median(seconds[runner.name])
@@ -168,9 +183,10 @@ def cpu_name() -> str:
 def planned(preset: str, dry_run: bool) -> list[tuple[Workload, str]]:
     """Each workload with the shape of its model."""
     if dry_run:
-        return [(replace(w, gradient_accumulation_steps=4), "tiny") for w in workloads(64)]
+        text = [(replace(w, gradient_accumulation_steps=4), "tiny") for w in workloads(64)]
+        return [*text, (replace(image_workload(64), gradient_accumulation_steps=4, batch_size=3), "tiny images")]
     if preset == "gpu":
-        return [(w, shape) for shape in ("0.6b", "1.7b") for w in workloads(1)]
+        return [(w, shape) for shape in ("0.6b", "1.7b") for w in workloads(1)] + [(image_workload(1), "2b images")]
     return [(w, "quickstart") for w in (QUICKSTART, *workloads(16))]
 
 

@@ -2,15 +2,19 @@
 
 import gc
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 import rollout_sft.trainer
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time import report
 from benchmarks.step_time.variants import LIMIT, VARIANTS, Variant
-from benchmarks.step_time.workloads import FixedRollouts, make_model, workloads
+from benchmarks.step_time.workloads import FixedRollouts, make_model, model_spec, reads_of, workloads
+from examples.digits.images import build_image_tokenizer
+from rollout_sft.model.loading import load_config
 
 CPU = torch.device("cpu")
 COLUMNS = report.HEAD.splitlines()[0].count("|") - 1
@@ -32,7 +36,8 @@ def written(tmp_path_factory):
 
 def test_every_row_is_there_with_every_number(written):
     results, _ = written
-    assert [table["ga"] for table in results["tables"]] == [4, 4]
+    assert [table["ga"] for table in results["tables"]] == [4, 4, 4]
+    assert results["tables"][2]["model"] == "tiny images"
     for table in results["tables"]:
         rows = {row["variant"]: row for row in table["rows"]}
         assert list(rows) == [*VARIANTS, LIMIT]
@@ -139,5 +144,16 @@ def test_a_wait_is_reported_and_any_other_error_is_not_taken_for_one(monkeypatch
 
 def test_the_gpu_preset_is_what_the_issue_asks_for():
     plan = step_time.planned("gpu", dry_run=False)
-    assert [shape for _, shape in plan] == ["0.6b"] * 4 + ["1.7b"] * 4
+    assert [shape for _, shape in plan] == ["0.6b"] * 4 + ["1.7b"] * 4 + ["2b images"]
     assert {(w.packing_length, w.gradient_accumulation_steps) for w, _ in plan} == {(16384, 16), (14000, 24)}
+
+
+def test_the_images_of_the_gpu_preset_have_the_lengths_of_the_log():
+    workload, shape = step_time.planned("gpu", dry_run=False)[-1]
+    data = FixedRollouts(
+        replace(workload, gradient_accumulation_steps=1, images=workload.images[:1]), 1, 151936, reads_of(shape)
+    )
+    assert [data.adapter.image_tokens(i) for s in data.segments for i in s.images] == [2116] * 4
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(load_config(model_spec(shape), build_image_tokenizer()))
+    assert 2.0e9 < sum(p.numel() for p in model.parameters()) < 2.3e9

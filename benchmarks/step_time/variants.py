@@ -12,13 +12,14 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from benchmarks.step_time.workloads import FixedRollouts, Workload
-from examples.digits.tokenizer import build_digits_tokenizer
-from packsched import FillStats, PackLayout
+from examples.digits.images import build_image_tokenizer
+from packsched import FillStats, PackLayout, WindowBuffer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
+from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.model.forward import prepare_forward
 from rollout_sft.reporting.log_line import LogLineCallback
-from rollout_sft.step.collate import forward_inputs
+from rollout_sft.step.collate import collate_pack, forward_inputs, with_media
 from rollout_sft.step.loss import weighted_loss
 from rollout_sft.step.scheduled_window import ScheduledWindow
 
@@ -108,7 +109,8 @@ class Variant:
         self.trainer = RolloutSFTTrainer(
             model=model,
             args=args,
-            processing_class=build_digits_tokenizer(),
+            processing_class=build_image_tokenizer(),
+            image_processor=data.image_processor,
             train_dataset=data,
             target_builder=data,
             rollout_backend=Nothing(),
@@ -179,15 +181,22 @@ class Nothing:
 
 
 class Limit:
-    """The same tokens in perfectly full packs, cut where a pack ends, in a bare loop with nothing around it."""
+    """
+    The same tokens in perfectly full packs, cut where a pack ends, in a bare loop with nothing around it.
+
+    An image cannot be cut: segments with images stay whole, in the fewest packs, and their pixels are made beforehand.
+    """
 
     name = LIMIT
 
     def __init__(self, workload: Workload, data: FixedRollouts, model: PreTrainedModel, attention: str):
         self.model, self.attention, self.clock = model, attention, Clock(model.device)
         windows = [data.segments[i : i + workload.window] for i in range(0, len(data), workload.window)]
-        self.windows = [self._packs(window, workload.packing_length) for window in windows]
-        self.cut = any(len(packs) > 1 for packs in self.windows)
+        if workload.images:
+            self.windows = [self._whole(window, workload, data.adapter) for window in windows]
+        else:
+            self.windows = [self._packs(window, workload.packing_length) for window in windows]
+        self.cut = not workload.images and any(len(packs) > 1 for packs in self.windows)
         self.forwards = sum(len(packs) for packs in self.windows)
 
     def _packs(self, segments: list[Segment], cap: int) -> list[dict[str, Any]]:
@@ -207,8 +216,22 @@ class Limit:
             batch = forward_inputs(pack_of(parts))
             kept = torch.cat([p.weights for p in parts]).nonzero().flatten()
             batch |= {"logits_to_keep": kept, "targets": torch.cat([p.targets for p in parts])[kept]}
-            packs.append({k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
+            packs.append(self._on_device(batch))
         return packs
+
+    def _whole(self, segments: list[Segment], workload: Workload, adapter: InputAdapter) -> list[dict[str, Any]]:
+        window = WindowBuffer[Segment](workload.packing_length, workload.gradient_accumulation_steps)
+        for segment in segments:
+            window.add(segment, encoded_len=segment.encoded_len)
+        batches = [
+            with_media(collate_pack(pack, filler_id=0, adapter=adapter), adapter)
+            for pack in window.take_packs()
+            if pack.segments
+        ]
+        return [self._on_device({**batch.forward, "targets": batch.targets}) for batch in batches]
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.to(self.model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     def run(self) -> None:
         self.model.set_attn_implementation(self.attention)

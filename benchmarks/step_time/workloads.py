@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from examples.digits.images import build_image_tokenizer
+from rollout_sft.config.sections import ModelSpec
+from rollout_sft.inputs.base import InputAdapter
+from rollout_sft.inputs.choose import make_adapter
+from rollout_sft.inputs.images import Image
 from rollout_sft.inputs.segment import Segment
+from rollout_sft.inputs.text import TextInputs
+from rollout_sft.model.image_processor import load_image_processor
+from rollout_sft.model.loading import load_config
 from rollout_sft.targets.base import Target
+
+TOKENIZER = "examples.digits.images:build_image_tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +35,9 @@ class Workload:
     batch_size: int
     lengths: Callable[[np.random.Generator, int], np.ndarray]
     supervised: float
-    """Share of each segment's tokens that is supervised: its last ones."""
+    """Share of each segment's tokens that is supervised: its last ones. Those of an image are not counted."""
+    images: tuple[tuple[int, int], ...] = ()
+    """Heights and widths, in turns; each segment begins with an image of one of them, and `lengths` are of its text."""
 
     @property
     def window(self) -> int:
@@ -101,6 +114,24 @@ def workloads(scale: int) -> list[Workload]:
     ]
 
 
+def image_workload(scale: int) -> Workload:
+    """
+    The real log once more, with what its prompts were: about 2100 tokens of one image, then text.
+
+    Images of 1472 x 1472 pixels have 2116 tokens of 32 x 32 pixels; every number of tokens is divided by `scale`.
+    """
+    sides = [(1472, 1472), (1280, 1696), (1696, 1280), (1088, 1984)]
+    return Workload(
+        name="images at a real log's lengths",
+        packing_length=14000 // scale,
+        gradient_accumulation_steps=24,
+        batch_size=4,
+        lengths=lognormal(330 / scale, 0.6, 14000 // scale // 2),
+        supervised=190 / 330,
+        images=tuple((round(h / scale**0.5), round(w / scale**0.5)) for h, w in sides),
+    )
+
+
 QUICKSTART = Workload(
     name="quickstart's digits",
     packing_length=512,
@@ -135,44 +166,115 @@ SHAPES = {
 }
 
 
+VL_SHAPES = {
+    "tiny images": {
+        "text": SHAPES["tiny"],
+        "vision": {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64},
+        "deepstack": [0],
+    },
+    "2b images": {
+        "text": SHAPES["1.7b"],
+        "vision": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "num_heads": 16,
+            "intermediate_size": 4096,
+            "out_hidden_size": 2048,
+        },
+        "deepstack": [5, 11, 17],
+    },
+}
+"""Qwen3-VL: a token of 32 x 32 pixels; the second is that of the 2B model."""
+
+
+def model_spec(shape: str) -> ModelSpec:
+    """The section `model` of a Qwen3 or Qwen3-VL of that shape."""
+    common = {"max_position_embeddings": 32768, "tie_word_embeddings": True}
+    config: dict[str, Any] = {"model_type": "qwen3", **common, **SHAPES.get(shape, {})}
+    if shape in VL_SHAPES:
+        parts = VL_SHAPES[shape]
+        text = {**common, **parts["text"]}
+        half = text["head_dim"] // 2  # 24, 20 and 20 of 64, as in the checkpoint
+        section = [half - 2 * (half * 5 // 16), half * 5 // 16, half * 5 // 16]
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": section}
+        vision = {"patch_size": 16, "deepstack_visual_indexes": parts["deepstack"], **parts["vision"]}
+        config = {"model_type": "qwen3_vl", "tie_word_embeddings": True, "text_config": text, "vision_config": vision}
+    return ModelSpec(config=config, tokenizer_name_or_path=TOKENIZER)
+
+
+Reads = tuple[InputAdapter, Any]
+"""The input adapter of a model, and its image processor."""
+TEXT: Reads = (TextInputs(), None)
+
+
+def reads_of(shape: str) -> Reads:
+    """What a model of that shape reads besides token ids."""
+    spec = model_spec(shape)
+    config = load_config(spec, build_image_tokenizer())
+    image_processor = load_image_processor(spec, config)
+    return make_adapter(config, build_image_tokenizer(), image_processor), image_processor
+
+
 def make_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A Qwen3 of that shape with random weights, drawn where they stay."""
+    """A Qwen3 or Qwen3-VL of that shape with random weights, drawn where they stay."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen3", max_position_embeddings=32768, tie_word_embeddings=True, **SHAPES[shape])
+    config = load_config(model_spec(shape), build_image_tokenizer())
+    auto = AutoModelForImageTextToText if shape in VL_SHAPES else AutoModelForCausalLM
     with device:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+        return auto.from_config(config, dtype=dtype).to(device)
 
 
-def useful_flops(model: PreTrainedModel, segments: list[Segment]) -> float:
+def useful_flops(model: PreTrainedModel, segments: list[Segment], adapter: InputAdapter) -> float:
     """Operations that the segments alone need, there and back: no padding, no dummy, attention halved by causality."""
-    config = model.config
+    config = model.config.get_text_config()
     head = config.vocab_size * config.hidden_size
-    body = sum(p.numel() for p in model.parameters()) - head  # the tied embedding costs a look-up
+    tower = sum(p.numel() for name, p in model.named_parameters() if ".visual." in name)
+    body = sum(p.numel() for p in model.parameters()) - head - tower  # the tied embedding costs a look-up
     width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
     tokens = sum(s.encoded_len for s in segments)
     supervised = sum(s.weight_sum for s in segments)
     squares = sum(s.encoded_len**2 for s in segments)
-    return 6.0 * (tokens * body + supervised * head + squares * width)
+    flops = 6.0 * (tokens * body + supervised * head + squares * width)
+    if not tower:
+        return flops
+    vision = model.config.vision_config
+    patches = [adapter.image_tokens(i) * vision.spatial_merge_size**2 for s in segments for i in s.images]
+    both_ways = 12.0 * sum(n**2 for n in patches) * vision.depth * vision.hidden_size
+    return flops + 6.0 * sum(patches) * tower + both_ways
 
 
 class FixedRollouts(Dataset[dict[str, object]]):
     """A data set and target builder in one: sample i is segment i."""
 
-    def __init__(self, workload: Workload, windows: int, vocabulary: int):
+    def __init__(self, workload: Workload, windows: int, vocabulary: int, reads: Reads = TEXT):
         rng = np.random.default_rng(0)
+        self.adapter, self.image_processor = reads
+        self._lowest = len(build_image_tokenizer()) if workload.images else 0  # those below may stand for images
+        self._vocabulary = vocabulary
         self.segments = [
-            self._segment(int(n), workload.supervised, rng, vocabulary, i)
+            self._segment(int(n), workload, rng, i)
             for i, n in enumerate(workload.lengths(rng, windows * workload.window))
         ]
 
-    @staticmethod
-    def _segment(length: int, supervised: float, rng: np.random.Generator, vocabulary: int, number: int) -> Segment:
-        ids = rng.integers(vocabulary, size=length)
-        trained = min(length - 1, max(1, round(length * supervised)))
-        weights = np.zeros(length)
-        weights[length - 1 - trained : -1] = 1.0
+    def _segment(self, length: int, workload: Workload, rng: np.random.Generator, number: int) -> Segment:
+        ids = rng.integers(self._lowest, self._vocabulary, size=length)
+        trained = min(length - 1, max(1, round(length * workload.supervised)))
+        images = self._images(workload, rng, number)
+        before = self.adapter.expand([self.adapter.image_token_id], images) if images else []
+        weights = np.zeros(len(before) + length)
+        weights[len(weights) - 1 - trained : -1] = 1.0
+        ids = np.append(np.array(before, dtype=ids.dtype), ids)
         targets = np.append(ids[1:], 0)
-        return Segment.from_lists(ids.tolist(), targets.tolist(), weights.tolist(), sample_id=str(number))
+        made = Segment.from_lists(ids.tolist(), targets.tolist(), weights.tolist(), sample_id=str(number))
+        return replace(made, images=images)
+
+    @staticmethod
+    def _images(workload: Workload, rng: np.random.Generator, number: int) -> tuple[Image, ...]:
+        if not workload.images:
+            return ()
+        height, width = workload.images[number % len(workload.images)]
+        pixels = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+        return (Image(source=pixels, height=height, width=width),)
 
     def __len__(self) -> int:
         return len(self.segments)

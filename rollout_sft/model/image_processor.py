@@ -66,9 +66,8 @@ def _make(config: Any) -> Any:
     """An image is made larger only as far as one token needs."""
     vision = config.vision_config
     token = vision.patch_size * vision.spatial_merge_size
-    fields: dict[str, Any] = (
-        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if config.model_type.startswith("qwen3") else {}
-    )
+    qwen3 = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "max_pixels": 2**24}  # as in its checkpoints
+    fields: dict[str, Any] = qwen3 if config.model_type.startswith("qwen3") else {}
     return Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
