@@ -7,7 +7,7 @@ from packsched.planner.bounds import martello_toth_bound
 from packsched.subset_sum import leave_out
 
 # The costs of a rank are counted in so many parts where whole segments are added up.
-_PARTS = 16384
+_PARTS = 4096
 
 
 def least_given(lens: Sequence[int], costs: Sequence[int], limit: int, packing_length: int, micro_steps: int) -> int:

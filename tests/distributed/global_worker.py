@@ -14,7 +14,9 @@ from examples.digits.tokenizer import build_digits_tokenizer
 from packsched import PackingError, plan_window
 from rollout_sft import RolloutSFTTrainer
 from rollout_sft.ranks.distributed import leave_together
+from tests.image_runs import adapter_of, image_trainer, make_samples
 from tests.tiny import shard, tiny_arguments, tiny_config
+from tests.tiny_images import image_model
 
 STEPS, MICRO_STEPS, BATCH, LENGTH = 10, 3, 2, 230
 
@@ -118,8 +120,35 @@ def compare(folder, *, sharded, **overrides):
     }
 
 
+def train_images(folder, scope):
+    """One step of an image model; only samples of rank 1 have images."""
+    family, catch = "qwen3_vl", Catch()
+    model = image_model(family)
+    sizes = [[(16, 24), (8, 8)] if index // 3 % 2 else [] for index in range(18)]
+    trainer = image_trainer(
+        family,
+        model,
+        folder,
+        samples=make_samples(adapter_of(family, model), sizes),
+        callbacks=[catch],
+        post_rollout_pack_scope=scope,
+        on_infeasible="extra_steps",
+    )
+    windows = []
+    build = trainer.window_builder.build
+    trainer.window_builder.build = lambda *args: windows.append(build(*args)) or windows[-1]
+    trainer.train()
+    return catch.gradients[0], [len(s.images) for s in windows[0].due]
+
+
+def compare_images(folder):
+    plain, before = train_images(folder, "window")
+    level, after = train_images(folder, "global")
+    return {"gradient": float((plain - level).norm() / plain.norm()), "images": [sum(before), sum(after)]}
+
+
 if __name__ == "__main__":
     work_folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-    results = [compare(str(work_folder), **case) for case in cases]
+    results = [compare(str(work_folder), **case) if case else compare_images(str(work_folder)) for case in cases]
     (work_folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     leave_together()

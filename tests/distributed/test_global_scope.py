@@ -9,6 +9,7 @@ from tests.distributed.launch import on_ranks
 pytestmark = pytest.mark.distributed
 DDP = {"sharded": False, "validate_schedule": "first_window", "pack_objective": "cost"}
 FSDP2 = {"sharded": True}
+IMAGES = {}
 
 
 def compare(folder, ranks, *cases):
@@ -18,7 +19,14 @@ def compare(folder, ranks, *cases):
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.ranks)])
 def test_ten_steps_equal_scope_window_though_segments_change_ranks(tmp_path, ranks):
-    for case in compare(tmp_path, ranks, DDP, FSDP2):
+    *texts, images = compare(tmp_path, ranks, DDP, FSDP2, IMAGES)
+    for rank in images:
+        assert rank["gradient"] <= 1e-10
+    if ranks == 2:
+        assert [rank["images"][0] for rank in images] == [0, 18]
+        assert images[0]["images"][1] > 0, "no image moved: nothing is shown"
+        assert sum(rank["images"][1] for rank in images) == 18
+    for case in texts:
         assert any(any(rank["infeasible_alone"]) for rank in case), "scope window alone would stop: nothing is shown"
         for step in range(10):
             before, after = (sorted(n for rank in case for n in rank[when][step]) for when in ("before", "after"))

@@ -1,0 +1,1 @@
+"""Trains on several machines with Slurm; see `submit.py`."""
