@@ -3,16 +3,19 @@
 import random
 
 import torch
+from transformers import TrainerCallback
 
 from rollout_sft import RolloutSFTTrainer
 from rollout_sft.inputs.choose import make_adapter
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
 from tests.tiny import tiny_arguments
-from tests.tiny_images import END, IMAGE, SPECIAL, START, VOCABULARY, image_processor, image_tokenizer, picture
+from tests.tiny_images import END, IMAGE, QWEN_VL, SPECIAL, START, VOCABULARY, image_processor, image_tokenizer, picture
 
-SIZES = [[(16, 24)], [], [(40, 8), (16, 16)], [(8, 8)], [], [(24, 16), (8, 24)], [], [(16, 40)], [(9, 30)]]
+SIZES = [[(16, 24)], [], [(40, 8), (16, 16)], [(8, 16)], [], [(24, 16), (8, 24)], [], [(16, 40)], [(9, 30)]]
 """Heights and widths of the images of nine samples: none, one or two of different sizes."""
+
+LONGEST = {"internvl": 120, "llava_onevision": 260, "smolvlm": 120}
 
 
 def make_samples(adapter, sizes=SIZES, seed=0):
@@ -65,7 +68,9 @@ def image_trainer(family, model, folder, *, samples=None, callbacks=(), **overri
     builder = AnswerBuilder()
     trainer = RolloutSFTTrainer(
         model=model,
-        args=tiny_arguments(folder, **{"global_max_length": 64, "reference_fraction": 1.0, **overrides}),
+        args=tiny_arguments(
+            folder, **{"global_max_length": LONGEST.get(family, 64), "reference_fraction": 1.0, **overrides}
+        ),
         processing_class=image_tokenizer(),
         image_processor=image_processor(family),
         train_dataset=samples,
@@ -80,9 +85,13 @@ def plain_logits(family, model, ids, images):
     """The logits of one segment as the model itself makes them: no code of ours but the image processor's call."""
     if not images:
         return model(input_ids=ids[None]).logits[0]
-    media = image_processor(family)(images=[image.pixels() for image in images], return_tensors="pt")
-    types = (ids == IMAGE).int()[None]
-    return model(input_ids=ids[None], mm_token_type_ids=types, **media).logits[0]
+    pixels = [image.pixels() for image in images]
+    given = {"internvl": {"crop_to_patches": True}, "mistral3": {"patch_size": 8}}.get(family, {})
+    media = image_processor(family)(images=[pixels] if family == "smolvlm" else pixels, return_tensors="pt", **given)
+    media.pop("num_patches", None)
+    if family in QWEN_VL:
+        media["mm_token_type_ids"] = (ids == IMAGE).int()[None]
+    return model(input_ids=ids[None], **media).logits[0]
 
 
 def one_by_one(family, model, segments):
@@ -91,4 +100,26 @@ def one_by_one(family, model, segments):
     for s, images in segments:
         log_probs = torch.log_softmax(plain_logits(family, model, s.input_ids, images), dim=-1)
         (-(s.weights.double() * log_probs[torch.arange(len(s.targets)), s.targets]).sum() / total).backward()
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in model.parameters()])
+    return flat_gradient(model)
+
+
+def flat_gradient(model):
+    """Of all parameters, whole where they are sharded; llava_onevision does not use the last layers of its tower."""
+    whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
+    flat = [
+        torch.zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(model.parameters(), whole, strict=True)
+    ]
+    return torch.cat([g.detach().double().clone() for g in flat])
+
+
+def in_tower(model):
+    """Which elements of the flat gradient belong to the vision tower and what joins it to the text."""
+    text = ("language_model", "text_model", "lm_head")
+    return torch.cat([torch.full((p.numel(),), not any(t in n for t in text)) for n, p in model.named_parameters()])
+
+
+class Catch(TrainerCallback):
+    """Keeps the gradient of the last optimizer step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradient = flat_gradient(getattr(model, "module", model))

@@ -10,12 +10,19 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from rollout_sft.inputs import plain_vision
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.qwen_vl import QwenVLInputs
 from rollout_sft.inputs.text import TextInputs
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-IMAGE_MODELS = QWEN_VL
+PLAIN_VISION = {
+    "internvl": plain_vision.internvl,
+    "llava_onevision": plain_vision.llava_onevision,
+    "smolvlm": plain_vision.smolvlm,
+    "mistral3": plain_vision.mistral3,
+}
+IMAGE_MODELS = (*QWEN_VL, *PLAIN_VISION)
 _BOTH_WAYS = (
     "its image tokens attend to each other both ways, and its sliding layers look the blocks up at positions that "
     "packing changes"
@@ -56,6 +63,8 @@ def make_adapter(config: Any, tokenizer: Any, image_processor: Any = None) -> In
             "processor as processing_class (AutoProcessor.from_pretrained(name))."
         )
     _check_image_token(config, tokenizer)
+    if name in PLAIN_VISION:
+        return PLAIN_VISION[name](config, tokenizer, image_processor)
     _check_same(config, image_processor, "patch_size", config.vision_config.patch_size)
     _check_same(config, image_processor, "merge_size", config.vision_config.spatial_merge_size)
     return QwenVLInputs(config, image_processor)

@@ -21,9 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from packsched import Pack
 from rollout_sft.inputs import placeholders
-from rollout_sft.inputs.images import Image
 from rollout_sft.inputs.segment import Segment
-from rollout_sft.inputs.vision import VisionInputs
+from rollout_sft.inputs.vision import DummyImage, VisionInputs
 
 
 class QwenVLInputs(VisionInputs):
@@ -46,20 +45,18 @@ class QwenVLInputs(VisionInputs):
             resized: tuple[int, int] = smart_resize(height, width, factor, size["shortest_edge"], size["longest_edge"])
             return resized
 
+        def run(height: int, width: int) -> list[int]:
+            rows, columns = (side // factor for side in seen(height, width))
+            return [config.image_token_id] * (rows * columns)
+
         super().__init__(
             image_processor,
             image_token_id=config.image_token_id,
             media_token_ids=frozenset(self._type_of),
-            run=lambda height, width: [],
+            run=run,
             seen=seen,
-            smallest=(factor, factor),
+            dummy=DummyImage(size=(factor, factor), run=[config.image_token_id], options={"do_resize": False}),
         )
-
-    def seen_size(self, image: Image) -> tuple[int, int]:
-        """Returns the height and width in pixels that the model sees: multiples of a token's."""
-        if image is self._black:
-            return image.height, image.width  # one token; resizing would make it larger
-        return super().seen_size(image)
 
     def check(self, segment: Segment) -> None:
         """Raises `ValueError` unless every image's tokens are in place, apart from those of other images."""
@@ -105,17 +102,6 @@ class QwenVLInputs(VisionInputs):
             for token, kind in self._type_of.items():
                 own[ids.cpu() == token] = kind
         return {"mm_token_type_ids": types}
-
-    def _preprocess(self, images: Sequence[Image]) -> Any:
-        return self._image_processor(
-            images=[image.pixels() for image in images],
-            do_resize=images[0] is not self._black,  # the dummy is alone in its forward
-            return_tensors="pt",
-        )
-
-    def _run_of(self, image: Image) -> list[int]:
-        height, width = self.seen_size(image)
-        return [self._image_token] * (height // self._factor * (width // self._factor))
 
     def _find(self, segment: Segment) -> list[tuple[int, int]]:
         where = f"segment of sample {segment.sample_id!r}"

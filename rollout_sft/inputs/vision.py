@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,25 @@ from rollout_sft.inputs.segment import Segment
 
 Run = Callable[[int, int], list[int]]
 """Maps the height and width of an image to the tokens that the model reads for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DummyImage:
+    """
+    Describes the smallest image that a model can read: black, and not resized as a user's image of its size would be.
+
+    Args:
+        size (`tuple[int, int]`):
+            Height and width in pixels.
+        run (`list[int]`):
+            The tokens that the model reads for it.
+        options (`Mapping[str, Any]`):
+            Arguments of the image processor's call that leave it small.
+    """
+
+    size: tuple[int, int]
+    run: list[int]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class VisionInputs:
@@ -32,8 +52,10 @@ class VisionInputs:
             Maps height and width to the tokens of an image.
         seen (`Callable[[int, int], tuple[int, int]]`):
             Maps height and width to the size after resizing.
-        smallest (`tuple[int, int]`):
-            Height and width of the dummy's image, whose pixels are black.
+        dummy (`DummyImage`):
+            The smallest image.
+        options (`Mapping[str, Any]`, *optional*):
+            Arguments of the image processor's call.
     """
 
     def __init__(
@@ -44,7 +66,8 @@ class VisionInputs:
         media_token_ids: frozenset[int],
         run: Run,
         seen: Callable[[int, int], tuple[int, int]],
-        smallest: tuple[int, int],
+        dummy: DummyImage,
+        options: Mapping[str, Any] | None = None,
     ):
         self.media_token_ids = media_token_ids
         self.image_token_id: int | None = image_token_id
@@ -52,8 +75,12 @@ class VisionInputs:
         self._image_processor = image_processor
         self._run = run
         self._seen = seen
-        height, width = smallest
-        self._black = Image(source=np.zeros((height, width, 3), dtype=np.uint8), height=height, width=width)
+        self._dummy_image, self._options = dummy, dict(options or {})
+        self._black = Image(source=np.zeros((*dummy.size, 3), np.uint8), height=dummy.size[0], width=dummy.size[1])
+        weights = [0.0] * len(dummy.run)
+        self._dummy = Segment.from_lists(
+            dummy.run, dummy.run, weights, sample_id="<dummy image>", images=(self._black,)
+        )
 
     def image_tokens(self, image: Image) -> int:
         """Returns how many tokens the model reads for the image, those around it included."""
@@ -61,7 +88,7 @@ class VisionInputs:
 
     def seen_size(self, image: Image) -> tuple[int, int]:
         """Returns the height and width in pixels that the model sees, after the image processor's resizing."""
-        return self._seen(image.height, image.width)
+        return self._dummy_image.size if image is self._black else self._seen(image.height, image.width)
 
     def expand(self, prompt_ids: Sequence[int], images: Sequence[Image]) -> list[int]:
         """See [`~rollout_sft.inputs.placeholders.expand`]."""
@@ -85,9 +112,7 @@ class VisionInputs:
 
     def dummy(self) -> Segment | None:
         """Returns a segment that holds one small black image."""
-        ids = self._run_of(self._black)
-        weights = [0.0] * len(ids)
-        return Segment.from_lists(ids, ids, weights, sample_id="<dummy image>", images=(self._black,))
+        return self._dummy
 
     def packed(self, pack: Pack[Segment]) -> dict[str, Any]:
         """Returns no further arguments: the positions are those of text."""
@@ -101,13 +126,15 @@ class VisionInputs:
         """Returns what the image processor makes of all images."""
         if not images:
             return {}
-        return dict(self._preprocess(images))
+        # The dummy is alone in its forward, so its options hold for all images of the call.
+        options = self._dummy_image.options if images[0] is self._black else self._options
+        return self._preprocess([image.pixels() for image in images], options)
 
-    def _preprocess(self, images: Sequence[Image]) -> Any:
-        return self._image_processor(images=[image.pixels() for image in images], return_tensors="pt")
+    def _preprocess(self, pixels: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self._image_processor(images=pixels, return_tensors="pt", **options))
 
     def _run_of(self, image: Image) -> list[int]:
-        return self._run(image.height, image.width)
+        return list(self._dummy_image.run) if image is self._black else self._run(image.height, image.width)
 
     def _runs(self, images: Sequence[Image]) -> list[list[int]]:
         return [self._run_of(image) for image in images]

@@ -13,7 +13,7 @@ from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.inputs.qwen_vl import QwenVLInputs
 from rollout_sft.model.attention import choose_attention
 from tests.image_runs import AnswerBuilder, adapter_of, image_trainer, make_samples
-from tests.tiny_images import IMAGE, image_config, image_model
+from tests.tiny_images import IMAGE, PLAIN_VISION, image_config, image_model
 
 CPU = torch.device("cpu")
 ATTENTIONS = ["sdpa", "rollout_varlen"]
@@ -28,7 +28,7 @@ def probed(family, attention, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("family", "attention"),
-    [*itertools.product(["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], ATTENTIONS), ("qwen3_5", "sdpa")],
+    [*itertools.product(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", *PLAIN_VISION], ATTENTIONS), ("qwen3_5", "sdpa")],
 )
 def test_right_packs_with_images_pass_the_probe(family, attention):
     model = probed(family, attention)

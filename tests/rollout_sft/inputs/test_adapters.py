@@ -9,6 +9,7 @@ from rollout_sft.inputs.segment import Segment, pack_of
 from tests.tiny_images import (
     END,
     IMAGE,
+    PLAIN_VISION,
     QWEN_VL,
     START,
     VIDEO,
@@ -163,3 +164,37 @@ def test_an_image_model_names_what_it_lacks():
     config.image_token_id = 1000
     with pytest.raises(ValueError, match="image token is 1000, but the tokenizer has 64"):
         make_adapter(config, image_tokenizer(), image_processor("qwen3_vl"))
+
+
+SIDES = [(16, 16), (1, 40), (40, 1), (16, 24), (9, 30), (64, 16), (33, 47), (100, 300), (480, 640), (8, 16)]
+
+
+@pytest.mark.parametrize("family", PLAIN_VISION)
+def test_a_model_sees_as_many_tokens_as_sizes_alone_say(family):
+    model, adapter = image_model(family, torch.float32), make(family)
+    images = [picture(*sides, seed) for seed, sides in enumerate(SIDES)]
+    for image in [*images, *adapter.dummy().images]:
+        seen = sum(len(part) for part in model.get_image_features(**adapter.media([image])).pooler_output)
+        assert adapter._run_of(image).count(IMAGE) == seen, (image.height, image.width)
+    together = model.get_image_features(**adapter.media(images)).pooler_output
+    assert sum(len(part) for part in together) == sum(adapter._run_of(image).count(IMAGE) for image in images)
+
+
+@pytest.mark.parametrize("family", PLAIN_VISION)
+def test_expand_is_undone_by_collapse_with_tokens_around_images(family):
+    adapter = make(family)
+    images = (picture(16, 24), picture(40, 16))
+    prompt = [11, IMAGE, 12, IMAGE, 13]
+    ids = adapter.expand(prompt, images)
+    assert len(ids) == 3 + sum(adapter.image_tokens(image) for image in images)
+    assert adapter.collapse(ids, images) == prompt
+    adapter.check(Segment.from_lists(ids, ids, [0.0] * len(ids), images=images))
+    with pytest.raises(ValueError, match="image tokens"):
+        adapter.check(Segment.from_lists(ids, ids, [0.0] * len(ids), images=images[::-1]))
+
+
+def test_lines_of_mistral3_end_with_their_own_token():
+    adapter = make("mistral3")
+    assert adapter.expand([IMAGE], [picture(16, 24)]) == [IMAGE, IMAGE, IMAGE, 6, IMAGE, IMAGE, IMAGE, 7]
+    with pytest.raises(ValueError, match="an image of 8 x 5 pixels is one token for mistral3"):
+        adapter.expand([IMAGE], [picture(8, 5)])

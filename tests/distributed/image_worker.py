@@ -1,0 +1,71 @@
+"""What each of two ranks runs with an image model: one window after the other, each beside its segments alone."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from rollout_sft.ranks.distributed import leave_together
+from tests.image_runs import SIZES, Catch, adapter_of, image_trainer, in_tower, make_samples, one_by_one
+from tests.tiny import shard
+from tests.tiny_images import image_model
+
+
+def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
+    """
+    The gradient of one window over both ranks beside all their segments alone, through the model's plain forward.
+
+    `layout`: segments with 0, 1 and 2 images on both ranks ("mixed"), none with an image on rank 1 ("no image"), or no
+    segment on rank 1 ("no segment").
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = image_model(family)
+    reference = copy.deepcopy(model)
+    if sharded:
+        model = shard(model, folder)
+    adapter = adapter_of(family, reference)
+    first, second = (make_samples(adapter, sizes, seed) for seed, sizes in enumerate([SIZES, SIZES[::-1]]))
+    if layout == "no image":
+        second = make_samples(adapter, [[]] * len(SIZES), seed=1)
+    for sample in second:
+        sample["id"] += "b"
+    # A micro-batch of 3 goes to each rank in turn.
+    samples = [s for at in (0, 3, 6) for s in (*first[at : at + 3], *second[at : at + 3])]
+    catch = Catch()
+    trainer = image_trainer(family, model, folder, samples=samples, callbacks=[catch], **overrides)
+    schedule, trained = trainer.schedule.schedule, []
+
+    def spy(micro_batches, micro_steps):
+        if layout == "no segment" and trainer.args.process_index == 1:
+            micro_batches = [[] for _ in micro_batches]
+        window = schedule(micro_batches, micro_steps)
+        trained.extend(s.sample_id for pack in window.packs for s in pack.segments)
+        return window
+
+    trainer.schedule.schedule = spy
+    trainer.train()
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, trained)
+    images = {sample["id"]: sample["images"] for sample in samples}
+    for sample in samples:  # both ranks know all samples
+        trainer.builder.build_reference(sample)
+    flat = [(trainer.builder.segments[name], images[name]) for rank in everyone for name in rank]
+    expected = one_by_one(family, reference, flat)
+    tower = in_tower(reference)
+    apart = [float((catch.gradient - expected)[part].norm() / expected[part].norm()) for part in (tower, ~tower)]
+    return {
+        "difference": max(apart),
+        "images": [sum(len(images[name]) for name in rank) for rank in everyone],
+        "segments": [len(rank) for rank in everyone],
+        "packs": trainer.last_window,
+        "sharded": any(hasattr(p, "full_tensor") for p in trainer.model.parameters()),
+    }
+
+
+if __name__ == "__main__":
+    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+    results = [gradient(folder / str(number), **case) for number, case in enumerate(cases)]
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
+    leave_together()
