@@ -70,15 +70,15 @@ def _run(path: str) -> None:
         print_files([Path(str(stage.training.output_dir)) for stage in stages])
 
 
-def run_stage(stage: StageConfig, title: str) -> dict[str, float]:
+def run_stage(stage: StageConfig, title: str | None = None) -> dict[str, float]:
     """
     Trains one stage, or finds it finished when resuming.
 
     Args:
         stage (`StageConfig`):
             The model, the data and the arguments of the training.
-        title (`str`):
-            The title of the page that says what it is about to do.
+        title (`str`, *optional*):
+            The title of the page that says what it is about to do; the stage's name when not given.
 
     Returns:
         `dict[str, float]`: the numbers of its column in the table.
@@ -105,7 +105,7 @@ def run_stage(stage: StageConfig, title: str) -> dict[str, float]:
     )
     report = trainer.probe()
     if trainer.is_world_process_zero():
-        print_page(title, stage_facts(stage, parts, trainer, report))
+        print_page(title or stage.name, stage_facts(stage, parts, trainer, report))
     before = trainer.evaluate() if stage.eval else {}
     trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate() if stage.eval else {}
