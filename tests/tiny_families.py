@@ -80,6 +80,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
+    "mimo_v2_flash": {"head_dim": 24, "v_head_dim": 16},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "recurrent_gemma": {"num_hidden_layers": 3, "layer_types": None},

@@ -22,7 +22,9 @@ from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.step.collate import forward_inputs
 from tests.hybrids import HYBRIDS, float64_throughout, hybrid
 from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
+from tests.rollout_sft.step.test_image_gradients import differences
 from tests.tiny_families import tiny_config
+from tests.tiny_images import CONFIGS
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 1, 12, 3, 2, 80, 12)
@@ -319,3 +321,16 @@ def test_every_family_with_a_state_has_its_recurrent_layers_found():
             without.append(family)
     # Compressed attention whose positions restart; xLSTM takes no position_ids and is refused.
     assert without == ["deepseek_v4", "xlstm"]
+
+
+def test_a_hybrid_with_images_has_the_gradient_of_its_segments_alone(monkeypatch, tmp_path):
+    sizes = {f"linear_{name}": 2 for name in ("num_key_heads", "num_value_heads")}
+    sizes |= {f"linear_{name}": 8 for name in ("key_head_dim", "value_head_dim")}
+    plain = CONFIGS["qwen3_5"]
+    text = {**plain["text_config"], **sizes, "layer_types": ["linear_attention", "full_attention"]}
+    monkeypatch.setitem(CONFIGS, "qwen3_5", {**plain, "text_config": text})
+    with float64_throughout():
+        trainer, whole, tower = differences("qwen3_5", tmp_path, "window, dense")
+    assert len(recurrent_layers(trainer.model)) == 1
+    assert max(len(lens) for lens in trainer.last_window) > 1
+    assert max(whole, tower) < 1e-10
