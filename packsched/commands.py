@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +143,7 @@ def advise_command(
             )
             grid.add_row(*marks, f"{one.segments:,}", f"{one.fill:.3f}", style="bold green" if one is chosen else None)
         out.print(grid)
-        share = f"1 window in {1 / infeasible:,.0f}"
+        share = f"1 in {1 / infeasible:,.0f} windows"
         out.print()
         if not chosen.reaches:
             out.print(f"None reaches a fill of {fill} with less than {share} infeasible; -> comes closest.")
@@ -189,7 +190,7 @@ def lengths_command(
         ordered = sorted(lens)
         _console(stderr=True).print(
             f"{len(lens):,} records, {sum(lens):,} tokens: mean {sum(lens) / len(lens):,.0f}, "
-            f"median {ordered[len(lens) // 2]:,}, 90 % up to {ordered[int(0.9 * (len(lens) - 1))]:,}, "
+            f"median {ordered[len(lens) // 2]:,}, 90 % up to {ordered[ceil(0.9 * len(lens)) - 1]:,}, "
             f"longest {ordered[-1]:,}." + ("" if out is None else f" Next: packsched advise {out}")
         )
 
@@ -236,7 +237,7 @@ def _draw(report: Report, target: Path) -> None:
 
 def _print_report(report: Report) -> None:
     out = _console()
-    out.print(f"[bold]{escape(report.trace)}[/bold]: {headline(report)}", highlight=False)
+    out.print(f"[bold]{escape(report.trace)}[/bold]\n{headline(report)}", highlight=False)
     names, rows = table(report)
     grid = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name in names:

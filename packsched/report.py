@@ -48,11 +48,11 @@ def headline(report: Report) -> str:
     """Returns what was replayed, in one line."""
     lens = [length for step in report.steps for own in step.encoded_lens for length in own]
     mean = sum(lens) / len(lens)
-    of = "" if report.batch_size is None else f" of {report.batch_size} x {report.micro_steps} segments"
+    of = "" if report.batch_size is None else f" of {report.batch_size} x {report.micro_steps}"
     ranks = "" if report.ranks == 1 else f" on {report.ranks} ranks"
     return (
-        f"{len(lens):,} segments of {min(lens):,} to {max(lens):,} tokens (mean {mean:,.0f}), "
-        f"{len(report.steps):,} windows{of}{ranks}, packing length {report.packing_length:,}"
+        f"{len(lens):,} segments of {min(lens):,} to {max(lens):,} tokens (mean {mean:,.0f}); "
+        f"{len(report.steps):,} windows{of}{ranks}; packing length {report.packing_length:,}"
     )
 
 
@@ -118,9 +118,10 @@ def what_to_do(report: Report) -> list[str]:
             said.append("Scope window saves no forwards here; it still carries no segment into a later window.")
     if late := max((row.late for row in finished), default=0):
         share = late / sum(len(own) for step in report.steps for own in step.encoded_lens)
+        left = max(row.left_waiting for row in finished)
         said.append(
-            f"Scope micro trains up to {share:.1%} of the segments in a later window than they were made for, and up "
-            f"to {max(row.left_waiting for row in finished)} segments wait at the end."
+            f"Scope micro trains up to {share:.1%} of the segments in a later window than they were made for"
+            + (f", and up to {left} segments wait at the end." if left else ".")
         )
     if dense.fills and balanced.fills and _mean(balanced.longest_packs) < 0.95 * _mean(dense.longest_packs):
         said.append(

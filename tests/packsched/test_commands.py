@@ -68,7 +68,7 @@ def test_replay_prints_the_numbers_of_plan_window_within_100_columns(run, trace)
     ]
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "160 segments of" in done.stdout
-    assert "10 windows of 4 x 4 segments" in done.stdout
+    assert "10 windows of 4 x 4; packing length 1,000" in done.stdout
     for word in ("packs", "used", "bound", "fill", "in used", "longest", "infeasible", "wait", "ms"):
         assert any(line.strip().startswith(f"{word} ") for line in done.stdout.splitlines()), word
     saved = f"{used:.1f} forwards per window instead of 4.0"
@@ -201,7 +201,7 @@ def test_advise_recommends_the_shortest_packs_that_reach_the_fill(run, trace):
     assert chosen["packing_length"] == 1024
     done = run(*words)
     text = " ".join(done.stdout.split())
-    assert f"The packs are {chosen['fill']:.0%} full on average, and less than 1 window in 20 of a rank" in text
+    assert f"The packs are {chosen['fill']:.0%} full on average, and less than 1 in 20 windows of a rank" in text
     assert "0.15% of the segments as 128 tokens long" in text
     assert printed["yaml"] in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -210,7 +210,7 @@ def test_advise_recommends_the_shortest_packs_that_reach_the_fill(run, trace):
 def test_advise_says_when_no_candidate_reaches_the_fill(run, trace):
     done = run("advise", trace([400] * 30 + [60] * 30), "--micro-steps", 4, "--infeasible", 0.05)
     text = " ".join(done.stdout.split())
-    assert "None reaches a fill of 0.9 with less than 1 window in 20 infeasible; -> comes closest." in text
+    assert "None reaches a fill of 0.9 with less than 1 in 20 windows infeasible; -> comes closest." in text
     assert "5.00% of the segments as a pack long" in text
     fills = [float(line.split()[-1]) for line in done.stdout.splitlines() if re.search(r"\d\.\d{3}$", line.rstrip())]
     (marked,) = [line for line in done.stdout.splitlines() if "->" in line and "None" not in line]
