@@ -9,6 +9,8 @@ def app() -> None:
     """Runs `packsched replay | advise | lengths` with the arguments of the process."""
     try:
         from packsched.commands import commands
+
+        commands(prog_name="packsched")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA:
@@ -16,7 +18,6 @@ def app() -> None:
         raise SystemExit(
             f"packsched's commands need {missing}, which is not installed. Install it: pip install 'packsched[cli]'"
         ) from None
-    commands(prog_name="packsched")
 
 
 if __name__ == "__main__":

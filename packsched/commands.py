@@ -304,4 +304,4 @@ def _user_errors() -> Iterator[None]:
         yield
     except (TraceError, PackingError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2) from None

@@ -1,9 +1,10 @@
 """The commands print what packsched's own calls give, explain it within 100 columns, and name what is wrong."""
 
+import importlib
 import json
 import re
-import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_the_yaml_of_advise_is_a_valid_configuration(run, trace, tmp_path):
 def test_errors_end_with_the_message_alone(run, trace, tmp_path, words, says):
     (tmp_path / "empty").mkdir()
     trace([60, 20])
-    done = run(*words, code=1)
+    done = run(*words, code=2)
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -256,37 +257,42 @@ def test_errors_end_with_the_message_alone(run, trace, tmp_path, words, says):
 
 def test_a_batch_size_for_a_trace_with_windows_is_refused(run, tmp_path):
     (tmp_path / "t.csv").write_text("length,window\n5,0\n")
-    done = run("replay", "t.csv", "--packing-length", 9, "--micro-steps", 1, "--batch-size", 3, code=1)
+    done = run("replay", "t.csv", "--packing-length", 9, "--micro-steps", 1, "--batch-size", 3, code=2)
     assert "has windows in column 'window', so --batch-size 3 has no meaning" in done.stderr
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_the_extra_the_command_says_what_to_install(missing):
-    code = f"import sys; sys.modules[{missing!r}] = None; from packsched.cli import app; app()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"packsched's commands need {missing}, which is not installed. Install it: pip install 'packsched[cli]'\n"
+@pytest.mark.parametrize("missing", ["typer", "matplotlib"])
+def test_without_the_extra_the_command_says_what_to_install(missing, trace, tmp_path, monkeypatch):
+    path = str(tmp_path / trace([60, 70]))
+    monkeypatch.setattr(sys, "argv", ["packsched", "replay", path, *map(str, BASIC), "--plot", "plot.png"])
+    monkeypatch.setitem(sys.modules, missing, None)
+    for loaded in ("packsched.commands", "packsched.plots"):
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        entry_point()()
+    assert ended.value.code == (
+        f"packsched's commands need {missing}, which is not installed. Install it: pip install 'packsched[cli]'"
     )
 
 
-def test_the_module_runs_the_command():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "packsched.cli",
-            "advise",
-            "-",
-            "--micro-steps",
-            "1",
-            "--infeasible",
-            "0.1",
-            "--json",
-        ],
-        input="60\n70\n",
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert json.loads(done.stdout)["candidates"][0]["packing_length"] == 1024, done.stderr
+def test_a_broken_module_of_packsched_itself_is_no_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "packsched.report", None)
+    monkeypatch.delitem(sys.modules, "packsched.commands")
+    with pytest.raises(ModuleNotFoundError, match=r"packsched\.report"):
+        entry_point()()
+
+
+def test_the_entry_point_runs_the_command(trace, tmp_path, monkeypatch, capsys):
+    arguments = ["advise", str(tmp_path / trace([60, 70])), "--micro-steps", "1", "--infeasible", "0.1", "--json"]
+    monkeypatch.setattr(sys, "argv", ["packsched", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        entry_point()()
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["candidates"][0]["packing_length"] == 1024
+
+
+def entry_point():
+    """Returns what pyproject.toml says that the command `packsched` runs."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["packsched"].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -117,5 +117,5 @@ def test_the_command_writes_a_trace_that_replay_reads(tmp_path, tokenizer):
     assert printed.stdout == out.read_text()
     data.write_text("")
     empty = CliRunner().invoke(commands, [*arguments, "--out", str(out)])
-    assert (empty.exit_code, "holds no records" in empty.stderr) == (1, True)
+    assert (empty.exit_code, "holds no records" in empty.stderr) == (2, True)
     assert len(read_trace(str(out))) == 3, "a failed count leaves the file as it was"
