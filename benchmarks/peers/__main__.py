@@ -171,6 +171,9 @@ def main(argv: list[str] | None = None) -> None:
         run_missing(group, cells, path, args.steps)
     folder = Path(args.out) if args.out else ROOT / ("benchmarks/results" if usual else "runs")
     report.write(about, list(cells.values()), folder / name, args.preset, dry_run=args.dry_run)
+    report.draw(
+        about, list(cells.values()), (ROOT / "docs" / "images" if usual and not args.out else folder) / f"{name}.png"
+    )
 
 
 def machine(device: str) -> str:

@@ -102,3 +102,35 @@ def ratio(name: str, base: str, cells: list[Cell]) -> float | None:
     pairs = [(seconds.get((n, base)), seconds.get((n, name))) for n in rounds]
     found = [theirs / own for theirs, own in pairs if theirs and own]
     return statistics.median(found) if found else None
+
+
+def draw(about: dict[str, str], cells: list[Cell], path: Path) -> None:
+    """Draws one group of bars per table: tokens per second relative to TRL's padded batches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = tables(cells)
+    names = [name for name in dict.fromkeys(cell["row"] for cell in cells) if name != PADDED]
+    figure, axes = plt.subplots(figsize=(3 + 1.4 * len(groups), 4.2), layout="constrained")
+    width = 0.84 / len(names)
+    for i, name in enumerate(names):
+        heights = [ratio(name, PADDED, own) or 0 for own in groups.values()]
+        places = [x + (i - (len(names) - 1) / 2) * width for x in range(len(groups))]
+        colours = plt.get_cmap("Greens" if "TRL" not in name else "Greys")
+        bars = axes.bar(places, heights, width, label=name, color=colours(0.35 + 0.08 * i))
+        axes.bar_label(bars, fmt="%.1f", fontsize=5)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(
+        xticks=range(len(groups)),
+        xticklabels=[f"{workload}\nvocabulary {vocabulary:,}" for _, vocabulary, workload in groups],
+        ylabel="tokens/s, TRL padded = 1",
+    )
+    axes.set_title(f"Same model, samples and optimizer steps: {about['machine']}", fontsize=9)
+    axes.tick_params(axis="x", labelsize=6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
