@@ -8,6 +8,7 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window, select
 from packsched.planner.random_integers import Integers
@@ -69,6 +70,24 @@ def cases() -> list[dict[str, object]]:
         plan = plan_ranks(by_rank, 8192, 4)
         found.append(
             {"encoded_lens_by_rank": by_rank, "moves": plan.moves, "plans": [rank.packs for rank in plan.plans]}
+        )
+    near_half = [lengths(draw, 0, 8, 3700, 8192) for _ in range(24)]
+    near_half = [[3600 + length % 900 for length in rank] for rank in near_half]
+    few = [lengths(draw, 1, 12, 1800, 8192) for _ in range(8)]
+    groups = [[at // 3 for at in range(12)] for _ in few]
+    options: list[tuple[list[list[int]], int | None, dict[str, Any]]] = [
+        (near_half, 5, {}),
+        (few, 4, {"objective": "cost"}),
+        (few, None, {"groups": groups, "multiple_of": 3}),
+        (few, 4, {"cost": [[length + 5000 * (at % 4 == 0) for at, length in enumerate(rank)] for rank in few]}),
+    ]
+    for by_rank, steps, further in options:
+        plan = plan_ranks(by_rank, 8192, steps, **further)
+        found.append(
+            {
+                **{"encoded_lens_by_rank": by_rank, "micro_steps": steps, **further},
+                **{"moves": plan.moves, "plans": [rank.packs for rank in plan.plans]},
+            }
         )
     return found
 

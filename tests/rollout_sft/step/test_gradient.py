@@ -14,6 +14,7 @@ SCHEDULES = {
     "micro, optimal": {"post_rollout_pack_scope": "micro", "pack_policy": "optimal"},
     "window, dense": {"post_rollout_pack_scope": "window", "pack_objective": "dense"},
     "window, balanced": {"post_rollout_pack_scope": "window", "pack_objective": "balanced"},
+    "global, one rank": {"post_rollout_pack_scope": "global"},
     "window, cost": {"post_rollout_pack_scope": "window", "pack_objective": "cost"},
     "no packing": {"packing": False},
 }

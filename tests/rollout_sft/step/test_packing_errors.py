@@ -5,7 +5,15 @@ import sys
 import pytest
 from transformers import PretrainedConfig
 
-from packsched import CarryBuffer, MissingBinpackingError, OversizedSegmentError, PackingError, WindowBuffer
+from packsched import (
+    CarryBuffer,
+    InfeasibleWindowError,
+    MissingBinpackingError,
+    OversizedSegmentError,
+    PackingError,
+    WindowBuffer,
+    plan_ranks,
+)
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.step.pack_times import PackTimes
 from rollout_sft.step.packing_errors import in_yaml_terms
@@ -47,6 +55,15 @@ def test_a_window_that_does_not_fit_names_the_keys_that_make_room():
     for key in ("gradient_accumulation_steps", "per_device_train_batch_size", "on_infeasible: extra_steps"):
         assert key in str(error)
     assert (error.bound, error.micro_steps) == (2, 1)
+
+
+def test_ranks_that_do_not_fit_together_say_by_how_much_and_what_to_change():
+    with pytest.raises(InfeasibleWindowError) as caught, in_yaml_terms(ranks=2):
+        plan_ranks([[60, 60], [60, 60, 60]], 60, 2)
+    message = str(caught.value)
+    assert "5 segments of 300 tokens" in message
+    assert "Scope global: the segments of 2 ranks, 2 micro-steps each, 1 packs too few." in message
+    assert "on_infeasible: extra_steps" in message
 
 
 def test_a_refused_argument_gets_no_advice_about_lengths():
