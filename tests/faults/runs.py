@@ -55,14 +55,14 @@ class Outcome:
     errors: list[dict | None]
 
 
-def draw_runs(seed, number):
+def draw_runs(seed, number, scopes=("window", "micro")):
     """`number` runs, thirty of the trainer's faults before the machine's; all else is drawn without replacement."""
     rng = random.Random(seed)
     decks = {
         kind: {
             "how": _deck(rng, {**HOW, **machine.HOW}[kind]),
             "rank": _deck(rng, [0, 1]),
-            "scope": _deck(rng, ["window", "micro"]),
+            "scope": _deck(rng, list(scopes)),
             "launcher": _deck(rng, [TORCHRUN, PLAIN]),
         }
         for kind in (*KINDS, *machine.KINDS)
