@@ -48,6 +48,10 @@ def adapter_for(model: nn.Module, tokenizer: Any, image_processor: Any, config: 
         return TextInputs()
     adapter = make_adapter(model_config, tokenizer, image_processor)
     dummy = adapter.dummy()
+    if dummy is not None and config.ddp_find_unused_parameters is None:
+        # Some towers never use their last layer. With gradient checkpointing transformers would not look for it, and
+        # DDP would then silently leave gradients unreduced.
+        config.ddp_find_unused_parameters = True
     tokens = dummy.encoded_len if dummy is not None and config.packing else 0
     config.reserve(tokens)
     if tokens:

@@ -65,6 +65,7 @@ def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
 
 
 if __name__ == "__main__":
+    PartialState(cpu=True)
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     results = [gradient(folder / str(number), **case) for number, case in enumerate(cases)]
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))

@@ -5,27 +5,48 @@ import json
 import pytest
 
 from tests.distributed.launch import on_two_ranks
+from tests.rollout_sft.step.test_image_gradients import TOLERANCE
+from tests.tiny_images import CONFIGS
 
 pytestmark = pytest.mark.distributed
 
-WINDOW, MICRO = {"post_rollout_pack_scope": "window"}, {"post_rollout_pack_scope": "micro"}
+MICRO = {"post_rollout_pack_scope": "micro"}
+DENSE = {"post_rollout_pack_scope": "window", "pack_objective": "dense"}
+BALANCED = {"post_rollout_pack_scope": "window", "pack_objective": "balanced"}
 CHECKPOINTED = {"gradient_checkpointing": True}
+LAYOUTS = [
+    {**MICRO, "layout": "mixed"},
+    {**MICRO, "layout": "no image", **CHECKPOINTED},
+    {**DENSE, "layout": "no image"},
+    {**DENSE, "layout": "no segment", **CHECKPOINTED},
+    {**BALANCED, "layout": "no segment"},
+    {**BALANCED, "layout": "mixed", **CHECKPOINTED},
+]
 
 
-def run(folder, cases):
-    ranks = on_two_ranks("tests.distributed.image_worker", folder, str(folder), json.dumps(cases))
-    return list(zip(cases, *ranks, strict=True))
+def differences(folder, family, cases):
+    """Compares both ranks' gradients with the segments alone; returns the largest difference of each case."""
+    cases = [{"family": family, **case} for case in cases]
+    found = on_two_ranks("tests.distributed.image_worker", folder, str(folder), json.dumps(cases))
+    largest = []
+    for case, first, second in zip(cases, *found, strict=True):
+        assert first["sharded"] == second["sharded"] == case.get("sharded", False)
+        assert first["images"][0] > 0
+        assert (first["images"][1] == 0) == (case["layout"] != "mixed"), first
+        assert (first["segments"][1] == 0) == (case["layout"] == "no segment"), first
+        largest.append(max(first["difference"], second["difference"]))
+    return largest
 
 
 def test_gradients_with_images_on_two_ranks_are_those_of_each_segment(tmp_path):
-    cases = [
-        {**WINDOW, "layout": "no image", **CHECKPOINTED},
-        {**WINDOW, "layout": "no segment", "idle_micro_steps": "skip"},
-        {**MICRO, "layout": "no image", "sharded": True},
-        {**WINDOW, "layout": "no segment", "sharded": True, "pack_objective": "balanced"},
-    ]
-    for case, *ranks in run(tmp_path, [{"family": "qwen3_vl", **case} for case in cases]):
-        assert [rank["difference"] < 1e-10 for rank in ranks] == [True, True], (case, ranks)
-        assert [rank["sharded"] for rank in ranks] == [case.get("sharded", False)] * 2
-        assert (ranks[0]["images"][0] > 0, ranks[0]["images"][1]) == (True, 0)
-        assert (ranks[0]["segments"][1] == 0) == (case["layout"] == "no segment")
+    cases = [LAYOUTS[1], {**LAYOUTS[4], "sharded": True}]
+    assert max(differences(tmp_path, "qwen3_vl", cases)) < 1e-10
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_image_family_on_two_ranks(tmp_path, family, sharded):
+    found = differences(tmp_path, family, [{**case, "sharded": sharded} for case in LAYOUTS])
+    print(family, "FSDP2" if sharded else "DDP", [f"{difference:.1e}" for difference in found])
+    assert max(found) < TOLERANCE.get(family, 1e-10)

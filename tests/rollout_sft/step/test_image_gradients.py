@@ -8,7 +8,7 @@ import torch
 
 from tests.image_runs import Catch, image_trainer, in_tower, one_by_one
 from tests.rollout_sft.step.test_gradient import SCHEDULES, relative_difference
-from tests.tiny_images import image_model
+from tests.tiny_images import CONFIGS, image_model
 
 TOLERANCE = {"qwen3_5": 1e-6}
 """qwen3_5 computes its norm in float32."""
@@ -48,6 +48,16 @@ def test_gradient_with_images_is_that_of_each_segment_alone(tmp_path, family, sc
     assert max(whole, tower) < TOLERANCE.get(family, 1e-10), (whole, tower)
     if trainer.args.packing:
         assert max(len(lens) for lens in trainer.last_window) > 1
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
+@pytest.mark.parametrize("schedule", ["micro", "window, dense", "window, balanced", "no packing"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_image_family(tmp_path, family, schedule, checkpointing):
+    found = differences(family, tmp_path, schedule, gradient_checkpointing=checkpointing)[1:]
+    print(family, schedule, checkpointing, [f"{difference:.1e}" for difference in found])
+    assert max(found) < TOLERANCE.get(family, 1e-10)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
