@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
+from accelerate import PartialState
 
 from rollout_sft.ranks.distributed import leave_together
 from tests.image_runs import SIZES, Catch, adapter_of, image_trainer, in_tower, make_samples, one_by_one
