@@ -64,10 +64,11 @@ masks: install  ## Probe every model family for leaks between packed segments; w
 test-vllm: $(VLLM_STAMP)  ## The rollouts against a real vLLM on the CPU, in an environment of its own (.venv-vllm)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/rollout_sft/rollouts/test_live_weights.py
 
-$(VLLM_STAMP): constraints-vllm.txt pyproject.toml
+$(VLLM_STAMP): constraints-vllm.txt pyproject.toml tests/vllm/declare_torchvision_ops.py
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 	$(VLLM_BIN)/python -m pip install --quiet --no-deps -r constraints-vllm.txt
+	$(VLLM_BIN)/python tests/vllm/declare_torchvision_ops.py
 	$(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 
 from rollout_sft.config.run import load_run
-from rollout_sft.model.loading import load_model, load_tokenizer
+from rollout_sft.model.image_processor import load_image_processor
+from rollout_sft.model.loading import load_model, load_tokenizer, reads_images
 from rollout_sft.rollouts.vllm import WORKER_EXTENSION
+from rollout_sft.rollouts.vllm.image_prompts import SERVER_ARGUMENTS, check_image_model, engine_config
 
 _CPU_CACHE_BYTES = 1 << 30
 """Size of the cache of a server without a GPU, unless the command line sets it."""
@@ -107,11 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = load_model(stage.model, tokenizer, seed=args.seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for_images: tuple[str, ...] = ()
+    if reads_images(model.config):
+        image_processor = load_image_processor(stage.model, model.config)
+        check_image_model(model.config, tokenizer, image_processor)
+        engine_config(model.config).save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        for_images = SERVER_ARGUMENTS
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     command = server_command(
         folder, port=known.port, max_model_len=min(limit or args.longest_rollout, args.longest_rollout)
     )
-    command += ["--dtype", str(model.dtype).removeprefix("torch."), *further]
+    command += ["--dtype", str(model.dtype).removeprefix("torch."), *for_images, *further]
     command += [] if _has_gpu() else _without_gpu(further)
     os.execve(command[0], command, {**os.environ, **server_environment()})
 

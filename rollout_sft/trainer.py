@@ -119,7 +119,12 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.fill_estimate = FillEstimate(args)
         self.target_builder = target_builder or make_target_builder(tokenizer, args)
         self.generation = Generation(
-            args, tokenizer, lambda: self.accelerator.unwrap_model(self.model), rollout_backend
+            args,
+            tokenizer,
+            lambda: self.accelerator.unwrap_model(self.model),
+            rollout_backend,
+            inputs=self.inputs,
+            image_processor=image_processor,
         )
         self.window_builder = WindowBuilder(
             args,

@@ -137,7 +137,7 @@ class Generation(TrainerCallback):
 def _engine(args: RolloutSFTConfig, weights: LiveWeights, inputs: InputAdapter, processors: Sequence[Any]) -> Engine:
     config = args.vllm
     if processors:
-        check_image_model(weights.model.config)
+        check_image_model(weights.model.config, *processors)
     if config.mode == "server":
         from rollout_sft.rollouts.vllm.server import ServerEngine
         from rollout_sft.rollouts.vllm.weight_transfer import make_transfer

@@ -12,6 +12,7 @@ from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
+from rollout_sft.rollouts.vllm.image_prompts import SERVER_ARGUMENTS
 from rollout_sft.rollouts.vllm.server import ServerEngine
 from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
 
@@ -163,13 +164,14 @@ def trained(tmp_path):
 
 @pytest.fixture(scope="session", autouse=True)
 def servers(tmp_path_factory, request):
-    """Three servers, which start while other tests run; `.wait()` before use."""
+    """Four servers, which start while other tests run; `.wait()` before use."""
     if not any(
-        item.path.name in ("test_server.py", "test_hostile_proxy.py", "test_two_ranks.py")
+        item.path.name in ("test_server.py", "test_hostile_proxy.py", "test_images.py", "test_two_ranks.py")
         for item in request.session.items
     ):
         yield {}
         return
+    from tests.vllm.image_models import ImageLive
     from tests.vllm.servers import RealServer
 
     folder, running = tmp_path_factory.mktemp("servers"), {}
@@ -182,6 +184,8 @@ def servers(tmp_path_factory, request):
         make_model(tied=tied, seed=7).save_pretrained(home)
         tokenizer.save_pretrained(home)
         running[name] = RealServer(home, folder).start()
+    ImageLive("qwen3_vl").save(folder / "images")
+    running["images"] = RealServer(folder / "images", folder, *SERVER_ARGUMENTS).start()
     yield running
     for server in running.values():
         server.kill()

@@ -24,8 +24,9 @@ def free_port():
 class RealServer:
     """One server process; `start` again after `kill` begins with the weights of its model folder."""
 
-    def __init__(self, model_dir, log_dir):
+    def __init__(self, model_dir, log_dir, *further):
         self.model_dir = Path(model_dir)
+        self._further = further
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = Path(log_dir) / f"server-{self.port}.log"
@@ -34,6 +35,7 @@ class RealServer:
     def start(self):
         command = server_command(self.model_dir, port=self.port, max_model_len=1024, python=sys.executable)
         command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20)]
+        command += self._further
         environment = {**os.environ, **server_environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with self._log.open("a") as log:
             self._process = subprocess.Popen(

@@ -9,7 +9,6 @@ rank keeps its own answers.
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import random
@@ -177,7 +176,7 @@ class ColocatedEngine:
             self._sleeps = platform.is_sleep_mode_available() and self._config.sleep is not False
             if self._config.sleep and not self._sleeps:
                 raise ValueError("rollout_matching.vllm.sleep is true, but vLLM cannot sleep on this platform.")
-            description = copy.deepcopy(model.config)
+            description = image_prompts.engine_config(model.config)
             description.architectures = [_class_name(model)]
             for part in (description, *self._processors):
                 part.save_pretrained(folder)
@@ -193,7 +192,7 @@ class ColocatedEngine:
                 "worker_extension_cls": WORKER_EXTENSION,
             }
             if self._processors:
-                arguments["limit_mm_per_prompt"] = {"video": 0}  # takes no memory for the longest video
+                arguments |= image_prompts.ENGINE_ARGUMENTS
             if ranks > 1:
                 arguments["distributed_executor_backend"] = "external_launcher"
             given = {**arguments, **self._config.engine_args}

@@ -216,7 +216,7 @@ class Server:
     def _generate(self, request: RolloutRequest, knobs: Mapping[str, Any], deadline: Deadline) -> Answer:
         body = {
             "token_ids": self._inputs.collapse(request.prompt_ids, request.images),
-            "content_parts": image_prompts.content_parts(request),
+            "content_parts": image_prompts.content_parts(request, self._inputs),
             "sampling_params": {"seed": request.seed, "detokenize": False, **knobs},
         }
         reply = self._ask("/inference/v1/generate", body, _Generated, request, knobs, deadline)

@@ -24,6 +24,7 @@ from torch import Tensor
 from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError, excerpt
+from rollout_sft.rollouts.vllm.image_prompts import engine_config
 from rollout_sft.rollouts.vllm.routes import Server
 from rollout_sft.rollouts.vllm.weight_stream import WeightStream, open_store, own_address, send
 
@@ -248,7 +249,7 @@ def _update(weights: LiveWeights, marker: str, server: Server, deadline: Deadlin
 
 def _check_model(weights: LiveWeights, server: Server, deadline: Deadline) -> None:
     served = server.configuration(deadline)
-    ours = json.loads(json.dumps(weights.model.config.to_dict(), default=str))
+    ours = json.loads(json.dumps(engine_config(weights.model.config).to_dict(), default=str))
     for key in sorted((served.keys() & ours.keys()) - _MAY_DIFFER):
         if served[key] != ours[key]:
             raise ServerError(
