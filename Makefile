@@ -43,7 +43,7 @@ test: install  ## Run the whole test suite
 		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py benchmarks/peers
 
 test-families: install  ## Gradients and leaks of every hybrid and image family, on one and two ranks (twenty minutes)
-	$(BIN)/python -m pytest -m families tests/rollout_sft/model tests/rollout_sft/step tests/distributed
+	$(BIN)/python -m pytest -m families tests/rollout_sft tests/distributed
 
 test-faults: install  ## Break sixty runs on two ranks and resume them; writes docs/faults.md (half an hour)
 	$(BIN)/python -m pytest -s -m faults tests/faults

@@ -25,6 +25,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
+from benchmarks import image_masks
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.checks.unsupported import reject_unknown_positions
 from rollout_sft.model.attention import VARLEN, choose_attention
@@ -195,6 +196,7 @@ def page(found: dict[str, dict[str, str]]) -> str:
     parts = {
         "Causal decoders that `auto` does not isolate": rest,
         "Other families": groups,
+        "Image models": image_masks.section(),
         "All families": header + "\n".join(lines),
         "Not built": missing,
     }

@@ -15,7 +15,7 @@ from tests.tiny_images import END, IMAGE, QWEN_VL, SPECIAL, START, VOCABULARY, i
 SIZES = [[(16, 24)], [], [(40, 8), (16, 16)], [(8, 16)], [], [(24, 16), (8, 24)], [], [(16, 40)], [(9, 30)]]
 """Heights and widths of the images of nine samples: none, one or two of different sizes."""
 
-LONGEST = {"internvl": 120, "llava_onevision": 260, "smolvlm": 120}
+LONGEST = {"internvl": 120, "llava_onevision": 260, "smolvlm": 120, "mistral3": 90}
 
 
 def make_samples(adapter, sizes=SIZES, seed=0):

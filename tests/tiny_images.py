@@ -64,7 +64,9 @@ CONFIGS = {
         "text_config": {
             **TEXT,
             "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0},
-            "layer_types": ["full_attention", "full_attention"],
+            "layer_types": ["linear_attention", "full_attention"],
+            **dict.fromkeys(("linear_num_value_heads", "linear_num_key_heads"), 2),
+            **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
         },
         "vision_config": _QWEN3_TOWER,
     },

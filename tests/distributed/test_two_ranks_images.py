@@ -21,6 +21,7 @@ LAYOUTS = [
     {**DENSE, "layout": "no segment", **CHECKPOINTED},
     {**BALANCED, "layout": "no segment"},
     {**BALANCED, "layout": "mixed", **CHECKPOINTED},
+    {"post_rollout_pack_scope": "global", "layout": "mixed"},
 ]
 
 

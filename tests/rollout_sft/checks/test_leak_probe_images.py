@@ -12,6 +12,7 @@ from rollout_sft.checks.equivalence import ScheduleMismatchError
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.inputs.qwen_vl import QwenVLInputs
 from rollout_sft.model.attention import choose_attention
+from rollout_sft.model.recurrent import RecurrentLayers
 from tests.image_runs import AnswerBuilder, adapter_of, image_trainer, make_samples
 from tests.tiny_images import IMAGE, PLAIN_VISION, image_config, image_model
 
@@ -28,12 +29,20 @@ def probed(family, attention, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("family", "attention"),
-    [*itertools.product(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", *PLAIN_VISION], ATTENTIONS), ("qwen3_5", "sdpa")],
+    [
+        *itertools.product(["qwen3_vl", "internvl"], ATTENTIONS),
+        ("qwen3_5", "sdpa"),
+        *(
+            pytest.param(*case, marks=pytest.mark.families)
+            for case in itertools.product(["qwen2_vl", "qwen2_5_vl", *PLAIN_VISION[1:]], ATTENTIONS)
+        ),
+    ],
 )
 def test_right_packs_with_images_pass_the_probe(family, attention):
     model = probed(family, attention)
-    report = check_isolation(model, adapter=adapter_of(family, model))
-    assert report.leak == 0
+    with RecurrentLayers(model, device=CPU).active():
+        report = check_isolation(model, adapter=adapter_of(family, model))
+    assert report.leak <= 2e-6
     assert report.alone < 2e-6
     assert min(report.response, report.pixels) > 1e-2
 
@@ -71,14 +80,13 @@ def test_wrong_positions_are_caught(mistake, attention, monkeypatch):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
 @pytest.mark.parametrize(
     "order",
     [lambda images: images[::-1], lambda images: images[2:] + images[:2], lambda images: images[1:] + images[:1]],
     ids=["reversed", "of the next segment", "of the next place"],
 )
-def test_images_in_the_wrong_order_are_caught(family, order, attention, monkeypatch):
-    model = probed(family, attention)
+def test_images_in_the_wrong_order_are_caught(order, attention, monkeypatch):
+    model = probed("qwen3_vl", attention)
     right = QwenVLInputs.media
 
     def media(self, images):
@@ -86,7 +94,7 @@ def test_images_in_the_wrong_order_are_caught(family, order, attention, monkeypa
 
     monkeypatch.setattr(QwenVLInputs, "media", media)
     with pytest.raises(LeakError):
-        check_isolation(model, adapter=adapter_of(family, model))
+        check_isolation(model, adapter=adapter_of("qwen3_vl", model))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
