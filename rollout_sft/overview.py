@@ -31,6 +31,8 @@ def stage_facts(
     facts |= step_facts(args, len(parts.train) if has_length(parts.train) else None)
     if trainer.attention is not None:
         facts["attention"] = attention_fact(trainer.attention)
+        if trainer.recurrent.summary:
+            facts["layers of packs"] = trainer.recurrent.summary
     return facts | {"leak probe": probe_fact(args, report), "output folder": str(args.output_dir)}
 
 

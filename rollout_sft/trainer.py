@@ -72,6 +72,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             `compute_loss_func`, `compute_metrics` or `preprocess_logits_for_metrics`.
 
     Attributes:
+        recurrent ([`~rollout_sft.model.recurrent.RecurrentLayers`]):
+            The layers that get each segment of a pack alone while training runs; none in most models.
         last_window (`list[list[int]]`):
             For each pack of the last window of this rank, the lengths of its segments.
         attention (`str`, *optional*):
@@ -109,7 +111,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             self.attention = choose_attention(plain, args.attention, device=args.device, autocast=autocast)
-        self._recurrent = RecurrentLayers(plain, device=args.device)
+        self.recurrent = RecurrentLayers(plain, device=args.device)
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = tokenizer.eos_token_id
@@ -158,14 +160,15 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         """
         if not self._to_probe or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
-        report = probe_before_training(self, self.inputs)
+        with self.recurrent.active():
+            report = probe_before_training(self, self.inputs)
         self._to_probe = self.args.world_size > 1
         return report
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last finished checkpoint."""
         together(lambda: unsupported.reject_empty_data(self.train_dataset, self.args), share=lambda _: None)
-        with self._recurrent.active():
+        with self.recurrent.active():
             return super().train(*args, **kwargs)
 
     def get_batch_samples(  # type: ignore[override]  # the denominator of the loss need not be an integer

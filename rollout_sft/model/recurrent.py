@@ -100,17 +100,18 @@ class RecurrentLayers:
         self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
         self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
         self.attention = _attention_by_row(self._model)
-        for kind, layers, way in (
-            ("recurrent layers", self.by_kernel, "by their own kernels, which get cu_seq_lens and seq_idx"),
-            (
-                "recurrent layers",
-                self.looped,
-                "segment by segment, since no installed kernel keeps segments apart here",
-            ),
-            ("attention", self.attention, "segment by segment, since the model makes no mask for packs"),
-        ):
-            if layers:
-                logger.info("%s of packs: %s run %s.", kind, _counted(layers), way)
+        if found or self.attention:
+            logger.info("layers of packs: %s.", self.summary)
+
+    @property
+    def summary(self) -> str:
+        """Says what runs how; empty for a model whose attention alone mixes along the row."""
+        ways = (
+            (self.by_kernel, "run by their own kernels, which get cu_seq_lens and seq_idx"),
+            (self.looped, "run segment by segment, since no installed kernel keeps segments apart here"),
+            (self.attention, "run segment by segment, since the model makes no mask for packs"),
+        )
+        return "; ".join(f"{_counted(layers)} {way}" for layers, way in ways if layers)
 
     @contextmanager
     def active(self) -> Iterator[None]:

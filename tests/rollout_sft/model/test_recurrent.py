@@ -157,6 +157,14 @@ def test_the_gradient_of_a_window_is_that_of_its_segments(make_trainer, tokenize
     assert not any("forward" in vars(layer) for layer in recurrent_layers(model).values()), "undone after training"
 
 
+def test_the_probe_before_training_runs_a_hybrid_as_training_does(make_trainer, tokenizer):
+    model = hybrid("qwen3_5_text", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    trainer = make_trainer(model=model)
+    assert trainer.probe().leak == 0
+    assert trainer.recurrent.summary.startswith("1 Qwen3_5GatedDeltaNet run segment by segment, since no installed")
+    assert not any("forward" in vars(layer) for layer in recurrent_layers(model).values()), "undone after the probe"
+
+
 def test_adapters_inside_recurrent_layers_get_the_same_gradient():
     from peft import LoraConfig, get_peft_model
 
