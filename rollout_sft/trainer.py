@@ -32,7 +32,7 @@ from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.model.inputs import adapter_for, split_processor
 from rollout_sft.model.recurrent import RecurrentLayers
 from rollout_sft.ranks.distributed import is_sharded, together
-from rollout_sft.reporting.callbacks import make_callbacks
+from rollout_sft.reporting.callbacks import keep_tensorboard_in, make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import StepMetrics
 from rollout_sft.reporting.window_fill import FillEstimate
@@ -149,6 +149,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.add_callback(self.generation)
         for callback in make_callbacks(args.callbacks, self):
             self.add_callback(callback)
+        keep_tensorboard_in(args.output_dir, self.callback_handler.callbacks)
 
     def probe(self) -> IsolationReport | None:
         """

@@ -17,6 +17,7 @@ FILES = {
     "summary.json": "the numbers of the table",
     "curves.png": "loss, score, fill and seconds",
     "packs.png": "how the last window was packed",
+    "tensorboard": "for tensorboard --logdir",
 }
 
 
