@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,cli,examples,dev]'
 	touch $@
 
+demo: install  ## A small digits run: pages, steps, pictures (a minute and a half on a CPU)
+	$(BIN)/python -m rollout_sft.train --config configs/demo.yaml
+
 quickstart: install  ## Train on handwritten digits: two stages, scope window (minutes on a CPU)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		-m rollout_sft.train --config configs/quickstart.yaml
@@ -89,6 +92,9 @@ lint: install  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+release-check: install  ## Build sdist and wheel, check them, and use the wheel outside the repository without torch
+	.ci/release-check $(BIN)/python
 
 docs: install  ## Build the documentation site in runs/site; a dead link is an error
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev,docs]'
