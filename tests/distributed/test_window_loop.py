@@ -25,6 +25,10 @@ def test_rollouts_and_the_stock_trainer_give_it_too(ranks, name):
     assert all(found[name][0] < 1e-12 for found in ranks)
 
 
+def test_sharded_ranks_with_unequal_packs_reach_the_unpacked_gradient(ranks):
+    assert all(found["sharded"] < 1e-12 for found in ranks)
+
+
 def test_the_stock_trainer_takes_as_many_steps_as_its_windows(ranks):
     assert [found["stock"][1] for found in ranks] == [6, 6], "72 samples in windows of 32, twice"
 
