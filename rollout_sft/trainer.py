@@ -29,7 +29,7 @@ from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
-from rollout_sft.model.inputs import adapter_for, split_processor
+from rollout_sft.model.inputs import adapter_for, look_for_unused_parameters, split_processor
 from rollout_sft.model.recurrent import RecurrentLayers
 from rollout_sft.ranks.distributed import is_sharded, together
 from rollout_sft.reporting.callbacks import keep_tensorboard_in, make_callbacks
@@ -100,6 +100,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         tokenizer, image_processor = split_processor(processing_class, image_processor)
         unsupported.reject_wrong_types(model, args, tokenizer)
         unsupported.reject_hooks(kwargs)
+        look_for_unused_parameters(model, args)
         super().__init__(model=model, args=args, processing_class=tokenizer, **{**kwargs, "data_collator": collate_raw})
         # transformers before 5.19 reads this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
@@ -236,7 +237,10 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             self.note_loss(loss, batch.pack)
             return loss
 
-        return run_micro_step(self, model, inputs[MICRO_STEP], train_batch)
+        loss = run_micro_step(self, model, inputs[MICRO_STEP], train_batch)
+        if self.accelerator.sync_gradients and self.state.global_step == 0:
+            unsupported.reject_unreduced(model)
+        return loss
 
     def compute_loss(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import has_length
@@ -175,6 +176,23 @@ def warn_about_missing_end(segments: Sequence[Segment], end_id: int) -> bool:
             end_id,
         )
     return missing
+
+
+def reject_unreduced(model: nn.Module) -> None:
+    """
+    Raises `ValueError` after a backward under DDP in which a parameter had no part and DDP did not look for it.
+
+    DDP then leaves gradients of other parameters unreduced, and the ranks would silently train different models.
+    """
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
+        return
+    unused = [name for name, p in model.module.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
+        raise ValueError(
+            f"{len(unused)} trainable parameters had no part in the first window, such as {unused[0]}, and DDP was "
+            "told not to look for them, so gradients are not reduced. Set training.ddp_find_unused_parameters: true, "
+            "or freeze them."
+        )
 
 
 def reject_empty_data(dataset: Any, config: RolloutSFTConfig) -> None:

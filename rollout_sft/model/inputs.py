@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.base import InputAdapter
-from rollout_sft.inputs.choose import make_adapter
+from rollout_sft.inputs.choose import make_adapter, reads_images
 from rollout_sft.inputs.text import TextInputs
 from rollout_sft.model.wrappers import base_model
 
@@ -23,6 +23,18 @@ def split_processor(processing_class: Any, image_processor: Any = None) -> tuple
         return processing_class, image_processor
     own = getattr(processing_class, "image_processor", None)
     return getattr(processing_class, "tokenizer", None), own if image_processor is None else image_processor
+
+
+def look_for_unused_parameters(model: nn.Module, config: RolloutSFTConfig) -> None:
+    """
+    Lets DDP look for unused parameters of an image model, unless the configuration says otherwise.
+
+    Some towers never use their last layer. With gradient checkpointing transformers would not look for it, and DDP
+    would silently leave gradients unreduced. Call it before the Trainer makes its accelerator.
+    """
+    model_config: Any = getattr(base_model(model), "config", None)
+    if model_config is not None and config.ddp_find_unused_parameters is None and reads_images(model_config):
+        config.ddp_find_unused_parameters = True
 
 
 def adapter_for(model: nn.Module, tokenizer: Any, image_processor: Any, config: RolloutSFTConfig) -> InputAdapter:
@@ -48,10 +60,6 @@ def adapter_for(model: nn.Module, tokenizer: Any, image_processor: Any, config: 
         return TextInputs()
     adapter = make_adapter(model_config, tokenizer, image_processor)
     dummy = adapter.dummy()
-    if dummy is not None and config.ddp_find_unused_parameters is None:
-        # Some towers never use their last layer. With gradient checkpointing transformers would not look for it, and
-        # DDP would then silently leave gradients unreduced.
-        config.ddp_find_unused_parameters = True
     tokens = dummy.encoded_len if dummy is not None and config.packing else 0
     config.reserve(tokens)
     if tokens:

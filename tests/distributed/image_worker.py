@@ -46,7 +46,10 @@ def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
         return window
 
     trainer.schedule.schedule = spy
-    trainer.train()
+    try:
+        trainer.train()
+    except ValueError as error:
+        return {"error": str(error)}
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, trained)
     images = {sample["id"]: sample["images"] for sample in samples}

@@ -45,6 +45,13 @@ def test_gradients_with_images_on_two_ranks_are_those_of_each_segment(tmp_path):
 
 
 @pytest.mark.families
+def test_gradients_that_would_not_be_reduced_stop_the_run(tmp_path):
+    case = {"family": "llava_onevision", **LAYOUTS[0], **CHECKPOINTED, "ddp_find_unused_parameters": False}
+    ranks = on_two_ranks("tests.distributed.image_worker", tmp_path, str(tmp_path), json.dumps([case]))
+    assert ["post_layernorm" in rank[0]["error"] for rank in ranks] == [True, True]
+
+
+@pytest.mark.families
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP2"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_image_family_on_two_ranks(tmp_path, family, sharded):
