@@ -108,8 +108,10 @@ def _load_model(spec: ModelSpec, tokenizer: Tokenizer, seed: int) -> nn.Module:
         return load_adapted(spec, lambda below: load_model(below, tokenizer, seed=seed), seed=seed)
 
 
-def _longest_prompt(args: RolloutSFTConfig, adapter: InputAdapter) -> int:
+def _longest_prompt(args: RolloutSFTConfig, adapter: InputAdapter) -> int | None:
     """Returns the most tokens of a prompt with images that leave room for the answer and the dummy image."""
+    if args.on_oversized == "skip":  # training leaves such samples out
+        return None
     dummy = adapter.dummy() if args.packing else None
     answer = args.decoding.max_new_tokens if args.reference_fraction < 1 else 1
     return args.global_max_length - answer - (0 if dummy is None else dummy.encoded_len)

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from rollout_sft import train
 from rollout_sft.config.adapter import read_adapter
+from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import ModelSpec
 from rollout_sft.model.adapters import load_adapted
+from rollout_sft.parts import load_parts
 
 PEFT = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"]}
 CONFIG = """
@@ -54,6 +56,15 @@ def test_a_run_trains_saves_and_resumes_the_adapter_alone(tmp_path, base, capsys
     run(tmp_path, base, "parts", 1)
     resumed = run(tmp_path, base, "parts", 2)
     assert all(torch.equal(resumed[name], weights) for name, weights in whole.items()), "bit for bit"
+
+
+def test_a_configuration_may_name_the_folder_of_an_adapter(tmp_path, base, tokenizer):
+    saved_adapter(base, tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "next.yaml"
+    path.write_text(CONFIG.replace("BASE", str(tmp_path / "adapter")).replace("OUT", "x").replace("STEPS", "1"))
+    (stage,) = load_run(path)
+    assert isinstance(load_parts(stage).load_model(), PeftModel)
 
 
 def saved_adapter(base, folder):
