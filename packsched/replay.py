@@ -22,7 +22,7 @@ from packsched.stats import FillStats
 from packsched.steps import Step
 from packsched.window import Objective, WindowPlan, plan_window
 
-OBJECTIVES: tuple[Objective, ...] = ("dense", "balanced")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 COST = SegmentCost.of_model(width=2048, depth=28, vocabulary=151_936)
 """Costs of segments in a model of about two billion parameters, for comparing ranks."""

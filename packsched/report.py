@@ -67,6 +67,7 @@ def words(report: Report) -> list[tuple[str, str]]:
     """Returns each column's name and its meaning."""
     explained = [
         ("scope, rule", "micro: a policy picks each pack from a carry buffer; window: one plan for all packs"),
+        ("", "dense: fewest packs; balanced: shortest longest pack; cost: cheapest costliest pack"),
         ("packs", f"forwards of a window, idle ones included (gradient accumulation: {report.micro_steps})"),
         ("used", "packs that hold a segment; the others are idle and can be skipped"),
         ("bound", "the fewest packs that can hold these segments (proven)"),

@@ -43,7 +43,7 @@ def test_every_segment_is_packed_refused_waiting_or_not_reached(ranks, mean):
         assert packed(row) + row.refused + row.left_waiting + row.not_reached == 701, row
         assert row.scope == "micro" or row.left_waiting == row.not_reached == 0
         assert (row.stopped_at is None) == (row.not_reached == 0)
-    assert len(rows) == (5 if ranks == 1 else 7)
+    assert len(rows) == (6 if ranks == 1 else 9)
     if mean == 420:
         assert all(row.stopped_at is not None for row in rows[:3]), "no buffer was full"
         assert all(row.infeasible for row in rows[3:]), "every window fitted"
@@ -52,7 +52,7 @@ def test_every_segment_is_packed_refused_waiting_or_not_reached(ranks, mean):
 def test_scope_window_counts_what_plan_window_gives_window_by_window():
     steps = cut_steps(lengths(1600, seed=2, mean=215), micro_steps=GA, batch_size=4)
     rows = by_rule(replay(steps, CAP))
-    for objective in ("dense", "balanced"):
+    for objective in ("dense", "balanced", "cost"):
         row, used, bounds, infeasible, longest = rows["window", objective], 0, 0, 0, []
         for step in steps:
             try:
@@ -124,7 +124,7 @@ def test_scope_global_counts_what_plan_ranks_gives():
 def test_a_replay_advances_as_often_as_announced_also_when_it_stops():
     steps, calls = cut_steps([600] * 40, micro_steps=GA, batch_size=2, ranks=[0, 1] * 20), []
     replay(steps, CAP, packing_buffer=7, advance=lambda: calls.append(1))
-    assert len(calls) == replays(steps) == 7 * len(steps)
+    assert len(calls) == replays(steps) == 9 * len(steps)
 
 
 def test_a_segment_longer_than_a_pack_is_refused():
