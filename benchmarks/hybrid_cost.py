@@ -116,12 +116,8 @@ def page(found: dict[str, dict[str, list[float]]]) -> str:
             for way in ("padded", "alone")
         )
         packed = statistics.median(seconds["packed"])
-        rows.append(
-            (
-                padded,
-                f"| {family} | {seconds['hidden_size'][0]} | {packed * 1000:.0f} ms | {padded:.2f} | {alone:.2f} |",
-            )
-        )
+        size = seconds["hidden_size"][0]
+        rows.append((padded, f"| {family} | {size} | {packed * 1000:.0f} ms | {padded:.2f} | {alone:.2f} |"))
     table = "\n".join(row for _, row in sorted(rows, reverse=True))
     slower = sum(padded < 1 for padded, _ in rows)
     return f"""# Hybrid models: packed, padded and one by one
@@ -132,8 +128,8 @@ Made by `python -m benchmarks.hybrid_cost`: {SEGMENTS} segments of {min(lens)} t
 
 *Packed* is what the trainer runs without kernels: packs of up to {PACK} tokens, recurrent layers segment by segment.
 *Padded* is micro-batches of {MICRO_BATCH} in the order of the data. The ratios are medians over {ROUNDS} rounds in
-which the three took turns; more than 1 means that packing is faster. {len(rows) - slower} of {len(rows)} families are
-faster packed than padded.
+which the three took turns; more than 1 means that packing is faster. {len(rows) - slower} of the {len(rows)} families
+measured are faster packed than padded; {len(HYBRIDS) - len(rows)} families were not measured.
 
 | family | hidden size | packed | padded / packed | one by one / packed |
 |---|---|---|---|---|
