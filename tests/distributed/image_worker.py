@@ -48,7 +48,7 @@ def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
     trainer.schedule.schedule = spy
     try:
         trainer.train()
-    except ValueError as error:
+    except Exception as error:
         return {"error": str(error)}
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, trained)
@@ -73,4 +73,5 @@ if __name__ == "__main__":
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     results = [gradient(folder / str(number), **case) for number, case in enumerate(cases)]
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
-    leave_together()
+    if not any("error" in result for result in results):  # after an error the ranks have left each other
+        leave_together()
