@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class HFBackend:
         else:
             chunks, idle = self._chunks(requests), 0
         rollouts: list[Rollout | None] = [None] * len(requests)
-        with _generating(model), entangled(sharded):
+        with _generating(model), _media_inside_forward(model, sharded), entangled(sharded):
             for chunk in chunks:
                 answers = self._generate_chunk(model, [requests[i] for i in chunk], synced=sharded)
                 for i, rollout in zip(chunk, answers, strict=True):
@@ -241,3 +242,16 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.generation_config = defaults
+
+
+@contextmanager
+def _media_inside_forward(model: Any, sharded: bool) -> Iterator[None]:
+    """Lets a sharded model see images within its own forward, which gathers its weights; `generate` calls the tower."""
+    if not sharded:
+        yield
+        return
+    model._supports_mm_encoder_outputs = lambda: False
+    try:
+        yield
+    finally:
+        del model._supports_mm_encoder_outputs

@@ -58,3 +58,10 @@ def test_every_image_family_on_two_ranks(tmp_path, family, sharded):
     found = differences(tmp_path, family, [{**case, "sharded": sharded} for case in LAYOUTS])
     print(family, "FSDP2" if sharded else "DDP", [f"{difference:.1e}" for difference in found])
     assert max(found) < TOLERANCE.get(family, 1e-10)
+
+
+def test_sharded_ranks_roll_out_images_where_one_has_none(tmp_path):
+    kinds = [("images", "text"), ("nothing", "images")]
+    ranks = on_two_ranks("tests.distributed.image_rollouts_worker", tmp_path, str(tmp_path), json.dumps(kinds))
+    assert [case["answers"] for rank in ranks for case in rank] == [5, 0, 3, 5]
+    assert all(case["sharded"] and case["same"] for rank in ranks for case in rank)

@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
+from rollout_sft.inputs.choose import IMAGE_MODELS
 from rollout_sft.rollouts.live_weights import LiveWeights
+from tests.tiny_images import image_model
 
 SMALL = {
     "vocab_size": 32,
@@ -43,6 +45,17 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_and_values_are_those_of_a_saved_checkpoint(kind, tmp_path):
     model = build(kind)
+    model.save_pretrained(tmp_path)
+    assert_same(sent(model), load_file(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("family", IMAGE_MODELS)
+def test_an_image_model_sends_its_frozen_tower_too(family, tmp_path):
+    model = image_model(family, torch.float32)
+    tower = [p for name, p in model.named_parameters() if "vis" in name]
+    assert tower
+    for parameter in tower:
+        parameter.requires_grad_(False)
     model.save_pretrained(tmp_path)
     assert_same(sent(model), load_file(tmp_path / "model.safetensors"))
 
