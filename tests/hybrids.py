@@ -37,6 +37,11 @@ HYBRIDS = (
 )
 """Every causal language model of the installed transformers with recurrent layers that builds tiny."""
 
+FLOAT32 = ("inkling2_text", "nemotron_h")
+"""Families whose experts or routers refuse float64; a gradient in float32 differs by its rounding."""
+TOLERANCE = {"kimi_linear": 1e-7, "olmo_hybrid": 1e-9, **dict.fromkeys(FLOAT32, 1e-5)}
+"""Where a family keeps a float32 part that [`float64_throughout`] does not reach; 1e-10 for the others."""
+
 
 def hybrid(family, dtype=torch.float64, **overrides):
     """A model of the family in evaluation mode, the same in every call; its experts are those that know float64."""

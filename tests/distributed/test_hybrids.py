@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.distributed.launch import on_two_ranks
-from tests.hybrids import HYBRIDS
+from tests.hybrids import FLOAT32, HYBRIDS, TOLERANCE
 
 pytestmark = pytest.mark.distributed
 SLICE = {"qwen3_5_text, FSDP2": {"family": "qwen3_5_text", "sharded": True}}
@@ -16,7 +16,7 @@ def on_both_ranks(folder, cases, timeout):
     ranks = on_two_ranks("tests.distributed.hybrids_worker", folder, str(folder), json.dumps(cases), timeout=timeout)
     for rank in ranks:
         for name, case in cases.items():
-            assert rank[name]["difference"] < 1e-10, name
+            assert rank[name]["difference"] < TOLERANCE.get(case["family"], 1e-10), name
             assert rank[name]["sharded"] == case.get("sharded", False), name
             assert sum(rank[name]["segments"]) == (10 if case["post_rollout_pack_scope"] == "window" else 18), name
 
@@ -26,7 +26,7 @@ def test_the_gradient_of_a_hybrid_over_two_ranks_is_that_of_its_segments(tmp_pat
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("family", [f for f in HYBRIDS if f not in FLOAT32])
 def test_every_hybrid_family_on_two_ranks(tmp_path, family):
     cases = {
         f"{scope}, {'FSDP2' if sharded else 'DDP'}": {
