@@ -97,7 +97,7 @@ release-check: install  ## Build sdist and wheel, check them, and use the wheel 
 	.ci/release-check $(BIN)/python
 
 docs: install  ## Build the documentation site in runs/site; a dead link is an error
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,examples,dev,docs]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m mkdocs build --quiet
 
 bench: install  ## Every goal of packsched measured, and packsched beside the alternatives (2 minutes)

@@ -18,7 +18,3 @@ def app() -> None:
         raise SystemExit(
             f"packsched's commands need {missing}, which is not installed. Install it: pip install 'packsched[cli]'"
         ) from None
-
-
-if __name__ == "__main__":
-    app()

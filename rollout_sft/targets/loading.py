@@ -27,7 +27,8 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
         `TargetBuilder`: The builder.
 
     Raises:
-        `ValueError`: the name is neither, cannot be imported, or does not take these arguments.
+        `ValueError`: the name is neither, cannot be imported, does not take these arguments, or gives an object that
+            lacks a method of a builder.
     """
     name = config.target_builder
     if name == "objects":
@@ -43,4 +44,11 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
     builder: TargetBuilder = call_import_path(
         name, tokenizer, config, key="rollout_matching.target_builder", takes=takes
     )
+    lacking = [method for method in ("build", "build_reference", "score") if not hasattr(builder, method)]
+    if lacking:
+        raise ValueError(
+            f"rollout_matching.target_builder: {name} gives a {type(builder).__name__} without "
+            f"{' and '.join(lacking)}. A TargetBuilder has build(sample, rollout), build_reference(sample) and "
+            "score(sample, rollout)."
+        )
     return builder

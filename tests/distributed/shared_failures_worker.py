@@ -75,8 +75,8 @@ def leak_on_one_rank(folder):
     trainer = build(folder)
     original, rank = leak_probe.check_isolation, trainer.args.process_index
 
-    def check(model):
-        report = original(model)
+    def check(model, **options):
+        report = original(model, **options)
         if rank == 1:
             raise LeakError("packed segments see each other here")
         return report

@@ -55,7 +55,8 @@ def test_the_servers_answer_before_the_training_starts_with_their_addresses(caps
         tmp_path / "bin", f'echo "$@" >> {tmp_path}/calls; [[ "$*" == *serve* ]] && sleep 30; exit 0'
     )
     subprocess.run(["bash"], input=text, text=True, check=True, env={**environment, "HOSTS": "a1,a2,b1"}, timeout=60)
-    served, trained = (tmp_path / "calls").read_text().splitlines()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    trained, served = sorted(calls, key=lambda call: "rollout_sft.serve" in call)  # srun writes in the background
     assert "--nodelist=b1" in served
     assert served.endswith(f"--config {tmp_path}/my.yaml --port 8000 --host b1 --tensor-parallel-size 8")
     assert "--nodelist=a1,a2" in trained

@@ -405,11 +405,17 @@ def test_documented_yaml_loads(load, tmp_path, monkeypatch, block):
         with pytest.raises(ImportError, match="deepspeed"):  # so far everything was accepted
             load("extends: base.yaml\n" + block)
         return
-    (stage,) = load("extends: base.yaml\n" + block)
-    for key, value in {**shown.get("training", {}), **shown.get("rollout_matching", {})}.items():
-        arrived = getattr(stage.training, key)
-        arrived = asdict(arrived) if is_dataclass(arrived) else arrived
-        assert value.items() <= arrived.items() if isinstance(value, dict) else arrived == value
+    stages = load("extends: base.yaml\n" + block)
+    given = {**shown.get("training", {}), **shown.get("rollout_matching", {})}
+    folder = given.pop("output_dir", None)
+    if given.get("report_to") == "none":
+        given["report_to"] = []
+    for stage in stages:
+        assert folder is None or stage.training.output_dir == (f"{folder}/{stage.name}" if len(stages) > 1 else folder)
+        for key, value in given.items():
+            arrived = getattr(stage.training, key)
+            arrived = asdict(arrived) if is_dataclass(arrived) else arrived
+            assert value.items() <= arrived.items() if isinstance(value, dict) else arrived == value
 
 
 def test_sixty_mistakes_are_covered():

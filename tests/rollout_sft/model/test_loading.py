@@ -1,10 +1,13 @@
 """The model, its image processor and what stays frozen, from the section `model`."""
 
+import re
+
 import pytest
 import torch
 from PIL import Image as Pictures
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft.config.sections import ModelSpec
 from rollout_sft.model.image_processor import load_image_processor
 from rollout_sft.model.loading import load_config, load_model, reads_images
@@ -117,3 +120,23 @@ def test_a_pattern_that_matches_nothing_is_refused(tokenizer):
         load_model(spec(freeze=["visual.*"]), tokenizer, seed=0)
     with pytest.raises(ValueError, match=r"model\.freeze is \['\*'\], which leaves no parameter to train"):
         load_model(spec(freeze=["*"]), tokenizer, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "qwen3", "head_dimm": 16},
+            "model.config.head_dimm is no field of qwen3; did you mean head_dim?",
+        ),
+        (
+            {"model_type": "qwen3_vl", "vision_config": {"depht": 2}},
+            "model.config.vision_config.depht is no field of qwen3_vl_vision; did you mean depth?",
+        ),
+        ({"model_type": "qwen3", "vocab_size": 20}, "model.config.vocab_size is 20, but the tokenizer has"),
+    ],
+)
+def test_a_field_that_would_do_nothing_or_fail_late_is_refused(config, message):
+    spec = ModelSpec(config=config, tokenizer_name_or_path="x")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(spec, build_digits_tokenizer())

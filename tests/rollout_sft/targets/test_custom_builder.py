@@ -1,12 +1,15 @@
 """A target builder of the user's own, fed from a JSONL file by the command: its columns are what is trained."""
 
 import json
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from rollout_sft.config.run import load_run
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
+from rollout_sft.targets.loading import make_target_builder
 from rollout_sft.train import run_stage
 
 CONFIG = """
@@ -62,3 +65,19 @@ def test_the_command_trains_what_the_columns_say(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     right = [line["eval_right"] for line in lines if "eval_right" in line]
     assert (right[0], right[-1]) == (0.0, 1.0), "the answers are in no other place than the column"
+
+
+class WithoutScore:
+    def __init__(self, tokenizer, config):
+        pass
+
+    def build(self, sample, rollout):
+        raise NotImplementedError
+
+    build_reference = build
+
+
+def test_a_builder_without_one_of_its_methods_is_refused_before_training():
+    config = SimpleNamespace(target_builder=f"{__name__}:WithoutScore")
+    with pytest.raises(ValueError, match=r"gives a WithoutScore without score\. A TargetBuilder has build\("):
+        make_target_builder(None, config)

@@ -1,0 +1,5 @@
+"""Runs the command: `python -m packsched replay TRACE`."""
+
+from packsched.cli import app
+
+app()
