@@ -30,8 +30,13 @@ def make_tokenizer():
     return "a tokenizer"
 
 
-def make_builder(tokenizer, config):
-    return tokenizer, config
+class Builder:
+    """A builder that keeps what it was made with."""
+
+    build = build_reference = score = None
+
+    def __init__(self, tokenizer, config):
+        self.made_with = (tokenizer, config)
 
 
 def call(path, *arguments):
@@ -100,8 +105,8 @@ def test_a_tokenizer_is_made_by_the_function_that_is_named():
 
 
 def test_a_target_builder_gets_the_tokenizer_and_the_configuration(tmp_path):
-    config = tiny_arguments(tmp_path, target_builder=f"{HERE}:make_builder")
-    assert make_target_builder("tokens", config) == ("tokens", config)
+    config = tiny_arguments(tmp_path, target_builder=f"{HERE}:Builder")
+    assert make_target_builder("tokens", config).made_with == ("tokens", config)
     config.target_builder = "object"
     with pytest.raises(ValueError, match=r"^rollout_matching\.target_builder is 'object'; it takes objects, or mod"):
         make_target_builder("tokens", config)
