@@ -75,7 +75,7 @@ def test_greedy_equals_hugging_face_before_and_after_every_sync(colocated, backe
 
 def test_without_resetting_the_prefix_cache_long_prompts_would_be_stale(colocated, backend, monkeypatch):
     backend().generate(requests())
-    monkeypatch.setattr(ColocatedEngine, "_forget_prefixes", lambda self: None)
+    monkeypatch.setattr(ColocatedEngine, "_forget", lambda self: None)
     colocated.change()
     answers, expected = backend().generate(requests()), by_hf(colocated.model)
     assert answers[: len(SHORT)] == expected[: len(SHORT)]
