@@ -15,7 +15,7 @@ def least_given(lens: Sequence[int], costs: Sequence[int], limit: int, packing_l
 
     - What it keeps holds at most the tokens of its packs.
     - What it keeps costs at most `limit`.
-    - What it keeps fits its packs: by the bound of Martello and Toth, at least so many segments have to leave.
+    - What it keeps fits into its packs; the bound of Martello and Toth says how many of the longest have to leave.
     """
     least = max(0, sum(lens) - packing_length * micro_steps)
     if sum(costs) > limit:
