@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from rollout_sft.data.samples import Sample, read_id, read_images, read_prompt
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, check_counters
+from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.check_answers import checked
 from rollout_sft.rollouts.lifecycle import Generation
@@ -51,7 +52,11 @@ class EvaluatingTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Generates, scores and reports; see `Trainer.evaluate`. Metrics are `{prefix}_rollout/f1` and so on."""
         self.metrics.training_ends()
-        self.metrics.add_pairs(self.generation.sync(windows=0))
+        with phase("evaluation"):
+            return self._generate_and_score(dataloader, metric_key_prefix)
+
+    def _generate_and_score(self, dataloader: DataLoader[Any], metric_key_prefix: str) -> EvalLoopOutput:
+        self.generation.sync()
         self.callback_handler.eval_dataloader = dataloader
         totals, samples = Ratios(), 0
         for scores in self._scores_of_batches(dataloader):
@@ -84,7 +89,7 @@ class EvaluatingTrainer(Trainer):
             )
             for i, s in enumerate(samples)
         ]
-        self.generation.sync(windows=0)
+        self.generation.sync()
         answers = self.generation.evaluation.generate(requests)
         return checked(answers, requests, self.generation.evaluation_limits)
 

@@ -170,7 +170,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last finished checkpoint."""
         together(lambda: unsupported.reject_empty_data(self.train_dataset, self.args), share=lambda _: None)
-        with self.recurrent.active():
+        with self.recurrent.active(), self.metrics.timed():
             return super().train(*args, **kwargs)
 
     def get_batch_samples(  # type: ignore[override]  # the denominator of the loss need not be an integer
@@ -181,12 +181,12 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
 
         Returns no micro-steps when no rank has data left.
         """
-        self.metrics.training_ends()
+        self.metrics.window_begins()
         if self._to_probe:
             probe_before_training(self, self.inputs)
             self._to_probe = False
         if self.args.reference_fraction < 1:
-            self.metrics.add_pairs(self.generation.sync(windows=1))
+            self.generation.sync()
         done = self.state.global_step
         window, reports = together(
             lambda: self.window_builder.build(epoch_iterator, num_batches, done), share=lambda window: window.report

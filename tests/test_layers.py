@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
-    "ranks": set(),
+    "ranks": {"reporting"},
     "config": set(),
     "inputs": set(),
     "reporting": {"config"},

@@ -155,7 +155,7 @@ def train(cell: Cell, folder: Path, steps: Sequence[int] = ()) -> list[dict[str,
     size = 400 if cell.table == "labelled" else 32000
     clock = Clock(cell.seconds, steps, decays=cell.table == "decayed")
     trainer = _trainer(replace(second, train=replace(second.train, size=size)), first.training.output_dir, [clock])
-    trainer.generation.sync(windows=0)  # an engine starts before the clock does
+    trainer.generation.sync()  # an engine starts before the clock does
     trainer.train()
     trainer.generation.close()
     return clock.evaluations

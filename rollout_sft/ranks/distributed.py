@@ -22,6 +22,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from rollout_sft.reporting.stopwatch import phase
+
 T = TypeVar("T")
 
 _MESSAGES = "rollout_sft/messages"
@@ -63,7 +65,8 @@ def together(work: Callable[[], T], *, share: Callable[[T], Any]) -> tuple[T, li
                 gather_object([(_describe(error), None)])
         raise
     try:
-        reports = gather_object([report])
+        with phase("wait"):
+            reports = gather_object([report])
     except Exception as error:  # a rank that this one waited for has ended
         raise _explained(error) from error
     for rank, (message, _) in enumerate(reports):

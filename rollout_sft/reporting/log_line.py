@@ -45,7 +45,8 @@ def step_line(logs: Mapping[str, Any], step: int, max_steps: int, micro_steps: i
         parts += own_metrics(scores)
         parts.append(_part(scores, "runtime", "{:.1f} s"))
     else:
-        parts = [_part(logs, name, text) for name, text in _STEP.items()]
+        shown = {name: text for name, text in _PARTS.items() if logs.get(name, 0.0) > logs.get("time/step_s", 0.0) / 20}
+        parts = [_part(logs, name, text) for name, text in {**_STEP, **shown, **_STEP_END}.items()]
         parts.insert(4, _part(logs, "packing/non_empty_packs", f"packs {{:.3g}}/{micro_steps}"))
         parts += own_metrics(logs)
     line = head
@@ -76,6 +77,18 @@ _STEP = {
     "padding/fill": "fill {:.2f}",
     "time/rollout_s": "rollout {:.2f} s",
     "time/train_s": "train {:.2f} s",
+}
+_PARTS = {
+    "time/build_s": "build {:.2f} s",
+    "time/pack_s": "plan {:.2f} s",
+    "time/exchange_s": "exchange {:.2f} s",
+    "time/weight_sync_s": "sync {:.2f} s",
+    "time/wait_s": "wait {:.2f} s",
+    "time/evaluation_s": "evaluation {:.2f} s",
+    "time/other_s": "other {:.2f} s",
+}
+"""Parts that are shown where they take more than a twentieth of the step."""
+_STEP_END = {
     "learning_rate": "lr {:.2g}",
     "grad_norm": "grad {:.3g}",
     "rollout/truncation": "truncated {:.0%}",

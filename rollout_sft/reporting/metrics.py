@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from numbers import Real
 
 from packsched import FillStats
+from rollout_sft.reporting.stopwatch import Stopwatch
 
 Counters = dict[str, tuple[float, float]]
 """Maps a metric's name to (numerator, denominator); pairs are summed over samples, micro-steps and ranks, then
@@ -71,13 +71,6 @@ class Ratios:
             n, d = self._pairs.get(name, (0.0, 0.0))
             self._pairs[name] = (n + numerator, d + denominator)
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds that the block takes as one observation of `name`."""
-        start = time.perf_counter()
-        yield
-        self.add({name: (time.perf_counter() - start, 1.0)})
-
     def pairs(self) -> Counters:
         """Returns a copy of the pairs, to send to other ranks."""
         return dict(self._pairs)
@@ -102,7 +95,7 @@ class WindowReport:
         fill (`FillStats`):
             How full the packs are.
         counters (`Counters`):
-            Rollout, target and time metrics.
+            Rollout and target metrics.
         left_over (`int`):
             Segments that wait in the carry buffer.
     """
@@ -116,19 +109,22 @@ class WindowReport:
 
 
 class StepMetrics:
-    """Collects the windows' reports and the training time between two log lines."""
+    """Collects the windows' reports, and the seconds of this rank's phases, between two log lines."""
 
     def __init__(self) -> None:
+        self._stopwatch = Stopwatch()
+        self._began = False
         self._clear()
 
     def _clear(self) -> None:
         self._ratios = Ratios()
         self._fill = FillStats()
         self._latest: dict[str, float] = {}
-        self._training_since: float | None = None
+        self._windows = 0
 
     def add(self, reports: list[WindowReport], micro_steps: int) -> None:
         """Adds one window of `micro_steps` micro-steps, with the reports of all ranks."""
+        self._windows += 1
         for report in reports:
             self._ratios.add(report.counters)
             self._fill = self._fill.merge(report.fill)
@@ -137,29 +133,38 @@ class StepMetrics:
         self._ratios.add({"packing/idle_micro_steps": (float(max(0, micro_steps - most)), 1.0)})
         self._ratios.add({"packing/extra_packs": (float(max(0, most - micro_steps)), 1.0)})
 
-    def add_pairs(self, pairs: Mapping[str, tuple[float, float]]) -> None:
-        """Adds (numerator, denominator) pairs of this rank alone."""
-        self._ratios.add(pairs)
-
     def add_values(self, values: Mapping[str, float]) -> None:
         """Adds plain numbers; the latest of each name is logged."""
         self._latest.update(values)
 
+    def timed(self) -> AbstractContextManager[None]:
+        """Measures the training that runs inside the block; see [`~rollout_sft.reporting.stopwatch`]."""
+        self._began = False
+        return self._stopwatch.running()
+
+    def window_begins(self) -> None:
+        """Says that the next window is built from now on; what was before the first one belongs to no step."""
+        self.training_ends()
+        if not self._began:
+            self._stopwatch.take()
+        self._began = True
+
     def training_begins(self) -> None:
-        """Starts the training time: the window is built, and its micro-steps run next."""
-        self._training_since = time.perf_counter()
+        """Says that the window is built: from now on, what is in no other phase is training."""
+        self._stopwatch.outside("train")
 
     def training_ends(self) -> None:
-        """Ends the training time of an optimizer step; may be called more than once."""
-        if self._training_since is not None:
-            self._ratios.add({"time/train_s": (time.perf_counter() - self._training_since, 1.0)})
-            self._training_since = None
+        """Says that the optimizer step is done; may be called more than once."""
+        self._stopwatch.outside("other")
 
     def take(self) -> dict[str, float]:
         """Returns the numbers of the log line, and forgets them."""
         self.training_ends()
+        seconds = self._stopwatch.take()
+        seconds["step"] = sum(seconds.values())
+        times = {f"time/{name}_s": total / max(1, self._windows) for name, total in seconds.items()}
         packing = _fill_metrics(self._fill) if self._fill.windows else {}
-        values = {**packing, **self._latest, **self._ratios.values()}
+        values = {**packing, **self._latest, **self._ratios.values(), **times}
         self._clear()
         return values
 

@@ -6,7 +6,6 @@ weights: `sync` sends them once per change, at points that every rank reaches to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
-from rollout_sft.reporting.metrics import Counters
+from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend, check_backend
 from rollout_sft.rollouts.check_answers import AnswerLimits
 from rollout_sft.rollouts.hf import HFBackend
@@ -100,24 +99,12 @@ class Generation(TrainerCallback):
                 for decoding, size in zip(decodings, sizes, strict=True)
             )
 
-    def sync(self, *, windows: int) -> Counters:
-        """
-        Sends the live weights to backends that generate with a copy; every rank calls it at the same point.
-
-        Args:
-            windows (`int`):
-                How many windows of training this sync serves: 1, or 0 for an evaluation.
-
-        Returns:
-            `Counters`: the seconds it took, for the log line; empty when no backend has a copy.
-        """
-        start = time.perf_counter()
+    def sync(self) -> None:
+        """Sends the live weights to backends that generate with a copy; every rank calls it at the same point."""
         for backend in (self.train, self.evaluation):
             if isinstance(backend, SyncedBackend):
-                backend.sync()
-        if not isinstance(self.train, SyncedBackend):
-            return {}
-        return {"time/weight_sync_s": (time.perf_counter() - start, float(windows))}
+                with phase("weight_sync"):
+                    backend.sync()
 
     def sleep(self) -> None:
         """Lets the engine release its memory to training until the next rollouts, if it can."""

@@ -17,6 +17,7 @@ from rollout_sft.data.samples import MicroBatch, Sample, read_images, read_promp
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.reporting.metrics import Ratios, WindowReport, check_counters
+from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerLimits, checked
 from rollout_sft.step.collate import TEXT, PackedBatch
@@ -124,17 +125,17 @@ class WindowBuilder:
     def _build_window(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
         ratios = Ratios()
         micro_batches = [batch for _, batch in zip(range(micro_steps), raw, strict=False)]
-        with ratios.timed("time/rollout_s"):
+        with phase("rollout"):
             rollouts = self._roll_out(micro_batches, global_step)
         ratios.add(check_counters(self._backend.counters, "the rollout backend"))
-        with ratios.timed("time/build_s"):
+        with phase("build"):
             targets = [
                 [self._build(sample, rollout) for sample, rollout in zip(batch.samples, row, strict=True)]
                 for batch, row in zip(micro_batches, rollouts, strict=True)
             ]
         for target in (t for row in targets for t in row):
             ratios.add(check_counters(target.counters, "the target builder"))
-        with ratios.timed("time/pack_s"):
+        with phase("pack"):
             fitting, oversized = self._oversized.apply([[t.segment for t in row] for row in targets])
             segments = [rescale(row, self._config.loss_reduction) for row in fitting]
             pool = [*self._schedule.waiting, *(s for row in segments for s in row)]

@@ -26,6 +26,7 @@ from rollout_sft.inputs.segment import Segment
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.ranks.exchange import Parcel, exchange
 from rollout_sft.reporting.metrics import Counters, Ratios
+from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.step.pack_times import PackSums, PackTimes
 from rollout_sft.step.packing_errors import in_yaml_terms
 from rollout_sft.step.scheduled_window import ScheduledWindow, more_micro_steps
@@ -73,7 +74,7 @@ class GlobalSchedule:
             # rank's alone, and the others wait for its segments.
             planned = self._plan(offers, micro_steps)
             if isinstance(planned, RanksPlan):
-                with ratios.timed("time/exchange_s"):
+                with phase("exchange"):
                     here = self._exchange(own, parcels, planned, [offer.sizes for offer in offers])
         if isinstance(planned, PackingError):
             raise planned

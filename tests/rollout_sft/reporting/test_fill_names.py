@@ -8,7 +8,8 @@ def test_the_packing_metrics_are_logged_under_their_names():
     metrics = StepMetrics()
     fill = FillStats.from_packs([9, 3, 0, 0], 10, segments=5, lower_bound=2)
     metrics.add([WindowReport(raw_micro_batches=4, packs=2, weight_sum=12.0, fill=fill, left_over=7)], 4)
-    assert metrics.take() == {
+    logged = {name: value for name, value in metrics.take().items() if not name.startswith("time/")}
+    assert logged == {
         "packing/post_rollout_fill": 12 / 40,
         "packing/fill_non_empty": 12 / 20,
         "packing/min_fill": 3 / 10,

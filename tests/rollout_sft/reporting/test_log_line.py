@@ -31,6 +31,15 @@ def test_a_step_says_loss_score_fill_and_seconds():
     )
 
 
+def test_a_part_is_shown_where_it_takes_a_twentieth_of_the_step():
+    parts = {"time/step_s": 2.0, "time/wait_s": 0.25, "time/build_s": 0.09, "time/pack_s": 0.02, "time/other_s": 0.12}
+    line = step_line({**STEP, **parts}, 7, 2000, 4)
+    assert line == (
+        "step    7/2000  loss 2.315  F1 0.812  fill 0.40  packs 2.09/4  rollout 1.23 s  train 0.40 s  wait 0.25 s"
+        "  other 0.12 s"
+    )
+
+
 def test_an_evaluation_says_when_it_was():
     assert step_line(EVALUATION, 0, 0, 4) == "evaluation before training  F1 0.900  parse rate 1.00  3.2 s"
     assert step_line(EVALUATION, 30, 60, 4).startswith("evaluation after step 30  F1")
