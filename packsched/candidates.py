@@ -14,6 +14,8 @@ MICRO_STEPS = (4, 8, 16, 32)
 """The gradient accumulation steps that are tried unless they are given."""
 GRAIN = 1024
 """Packing lengths that are tried are multiples of this."""
+LONGEST_TRACE = 8192
+"""The most segments that `enough_segments` tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,54 @@ def best(found: Sequence[Candidate]) -> Candidate:
     if reaching:
         return min(reaching, key=lambda candidate: (candidate.packing_length, candidate.micro_steps))
     return min(found, key=lambda candidate: (-candidate.fill, candidate.packing_length, candidate.micro_steps))
+
+
+def enough_segments(
+    encoded_lens: Sequence[int],
+    chosen: Candidate,
+    *,
+    target: float = 0.9,
+    infeasible: float = 1e-4,
+    longest: int | None = None,
+    seed: int = 0,
+) -> int | None:
+    """Says from how many segments on a trace like this one is long enough for advice.
+
+    A trace is too short if the lengths that it cannot rule out decide: if the batch size is less than half of the one
+    that the trace would give if no other lengths could come.
+
+    Args:
+        encoded_lens: Lengths in tokens of the segments seen so far.
+        chosen: What `best` recommends for them.
+        target, infeasible, longest, seed: What it was found with.
+
+    Returns:
+        None if this trace is long enough. Otherwise how many segments like these give half of that batch size:
+        this trace repeated 2, 4, 8 ... times, up to `LONGEST_TRACE` segments.
+
+    Cost: a few seconds for a trace that is too short.
+    """
+    lens = list(encoded_lens)
+
+    def batch_size(repeats: int, *, promise: bool = True) -> int:
+        return advise(
+            lens * repeats,
+            chosen.packing_length,
+            chosen.micro_steps,
+            target=target,
+            infeasible=infeasible,
+            promise=promise,
+            longest=longest if promise else None,
+            seed=seed,
+        ).batch_size
+
+    half = batch_size(1, promise=False) / 2
+    if chosen.batch_size >= half:
+        return None
+    repeats = 2
+    while batch_size(repeats) < half and 2 * repeats * len(lens) <= LONGEST_TRACE:
+        repeats *= 2
+    return repeats * len(lens)
 
 
 def yaml_of(chosen: Candidate) -> str:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from packsched.advise import LEAST_INFEASIBLE, advise
-from packsched.candidates import MICRO_STEPS, best, candidates, packing_lengths_for, yaml_of
+from packsched.candidates import MICRO_STEPS, best, candidates, enough_segments, packing_lengths_for, yaml_of
 from packsched.errors import PackingError
 from packsched.lengths import count_tokens, load_tokenizer, read_records
 from packsched.replay import replay, replays
@@ -121,12 +121,16 @@ def advise_command(
                 advance=advance,
             )
         chosen = best(found)
+        enough = None
+        if not chosen.reaches:
+            enough = enough_segments(lens, chosen, target=fill, infeasible=infeasible, longest=longest, seed=seed)
         if as_json:
             _print_json(
                 {
                     "candidates": [dataclasses.asdict(candidate) for candidate in found],
                     "recommended": dataclasses.asdict(chosen),
                     "yaml": yaml_of(chosen),
+                    "enough_segments": enough,
                 }
             )
             return
@@ -145,6 +149,13 @@ def advise_command(
         out.print(grid)
         share = f"1 in {1 / infeasible:,.0f} windows"
         out.print()
+        if enough is not None:
+            out.print(
+                f"[bold]This trace is too short for advice:[/bold] it has {len(lens):,} segments. The batch sizes "
+                "above are safe, but the longer segments that may still come decide them, not the lengths seen. Give "
+                f"at least {enough:,} segments, or --longest if you know the longest segment there can be."
+            )
+            return
         if not chosen.reaches:
             out.print(f"None reaches a fill of {fill} with less than {share} infeasible; -> comes closest.")
         out.print(
@@ -165,7 +176,9 @@ def advise_command(
 @commands.command("lengths")
 def lengths_command(
     data: Annotated[str, typer.Argument(help="A .jsonl file, or the name or folder of a data set of datasets.")],
-    tokenizer: Annotated[str, typer.Option(help="Name or folder of a tokenizer of transformers.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="Name or folder of a tokenizer of transformers, or your module:function.")
+    ],
     split: Annotated[str, typer.Option(help="Split of a data set.")] = "train",
     column: Annotated[
         list[str] | None, typer.Option(help="Column to count; may be repeated.  [default: messages, prompt, text]")

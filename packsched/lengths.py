@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +20,9 @@ FILES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Files that `datasets` reads, and the names of their readers."""
 AT_A_TIME = 1_000
 """Records that are handed to the tokenizer at once."""
+
+IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""What names a function: `module:function`."""
 
 Placed = tuple[str, Mapping[str, Any]]
 """A record, and its place for messages."""
@@ -65,11 +72,17 @@ def read_records(source: str, *, split: str = "train") -> Iterator[Placed]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Loads a tokenizer by its name or folder.
+    """Loads a tokenizer.
+
+    Args:
+        name: A name or folder that transformers knows, or `module:function` of a function without arguments that
+            returns a tokenizer. The module is looked for in the working directory and among the installed packages.
 
     Raises:
-        TraceError: transformers is not installed, or it does not find the tokenizer.
+        TraceError: transformers is not installed, or there is no such tokenizer.
     """
+    if IMPORT_PATH.fullmatch(name):
+        return _made_by(name)
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -82,6 +95,24 @@ def load_tokenizer(name: str) -> Any:
         raise TraceError(f"--tokenizer {name}: {error}") from None
 
 
+def _made_by(path: str) -> Any:
+    module, _, function = path.partition(":")
+    if os.getcwd() not in sys.path:  # a console script does not look there, as `python -m` does
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), function)
+        made = make()
+    except Exception as error:  # the user's module may raise anything
+        raise TraceError(
+            f"--tokenizer {path} gives no tokenizer: {type(error).__name__}: {error}. It takes module:function of a "
+            "function without arguments; modules are looked for in the working directory and among the installed "
+            "packages."
+        ) from None
+    if not callable(made):
+        raise TraceError(f"--tokenizer {path} returned a {type(made).__name__}; it takes a tokenizer of transformers.")
+    return made
+
+
 def count_tokens(records: Iterable[Placed], tokenizer: Any, columns: Sequence[str] = ()) -> Iterator[int]:
     """Counts the tokens of each record, in order.
 
@@ -90,7 +121,8 @@ def count_tokens(records: Iterable[Placed], tokenizer: Any, columns: Sequence[st
         tokenizer: A tokenizer of transformers.
         columns: The columns that are counted, joined; by default the first of `messages`, `prompt` and `completion`,
             `prompt`, `text` that a record has. A text is encoded as it is, with the tokenizer's special tokens;
-            messages pass through its chat template; token ids are counted.
+            messages pass through its chat template, which adds the beginning of an answer where the last message is
+            not the assistant's; token ids are counted.
 
     Raises:
         TraceError: A record lacks the columns, holds something else in them, or has no token.
@@ -147,6 +179,7 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 def _templated(place: str, messages: list[Any], tokenizer: Any) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        asks = messages[-1]["role"] != "assistant"
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
     except Exception as error:  # a template is a program of the model's authors and may raise anything
         raise TraceError(f"{place}: the tokenizer's chat template refuses the messages: {error}") from None

@@ -24,10 +24,12 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.data.samples import Sample, read_prompt
+from rollout_sft.output_folder import find_folders_in_use
 from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, step_facts
 from rollout_sft.parts import Parts, check_files, load_parts
 from rollout_sft.reporting.pages import print_page
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.targets.notes import naming
 from rollout_sft.trainer import RolloutSFTTrainer
 from rollout_sft.user_errors import STATUS, message_alone
 
@@ -87,11 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stages = load_run(path)
         check_files(stages)
         problems = [
-            problem
-            for number, stage in enumerate(stages)
-            for problem in _check_stage(
-                stage, f"{Path(path).name}, stage {number + 1} of {len(stages)}", first=not number
-            )
+            *find_folders_in_use(stages),
+            *(
+                problem
+                for number, stage in enumerate(stages)
+                for problem in _check_stage(
+                    stage, f"{Path(path).name}, stage {number + 1} of {len(stages)}", first=not number
+                )
+            ),
         ]
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
@@ -137,7 +142,8 @@ def measure(parts: Parts) -> Lengths:
     for sample in islice(_samples(parts.train, total), PROMPTS):
         prompts.append((len(read_prompt(sample)), str(sample.get("id"))))
         if len(references) < REFERENCES:
-            with suppress(NotImplementedError):  # a builder that has no reference answers
+            # A builder may have no reference answers.
+            with suppress(NotImplementedError), naming(parts.target_builder, sample):
                 references.append(parts.target_builder.build_reference(sample).segment.encoded_len)
     if not prompts:
         raise ValueError("data.train gives no samples, so there is nothing to train.")

@@ -23,6 +23,7 @@ from rollout_sft.rollouts.check_answers import checked
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.seeds import derive_seed
 from rollout_sft.targets.base import TargetBuilder
+from rollout_sft.targets.notes import naming
 
 
 class EvaluatingTrainer(Trainer):
@@ -103,8 +104,12 @@ class EvaluatingTrainer(Trainer):
                 if batch is None:
                     return None
                 rollouts = self.roll_out(batch.samples)
-                scores = [self.target_builder.score(s, r) for s, r in zip(batch.samples, rollouts, strict=True)]
+                scores = [self._score(s, r) for s, r in zip(batch.samples, rollouts, strict=True)]
                 return [check_counters(counters, "the target builder") for counters in scores]
 
             while (scores := together(score_next, share=lambda _: None)[0]) is not None:
                 yield self.accelerator.gather_for_metrics(scores, use_gather_object=True)
+
+    def _score(self, sample: Sample, rollout: Rollout) -> Counters:
+        with naming(self.target_builder, sample):
+            return self.target_builder.score(sample, rollout)

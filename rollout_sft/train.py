@@ -1,4 +1,4 @@
-"""Runs the stages of a configuration one after the other: `accelerate launch -m rollout_sft.train --config x.yaml`.
+"""Runs the stages of a configuration one after the other: `python -m rollout_sft.train --config x.yaml`.
 
 Each stage says what it is about to do, evaluates, trains, evaluates again, and writes to its folder: the model and
 tokenizer, `log.jsonl`, `summary.json`, `curves.png` and `packs.png` (how the last window was packed).
@@ -18,6 +18,7 @@ from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checkpoint.settings import end_was_moved
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
+from rollout_sft.output_folder import check_output_folders
 from rollout_sft.overview import stage_facts
 from rollout_sft.parts import check_files, load_parts
 from rollout_sft.ranks.distributed import entangled, leave_together, together
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(path: str) -> None:
     stages = load_run(path)
     check_files(stages)
+    check_output_folders(stages)
     logging.basicConfig(format="%(message)s")
     # What was chosen and measured (attention, leak probe, fill) is said once, by the first process.
     should_log = stages[0].training.should_log

@@ -1,7 +1,8 @@
 """Ends a command with the message alone where the user can act on it, and with the traceback everywhere else.
 
 An error is the user's to act on if this project raised it on purpose: a `ValueError`, a missing file or package, or one
-of the project's own errors. An error from the user's code or from a library keeps its traceback. `training.log_level:
+of the project's own errors. An error from the user's code or from a library keeps its traceback; where it came from a
+sample or a target builder, the lines above the traceback name them. `training.log_level:
 debug` shows every traceback.
 """
 
@@ -46,16 +47,29 @@ def message_alone(config: str | Path) -> Iterator[None]:
         yield
         return
     except Exception as error:
-        if not is_for_user(error) or _wants_traceback(config):
+        if not is_for_user(error):
+            _say_where(error)
+            raise
+        if _wants_traceback(config):
             raise
         message = "\n".join([str(error), *getattr(error, "__notes__", ())])
         shown = str(error).partition(". ")[0] + "." if isinstance(error, PeerError) else message
     # The frames that the traceback kept alive are gone here: a trainer in them could outlive its process group.
-    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    sys.stdout.flush()
-    print(f"{rank}error: {shown}", file=sys.stderr, flush=True)
+    _print_error(shown)
     _tell_launcher(message)
     raise SystemExit(STATUS)
+
+
+def _say_where(error: BaseException) -> None:
+    """Prints the error and its notes (sample, target builder, step) above the traceback, where they are seen first."""
+    if notes := getattr(error, "__notes__", ()):
+        _print_error("\n".join([f"{type(error).__name__}: {error}", *notes]))
+
+
+def _print_error(message: str) -> None:
+    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    sys.stdout.flush()
+    print(f"{rank}error: {message}", file=sys.stderr, flush=True)
 
 
 def is_for_user(error: BaseException) -> bool:

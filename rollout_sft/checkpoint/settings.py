@@ -31,7 +31,7 @@ _CHANGE_NOTHING = {
     *("log_level_replica", "log_on_each_node", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("include_num_input_tokens_seen", "push_to_hub", "enable_jit_checkpoint", "full_determinism", "label_names"),
     *("restore_callback_states_from_checkpoint", "average_tokens_across_devices", "torch_empty_cache_steps"),
-    *("callbacks",),
+    *("callbacks", "overwrite_output_dir"),
     # say how the same numbers are computed and read
     *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode"),

@@ -56,6 +56,9 @@ class RolloutSFTConfig(TrainingArguments):
         callbacks (`list[str]`, *optional*):
             `training.callbacks`: `module:Class` of further callbacks, added when the trainer is made. A class whose
             constructor takes `trainer` gets the trainer; the others are made without arguments.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            `training.overwrite_output_dir`: whether a run that does not resume may replace the checkpoints or the model
+            that its `output_dir` holds. When false, the command refuses to start.
         resume_with_changes (`list[str]`, *optional*):
             `training.resume_with_changes`: settings that may differ from those of the checkpoint that a run resumes
             from, such as `training.learning_rate`; every other change is refused by name.
@@ -130,6 +133,7 @@ class RolloutSFTConfig(TrainingArguments):
     packing_min_fill_ratio: Share = 0.65
     packing_drop_last: bool = True
     callbacks: list[str] = field(default_factory=list)
+    overwrite_output_dir: bool = False
     resume_with_changes: list[str] = field(default_factory=list)
     post_rollout_pack_scope: Literal["micro", "window", "global"] = field(default="micro", metadata=_MATCHING)
     pack_policy: Literal["binpacking", "fifo", "optimal"] = field(default="binpacking", metadata=_MATCHING)

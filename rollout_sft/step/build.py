@@ -8,7 +8,6 @@ Everything here is local to the rank and may fail; the trainer makes the ranks a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from packsched import Pack
@@ -26,6 +25,7 @@ from rollout_sft.step.reductions import rescale
 from rollout_sft.step.scheduled_window import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
 from rollout_sft.targets.base import Target, TargetBuilder
+from rollout_sft.targets.notes import naming, noted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class WindowBuilder:
         Returns:
             [`BuiltWindow`]: with `micro_steps` batches; [`ScheduledWindow`] says when there are more.
         """
-        with _noted(f"in step {global_step + 1} on rank {self._rank}"):
+        with noted(f"in step {global_step + 1} on rank {self._rank}"):
             return self._build_window(raw, micro_steps, global_step)
 
     def _build_window(self, raw: Iterator[MicroBatch], micro_steps: int, global_step: int) -> BuiltWindow:
@@ -176,7 +176,7 @@ class WindowBuilder:
                     RolloutRequest(prompt_ids=read_prompt(sample), seed=seed_of_sample, images=read_images(sample))
                 )
         samples = [micro_batches[micro_step].samples[i] for micro_step, i in places]
-        with _noted(f"while the rollout backend answered {len(samples)} samples: {_ids(samples)}"):
+        with noted(f"while the rollout backend answered {len(samples)} samples: {_ids(samples)}"):
             answers = checked(self._backend.generate(requests), requests, self._limits)
         for (micro_step, i), rollout in zip(places, answers, strict=True):
             rollouts[micro_step][i] = rollout
@@ -184,7 +184,7 @@ class WindowBuilder:
 
     def _build(self, sample: Sample, rollout: Rollout | None) -> Target:
         """Builds a sample's target; adds the sample's images to its segment, and checks their tokens."""
-        with _noted(f"while the target builder had sample {_ids([sample])}"):
+        with naming(self._target_builder, sample):
             if rollout is None:
                 target = self._target_builder.build_reference(sample)
             else:
@@ -194,16 +194,6 @@ class WindowBuilder:
                 target = replace(target, segment=replace(target.segment, images=images))
             self._adapter.check(target.segment)
             return target
-
-
-@contextmanager
-def _noted(where: str) -> Iterator[None]:
-    """Adds to an error where it happened; the type and the message of the error do not change."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(where)
-        raise
 
 
 def _ids(samples: Sequence[Sample]) -> str:

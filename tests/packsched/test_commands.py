@@ -218,6 +218,20 @@ def test_advise_says_when_no_candidate_reaches_the_fill(run, trace):
     assert float(marked.split()[-1]) == max(fills)
 
 
+def test_a_trace_that_is_too_short_for_advice_says_how_many_segments_it_takes(run, trace):
+    words = ["advise", trace([60] * 6), "--packing-length", 1024, "--micro-steps", 8]
+    text = " ".join(run(*words).stdout.split())
+    enough = json.loads(run(*words, "--json").stdout)["enough_segments"]
+    assert "This trace is too short for advice: it has 6 segments." in text
+    assert f"Give at least {enough:,} segments, or --longest" in text
+    assert "To paste" not in text
+    alone = advise([60] * 6, 1024, 8, promise=False).batch_size
+    assert advise([60] * enough, 1024, 8).batch_size * 2 >= alone > advise([60] * (enough // 2), 1024, 8).batch_size * 2
+    assert "To paste" in run(*words, "--longest", 64).stdout
+    words[1] = trace([60] * enough)
+    assert json.loads(run(*words, "--json").stdout)["enough_segments"] is None
+
+
 def test_the_yaml_of_advise_is_a_valid_configuration(run, trace, tmp_path):
     text = json.loads(run("advise", trace(lengths(seed=6)), "--micro-steps", 4, "--json").stdout)["yaml"]
     base = {

@@ -4,12 +4,14 @@ import json
 import sys
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
 from examples.digits.tokenizer import build_digits_tokenizer
 from packsched.commands import commands
 from packsched.lengths import AT_A_TIME, count_tokens, load_tokenizer, read_records
 from packsched.traces import TraceError, read_trace
+from rollout_sft.data.prompts import Prompts
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,47 @@ def test_texts_messages_and_token_ids_are_counted_as_they_are_encoded(tokenizer)
     three = len(tokenizer("12 8 4")["input_ids"])
     assert counted(tokenizer, *records) == [three, len(encoded), three, len(encoded), 4, 1]
     assert three >= 3
+
+
+def test_special_tokens_and_templates_count_as_in_training():
+    tokenizer = build_digits_tokenizer()
+    eos = tokenizer.eos_token
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"{eos} $A", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    tokenizer.chat_template = (
+        "<eos>{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<ans>{% endif %}"
+    )
+    records = [{"prompt": "12 8"}, {"messages": [{"role": "user", "content": "12 8"}]}]
+    trained = [len(Prompts(tokenizer).encode(record)) for record in records]
+    assert counted(tokenizer, *records) == trained
+    plain = len(tokenizer("12 8", add_special_tokens=False)["input_ids"])
+    assert trained == [plain + 1, plain + 2], "a text gets the special token, a template writes it itself"
+    answered = {"messages": [*records[1]["messages"], {"role": "assistant", "content": '"3"'}]}
+    assert counted(tokenizer, answered) == [plain + 2], "an answer that is there is not asked for"
+
+
+def test_a_tokenizer_of_the_users_own_is_made_by_its_function(tmp_path, monkeypatch):
+    (tmp_path / "own_words.py").write_text("from examples.digits.tokenizer import build_digits_tokenizer as make\n")
+    (tmp_path / "data.jsonl").write_text('{"text": "12 8"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])  # a console script does not look in ""
+    done = CliRunner().invoke(commands, ["lengths", "data.jsonl", "--tokenizer", "own_words:make"])
+    assert done.stdout == f'{{"length": {len(build_digits_tokenizer()("12 8")["input_ids"])}}}\n', done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("no_such_module:make", "gives no tokenizer: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("json:no_such", "gives no tokenizer: AttributeError: module 'json' has no attribute 'no_such'"),
+        ("json:loads", "gives no tokenizer: TypeError: loads.. missing 1 required positional argument: 's'"),
+        ("builtins:dict", "returned a dict; it takes a tokenizer of transformers"),
+    ],
+)
+def test_a_function_that_makes_no_tokenizer_is_named(path, says):
+    with pytest.raises(TraceError, match=f"--tokenizer {path} {says}"):
+        load_tokenizer(path)
 
 
 def test_chosen_columns_are_counted_together(tokenizer):

@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from rollout_sft.config.run import load_run
+from rollout_sft.output_folder import OutputFolderInUseError, check_output_folders, find_folders_in_use
 from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +157,43 @@ def test_a_finished_run_goes_on_when_its_end_is_moved(finished, tmp_path):
     assert "step 3/4 " in output
     assert "step 2/4 " not in output
     assert "training.num_train_epochs was 1.0 when " in output
+
+
+def test_a_new_run_does_not_replace_the_results_of_another_one(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
+    done = run("rollout_sft.train", "--config", write(folder), output=folder / "again.txt")
+    assert done.returncode == 2
+    held = "checkpoint-2, model.safetensors, summary.json and 1 more"
+    out = folder / "out" / "format"
+    assert done.text().startswith(f"error: training.output_dir: {out} holds the results of an earlier run ({held}), ")
+    assert "training.overwrite_output_dir: true to replace it." in done.text()
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("file", "training", "refused"),
+    [
+        ("summary.json", {}, True),
+        ("checkpoint-5", {}, True),
+        ("model-00001-of-00002.safetensors", {}, True),
+        ("log.jsonl", {}, False),
+        ("summary.json", {"overwrite_output_dir": True}, False),
+        ("summary.json", {"resume_from_checkpoint": True}, False),
+    ],
+)
+def test_results_in_the_output_folder_decide_whether_a_run_may_start(tmp_path, file, training, refused):
+    (tmp_path / "out" / "format").mkdir(parents=True)
+    (tmp_path / "out" / "format" / file).write_text("")
+    stages = load_run(write(tmp_path))
+    for stage in stages:
+        for name, value in training.items():
+            setattr(stage.training, name, value)
+    problems = list(find_folders_in_use(stages))
+    assert len(problems) == refused
+    assert all(file in problem for problem in problems)
+    with pytest.raises(OutputFolderInUseError) if refused else nullcontext():
+        check_output_folders(stages)
 
 
 def test_a_bad_configuration_is_one_clear_message(finished):

@@ -7,6 +7,7 @@ import pytest
 from packsched import OversizedSegmentError, select
 from rollout_sft.config.import_path import import_path
 from rollout_sft.ranks.distributed import PeerError
+from rollout_sft.targets.notes import naming
 from rollout_sft.user_errors import is_for_user, message_alone
 
 
@@ -61,6 +62,15 @@ def test_notes_say_where_it_happened(capsys):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(KeyError), message_alone("none.yaml"):
         {}["key"]
+
+
+def test_an_error_of_the_users_code_says_above_its_traceback_where_it_happened(capsys):
+    with pytest.raises(KeyError), message_alone("none.yaml"), naming(object(), {"id": "a1", "answr": "4"}):
+        {}["answer"]
+    assert capsys.readouterr().err.splitlines() == [
+        "error: KeyError: 'answer'",
+        "while the target builder builtins:object had sample 'a1' with id, answr",
+    ]
 
 
 def test_debug_brings_the_traceback_back(tmp_path):

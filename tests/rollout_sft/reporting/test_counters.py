@@ -49,7 +49,19 @@ def test_an_error_of_a_builder_names_sample_rank_and_step(make_trainer):
     counting(trainer.target_builder, "raises")
     with pytest.raises(KeyError) as caught:
         trainer.train()
-    assert caught.value.__notes__ == ["while the target builder had sample 'train-5-0'", "in step 1 on rank 0"]
+    assert caught.value.__notes__ == [
+        "while the target builder tests.rollout_sft.conftest:Recorder had sample 'train-5-0' "
+        "with id, prompt_ids, objects",
+        "in step 1 on rank 0",
+    ]
+
+
+def test_an_error_while_an_answer_is_scored_names_its_sample(make_trainer):
+    trainer = make_trainer(evaluation=DigitsDataset("eval", 2, seed=1, max_digits=2))
+    trainer.target_builder.score = lambda sample, rollout: {}["gone"]
+    with pytest.raises(KeyError) as caught:
+        trainer.evaluate()
+    assert "had sample 'eval-1-0' with id, prompt_ids, objects" in caught.value.__notes__[0]
 
 
 def test_an_error_of_a_backend_names_samples_rank_and_step(make_trainer):
