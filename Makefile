@@ -45,7 +45,7 @@ test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
 		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py benchmarks/peers
 
-test-families: install  ## Gradients and leaks of every hybrid and image family, on one and two ranks (twenty minutes)
+test-families: install  ## Every hybrid and image family on one and two ranks; writes benchmarks/results/families.md (half an hour)
 	$(BIN)/python -m pytest -m families tests/rollout_sft tests/distributed
 
 test-faults: install  ## Break sixty runs on two ranks and resume them; writes docs/faults.md (half an hour)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from rollout_sft.ranks.distributed import leave_together
+from tests.distributed.windows import in_turn, is_sharded, train_window
 from tests.image_runs import SIZES, Catch, adapter_of, image_trainer, in_tower, make_samples, one_by_one
 from tests.tiny import shard
 from tests.tiny_images import image_model
@@ -32,26 +33,13 @@ def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
         second = make_samples(adapter, [[]] * len(SIZES), seed=1)
     for sample in second:
         sample["id"] += "b"
-    # A micro-batch of 3 goes to each rank in turn.
-    samples = [s for at in (0, 3, 6) for s in (*first[at : at + 3], *second[at : at + 3])]
+    samples = in_turn(first, second)
     catch = Catch()
     trainer = image_trainer(family, model, folder, samples=samples, callbacks=[catch], **overrides)
-    schedule, trained = trainer.schedule.schedule, []
-
-    def spy(micro_batches, micro_steps):
-        if layout == "no segment" and trainer.args.process_index == 1:
-            micro_batches = [[] for _ in micro_batches]
-        window = schedule(micro_batches, micro_steps)
-        trained.extend(s.sample_id for pack in window.packs for s in pack.segments)
-        return window
-
-    trainer.schedule.schedule = spy
     try:
-        trainer.train()
+        everyone = train_window(trainer, idle_rank=1 if layout == "no segment" else None)
     except Exception as error:
         return {"error": str(error)}
-    everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, trained)
     images = {sample["id"]: sample["images"] for sample in samples}
     for sample in samples:  # both ranks know all samples
         trainer.builder.build_reference(sample)
@@ -64,7 +52,7 @@ def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
         "images": [sum(len(images[name]) for name in rank) for rank in everyone],
         "segments": [len(rank) for rank in everyone],
         "packs": trainer.last_window,
-        "sharded": any(hasattr(p, "full_tensor") for p in trainer.model.parameters()),
+        "sharded": is_sharded(trainer.model),
     }
 
 

@@ -5,36 +5,51 @@ import json
 import pytest
 
 from tests.distributed.launch import on_two_ranks
-from tests.hybrids import FLOAT32, HYBRIDS, TOLERANCE
+from tests.families_table import HYBRIDS as TABLE
+from tests.families_table import record
+from tests.hybrids import HYBRIDS, TOLERANCE
 
 pytestmark = pytest.mark.distributed
-SLICE = {"qwen3_5_text, FSDP2": {"family": "qwen3_5_text", "sharded": True}}
+CELLS = {
+    ", ".join([way, scope, *["no segment"] * idle, *["checkpointed"] * checkpointed]): {
+        "post_rollout_pack_scope": scope,
+        "sharded": way == "FSDP2",
+        "idle": idle,
+        "gradient_checkpointing": checkpointed,
+    }
+    for way in ("DDP", "FSDP2")
+    for scope, idle, checkpointed in (
+        ("micro", False, True),
+        ("window", False, False),
+        ("window", True, True),
+        ("global", True, False),
+    )
+}
+SLICE = ["FSDP2, window", "DDP, global, no segment"]
 
 
-def on_both_ranks(folder, cases, timeout):
-    cases = {name: {"post_rollout_pack_scope": "window", **case} for name, case in cases.items()}
-    ranks = on_two_ranks("tests.distributed.hybrids_worker", folder, str(folder), json.dumps(cases), timeout=timeout)
-    for rank in ranks:
-        for name, case in cases.items():
-            assert rank[name]["difference"] < TOLERANCE.get(case["family"], 1e-10), name
-            assert rank[name]["sharded"] == case.get("sharded", False), name
-            assert sum(rank[name]["segments"]) == (10 if case["post_rollout_pack_scope"] == "window" else 18), name
+def differences(folder, family, cells):
+    """Compares the gradient with the segments alone; returns the difference of each cell, the larger of both ranks."""
+    cases = {cell: {"family": family, **CELLS[cell]} for cell in cells}
+    worker = "tests.distributed.hybrids_worker"
+    first, second = on_two_ranks(worker, folder, str(folder), json.dumps(cases), timeout=600)
+    for cell, case in cases.items():
+        assert first[cell]["sharded"] == second[cell]["sharded"] == case["sharded"], cell
+        segments, scope = first[cell]["segments"], case["post_rollout_pack_scope"]
+        assert max(len(pack) for pack in first[cell]["packs"]) > 1, cell
+        assert segments[0] > 1, cell
+        assert (segments[1] == 0) == (case["idle"] and scope != "global"), (cell, segments)
+        assert scope == "micro" or sum(segments) == (9 if case["idle"] else 18), (cell, segments)
+    return {cell: max(first[cell]["difference"], second[cell]["difference"]) for cell in cells}
 
 
 def test_the_gradient_of_a_hybrid_over_two_ranks_is_that_of_its_segments(tmp_path):
-    on_both_ranks(tmp_path, SLICE, timeout=240)
+    assert max(differences(tmp_path, "qwen3_5_text", SLICE).values()) < 1e-10
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("family", [f for f in HYBRIDS if f not in FLOAT32])
+@pytest.mark.parametrize("family", HYBRIDS)
 def test_every_hybrid_family_on_two_ranks(tmp_path, family):
-    cases = {
-        f"{scope}, {'FSDP2' if sharded else 'DDP'}": {
-            "family": family,
-            "sharded": sharded,
-            "post_rollout_pack_scope": scope,
-        }
-        for scope in ("micro", "window", "global")
-        for sharded in (False, True)
-    }
-    on_both_ranks(tmp_path, cases, timeout=400)
+    found = differences(tmp_path, family, CELLS)
+    record(TABLE, family, found)
+    assert max(found.values()) < TOLERANCE.get(family, 1e-10), found

@@ -13,17 +13,14 @@ from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTTrainer
 from rollout_sft.ranks.distributed import leave_together
-from tests.hybrids import hybrid
 from tests.tiny import shard, tiny_arguments, tiny_config
 
 
-def build(folder, *, sharded=False, family=None, **overrides):
+def build(folder, *, sharded=False, **overrides):
     tokenizer = build_digits_tokenizer()
     config = tiny_arguments(folder, **{"global_max_length": 700, "decoding": {"max_new_tokens": 12}, **overrides})
     set_seed(0)
-    shape = tiny_config(tokenizer)
-    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024}
-    model = hybrid(family, **size) if family else Qwen3ForCausalLM(shape).double()
+    model = Qwen3ForCausalLM(tiny_config(tokenizer)).double()
     whole = copy.deepcopy(model)
     if sharded:
         model = shard(model, Path(folder))

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from tests.families_table import IMAGES, record
 from tests.image_runs import Catch, image_trainer, in_tower, one_by_one
 from tests.rollout_sft.step.test_gradient import SCHEDULES, relative_difference
 from tests.tiny_images import CONFIGS, image_model
@@ -56,7 +57,8 @@ def test_gradient_with_images_is_that_of_each_segment_alone(tmp_path, family, sc
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_image_family(tmp_path, family, schedule, checkpointing):
     found = differences(family, tmp_path, schedule, gradient_checkpointing=checkpointing)[1:]
-    print(family, schedule, checkpointing, [f"{difference:.1e}" for difference in found])
+    cell = ["1 rank", schedule.removeprefix("window, "), *["checkpointed"] * checkpointing]
+    record(IMAGES, family, {", ".join(cell): max(found)})
     assert max(found) < TOLERANCE.get(family, 1e-10)
 
 
