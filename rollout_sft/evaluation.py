@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import Sample, read_id, read_images, read_prompt
 from rollout_sft.ranks.distributed import together
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, check_counters
 from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.check_answers import checked
+from rollout_sft.rollouts.endings import ended_counters
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.seeds import derive_seed
 from rollout_sft.targets.base import TargetBuilder
@@ -31,6 +33,8 @@ class EvaluatingTrainer(Trainer):
     Evaluates by generating and scoring.
 
     Attributes:
+        args (`RolloutSFTConfig`):
+            All settings.
         generation ([`~rollout_sft.rollouts.lifecycle.Generation`]):
             Answers samples.
         target_builder ([`~rollout_sft.targets.base.TargetBuilder`]):
@@ -39,6 +43,7 @@ class EvaluatingTrainer(Trainer):
             Collects the numbers of the next log line.
     """
 
+    args: RolloutSFTConfig
     generation: Generation
     target_builder: TargetBuilder
     metrics: StepMetrics
@@ -104,12 +109,14 @@ class EvaluatingTrainer(Trainer):
                 if batch is None:
                     return None
                 rollouts = self.roll_out(batch.samples)
-                scores = [self._score(s, r) for s, r in zip(batch.samples, rollouts, strict=True)]
-                return [check_counters(counters, "the target builder") for counters in scores]
+                return [self._score(s, r) for s, r in zip(batch.samples, rollouts, strict=True)]
 
             while (scores := together(score_next, share=lambda _: None)[0]) is not None:
                 yield self.accelerator.gather_for_metrics(scores, use_gather_object=True)
 
     def _score(self, sample: Sample, rollout: Rollout) -> Counters:
         with naming(self.target_builder, sample):
-            return self.target_builder.score(sample, rollout)
+            scores = check_counters(self.target_builder.score(sample, rollout), "the target builder")
+        if self.args.end_rollouts == "never":
+            return scores
+        return {**scores, **ended_counters([rollout], self.generation.evaluation_limits.max_new_tokens)}

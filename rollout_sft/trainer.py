@@ -37,6 +37,7 @@ from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import StepMetrics
 from rollout_sft.reporting.window_fill import FillEstimate
 from rollout_sft.rollouts.base import RolloutBackend
+from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import PackedBatch, collate_pack, collate_padded, split_inputs
@@ -128,6 +129,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             rollout_backend,
             inputs=self.inputs,
             image_processor=image_processor,
+            endings=make_endings(args.end_rollouts, self.target_builder),
         )
         self.window_builder = WindowBuilder(
             args,

@@ -92,6 +92,12 @@ class RolloutSFTConfig(TrainingArguments):
         rollout_batch_size (`int`, *optional*):
             `hf`: the most prompts that are generated together. A whole window (`per_device_train_batch_size` x GA), or
             an evaluation batch, when not given; lower it if `generate` runs out of memory.
+        end_rollouts (`str`, *optional*, defaults to `"never"`):
+            Whether a rollout ends before its end token and `max_new_tokens` when it can add nothing to training.
+            `closed`: when the target builder can keep nothing that may follow, as behind the end of a list of objects.
+            `looping`: also when the response repeats itself, four times and for 128 tokens at least, without completing
+            anything that is kept. It then counts as truncated; what is trained is the same
+            (docs/howto/end_rollouts.md). In evaluation as well.
         decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
             How training rollouts are sampled; a mapping of its fields is taken as well.
         eval_decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
@@ -145,6 +151,7 @@ class RolloutSFTConfig(TrainingArguments):
     rollout_backend: Literal["hf", "vllm"] = field(default="hf", metadata=_MATCHING)
     vllm: VLLMConfig = field(default_factory=VLLMConfig, metadata=_MATCHING)
     rollout_batch_size: Prompts = field(default=None, metadata=_MATCHING)
+    end_rollouts: Literal["never", "closed", "looping"] = field(default="never", metadata=_MATCHING)
     decoding: Decoding = field(default_factory=Decoding, metadata=_MATCHING)
     eval_decoding: Decoding = field(default=None, metadata=_MATCHING)  # type: ignore[assignment]  # made in `_convert`
     target_builder: str = field(default="objects", metadata=_MATCHING)

@@ -39,17 +39,20 @@ class Rollout:
         response_ids (`list[int]`):
             Token ids exactly as generated, without the end token and without padding; never re-encoded text.
         truncated (`bool`):
-            True when `max_new_tokens` was reached before an end token.
+            True when the response has no end token: it reached `max_new_tokens`, or was ended early.
         prompt_ids (`list[int]`, *optional*):
             The prompt that the backend read, if it knows; refused when it differs from the request's prompt.
         origin (`str`, *optional*, defaults to `""`):
             Where the response was generated, for messages: the address of a server.
+        ended (`bool`, *optional*, defaults to `False`):
+            True when `end_rollouts` cut the response ([`~rollout_sft.rollouts.endings`]).
     """
 
     response_ids: list[int]
     truncated: bool
     prompt_ids: list[int] | None = field(default=None, compare=False, repr=False)
     origin: str = field(default="", compare=False, repr=False)
+    ended: bool = False
 
 
 class RolloutBackend(Protocol):

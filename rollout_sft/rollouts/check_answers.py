@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.endings import Endings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,12 +27,15 @@ class AnswerLimits:
             Tokens that end a response; they are not part of it.
         media_token_ids (`frozenset[int]`, *optional*):
             Tokens that stand for an image or another medium; the model would look for its pixels.
+        endings (`Endings`, *optional*):
+            Where responses end early, for a backend that does not know it.
     """
 
     vocab_size: int
     max_new_tokens: int
     end_ids: frozenset[int]
     media_token_ids: frozenset[int] = frozenset()
+    endings: Endings | None = None
 
 
 class AnswerError(ValueError):
@@ -56,7 +60,9 @@ class AnswerError(ValueError):
 
 def checked(rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLimits) -> list[Rollout]:
     """
-    Returns the rollouts if they can answer the requests. Costs about 25 ns per token.
+    Returns the rollouts, ended early where the limits say so, if they can answer the requests.
+
+    The checks cost about 25 ns per token.
 
     Args:
         rollouts (`Any`):
@@ -87,7 +93,7 @@ def checked(rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLim
         problem = _problem(rollout, request, limits)
         if problem:
             raise AnswerError(i, rollout.origin, problem)
-    return list(rollouts)
+    return [limits.endings.cut(rollout) for rollout in rollouts] if limits.endings else list(rollouts)
 
 
 def _problem(rollout: Rollout, request: RolloutRequest, limits: AnswerLimits) -> str:

@@ -3,6 +3,7 @@
 Requests are sorted by prompt length, left-padded and generated in chunks. Hybrid models mask the padding in their
 recurrent layers; a model that cannot (RWKV) generates one prompt at a time. Every request samples with a separate
 generator, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
+With `end_rollouts` the host reads the tokens every 16 steps; rows that have ended are padded until the batch ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from transformers import (
     MinPLogitsWarper,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -33,6 +36,7 @@ from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import Rollout, RolloutRequest, check_prompts
+from rollout_sft.rollouts.endings import CHECK_EVERY, Endings, Watch, ended
 
 
 class HFBackend:
@@ -52,6 +56,8 @@ class HFBackend:
             Prompts generated together.
         inputs (`InputAdapter`, *optional*):
             Makes what the model reads besides token ids; nothing for text.
+        endings (`Endings`, *optional*):
+            Where responses end early; nowhere when not given.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class HFBackend:
         pad_token_id: int,
         batch_size: int,
         inputs: InputAdapter | None = None,
+        endings: Endings | None = None,
     ):
         if not eos_token_ids:
             raise ValueError("HFBackend needs at least one end token: set tokenizer.eos_token.")
@@ -72,6 +79,7 @@ class HFBackend:
         self._pad = int(pad_token_id)
         self._batch_size = batch_size
         self._inputs = inputs or TextInputs()
+        self._endings = endings
         self.counters: Counters = {}
         """Counters of the last call: `rollout/padding`, the positions computed for padding over all positions."""
 
@@ -139,23 +147,23 @@ class HFBackend:
             **self._inputs.padded([torch.tensor(r.prompt_ids) for r in requests], width=width, left=True),
             **self._inputs.media([image for request in requests for image in request.images]),
         }
+        watched = _EndRows(self._endings, len(requests), width, self._eos) if self._endings else None
         output: Tensor = model.generate(  # type: ignore[operator]  # a mixin's method, which mypy takes for a Tensor
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
             logits_processor=self._processors([r.seed for r in requests], mask),
+            stopping_criteria=StoppingCriteriaList([watched] if watched else []),
             synced_gpus=synced,
             **{name: value.to(model.device) for name, value in further.items()},
         )
-        return [self._cut(row) for row in output[:asked, width:].tolist()]
+        rollouts = [self._cut(row) for row in output[:asked, width:].tolist()]
+        return watched.cut(rollouts) if watched else rollouts
 
     def _cut(self, row: list[int]) -> Rollout:
         """Returns everything before the first end token; the padding behind it is not part of the response."""
-        ends = set(self._eos)
-        for n, token in enumerate(row):
-            if token in ends:
-                return Rollout(response_ids=row[:n], truncated=False)
-        return Rollout(response_ids=row, truncated=True)
+        response = before_end(row, self._eos)
+        return Rollout(response_ids=response, truncated=len(response) == len(row))
 
     def _processors(self, seeds: list[int], mask: Tensor) -> LogitsProcessorList:
         decoding, processors = self._decoding, LogitsProcessorList()
@@ -185,6 +193,58 @@ def _padding(
     prompts, responses = [len(r.prompt_ids) for r in requests], [len(r.response_ids) for r in rollouts]
     computed = sum(len(c) * (max(prompts[i] for i in c) + max(responses[i] for i in c)) for c in chunks)
     return float(computed - sum(prompts) - sum(responses)), float(computed)
+
+
+class _EndRows(StoppingCriteria):
+    """
+    Ends the rows whose responses end early. Looks at them every [`CHECK_EVERY`] tokens: the host waits for the device
+    at these alone, and what a row got too much is cut off afterwards.
+
+    Args:
+        endings (`Endings`):
+            The rule.
+        rows (`int`):
+            Rows of the batch.
+        width (`int`):
+            Tokens of the padded prompts.
+        end_ids (`Sequence[int]`):
+            Tokens that end a response by themselves.
+    """
+
+    def __init__(self, endings: Endings, rows: int, width: int, end_ids: Sequence[int]):
+        self._watches: list[Watch] = [endings.watch() for _ in range(rows)]
+        self._responses: list[list[int]] = [[] for _ in range(rows)]
+        self._under_way = set(range(rows))
+        self._width = width
+        self._end_ids = end_ids
+        self._done: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        if self._done is None:
+            self._done = torch.zeros(len(self._watches), dtype=torch.bool, device=input_ids.device)
+        if (input_ids.shape[1] - self._width) % CHECK_EVERY == 0 and self._under_way:
+            for row, new in enumerate(input_ids[:, -CHECK_EVERY:].tolist()):
+                if row in self._under_way:
+                    self._look(row, new)
+            ended_rows = [row not in self._under_way for row in range(len(self._watches))]
+            self._done = torch.tensor(ended_rows, device=input_ids.device)
+        return self._done
+
+    def _look(self, row: int, new: list[int]) -> None:
+        response = before_end(new, self._end_ids)
+        self._responses[row] += response
+        if len(response) < len(new) or self._watches[row].ends_at(self._responses[row]) is not None:
+            self._under_way.discard(row)
+
+    def cut(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Ends each response where the rule says; the rows that came after the first few are nobody's."""
+        ends = [watch.finish(rollout.response_ids) for watch, rollout in zip(self._watches, rollouts, strict=False)]
+        return [rollout if n is None else ended(rollout, n) for rollout, n in zip(rollouts, ends, strict=True)]
+
+
+def before_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
+    """Returns the tokens before the first end token; all of them where there is none."""
+    return ids[: next((n for n, token in enumerate(ids) if token in end_ids), len(ids))]
 
 
 class _Ban(LogitsProcessor):

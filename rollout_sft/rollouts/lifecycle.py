@@ -19,6 +19,7 @@ from rollout_sft.inputs.text import TextInputs
 from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import RolloutBackend, SyncedBackend, check_backend
 from rollout_sft.rollouts.check_answers import AnswerLimits
+from rollout_sft.rollouts.endings import Endings
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import Engine, VLLMBackend
@@ -42,6 +43,8 @@ class Generation(TrainerCallback):
             What the model reads besides token ids; nothing for text.
         image_processor (`BaseImageProcessor`, *optional*):
             Makes the pixels of an image model.
+        endings (`Endings`, *optional*):
+            Where responses end early; nowhere when not given.
 
     Attributes:
         train (`RolloutBackend`):
@@ -63,6 +66,7 @@ class Generation(TrainerCallback):
         *,
         inputs: InputAdapter | None = None,
         image_processor: Any = None,
+        endings: Endings | None = None,
     ):
         self.weights = LiveWeights(model)
         self._engine: Engine | None = None
@@ -78,6 +82,7 @@ class Generation(TrainerCallback):
                 max_new_tokens=decoding.max_new_tokens,
                 end_ids=frozenset(ends),
                 media_token_ids=inputs.media_token_ids,
+                endings=endings if backend is not None else None,
             )
             for decoding in decodings
         )
@@ -88,14 +93,23 @@ class Generation(TrainerCallback):
             processors = () if image_processor is None else (tokenizer, image_processor)
             engine = self._engine = _engine(args, self.weights, inputs, processors)
             self.train, self.evaluation = (
-                VLLMBackend(engine, self.weights, decoding, eos_token_ids=ends, inputs=inputs) for decoding in decodings
+                VLLMBackend(engine, self.weights, decoding, eos_token_ids=ends, inputs=inputs, endings=endings)
+                for decoding in decodings
             )
         else:
             pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             window = args.per_device_train_batch_size * args.gradient_accumulation_steps
             sizes = (args.rollout_batch_size or size for size in (window, args.per_device_eval_batch_size))
             self.train, self.evaluation = (
-                HFBackend(live, decoding, eos_token_ids=ends, pad_token_id=pad, batch_size=size, inputs=inputs)
+                HFBackend(
+                    live,
+                    decoding,
+                    eos_token_ids=ends,
+                    pad_token_id=pad,
+                    batch_size=size,
+                    inputs=inputs,
+                    endings=endings,
+                )
                 for decoding, size in zip(decodings, sizes, strict=True)
             )
 

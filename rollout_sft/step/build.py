@@ -19,6 +19,7 @@ from rollout_sft.reporting.metrics import Ratios, WindowReport, check_counters
 from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerLimits, checked
+from rollout_sft.rollouts.endings import ended_counters
 from rollout_sft.step.collate import TEXT, PackedBatch
 from rollout_sft.step.oversized import OversizedFilter
 from rollout_sft.step.reductions import rescale
@@ -128,6 +129,9 @@ class WindowBuilder:
         with phase("rollout"):
             rollouts = self._roll_out(micro_batches, global_step)
         ratios.add(check_counters(self._backend.counters, "the rollout backend"))
+        if self._config.end_rollouts != "never":
+            answered = [rollout for row in rollouts for rollout in row if rollout is not None]
+            ratios.add(ended_counters(answered, self._limits.max_new_tokens))
         with phase("build"):
             targets = [
                 [self._build(sample, rollout) for sample, rollout in zip(batch.samples, row, strict=True)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from rollout_sft.config.import_path import call_import_path
+from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.targets.base import TargetBuilder
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
 
     Raises:
         `ValueError`: the name is neither, cannot be imported, does not take these arguments, or gives an object that
-            lacks a method of a builder.
+            lacks a method of a builder, or the one that `config.end_rollouts` needs.
     """
     name = config.target_builder
     if name == "objects":
@@ -51,4 +52,5 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
             f"{' and '.join(lacking)}. A TargetBuilder has build(sample, rollout), build_reference(sample) and "
             "score(sample, rollout)."
         )
+    make_endings(config.end_rollouts, builder)
     return builder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,16 +115,38 @@ class Speller:
             begins a character, which belongs to the token that completes it; an incomplete character at the
             end is not in the text.
         """
-        stream = DecodeStream(skip_special_tokens=False)
+        spell_next = self.spell_stream()
         chunks: list[str] = []
         ends: list[int] = []
         length = 0
         for token in ids:
-            if chunk := stream.step(self._backend, int(token)):
+            if chunk := spell_next(int(token)):
                 chunks.append(chunk)
                 length += len(chunk)
             ends.append(length)
         return "".join(chunks), ends
+
+    def spell_stream(self) -> Callable[[int], str]:
+        """
+        Returns a function that takes the tokens one after the other and returns the characters that each one ends.
+
+        Joined they are the text of [`spell`].
+        """
+        stream, backend = DecodeStream(skip_special_tokens=False), self._backend
+
+        def spell_next(token: int) -> str:
+            nonlocal stream
+            try:
+                return stream.step(backend, token) or ""
+            except Exception as error:
+                if "Invalid prefix" not in str(error):
+                    raise
+                # Byte tokens that are no UTF-8 change how the decoder reads the ones before them, which are already
+                # text. What is pending is no character.
+                stream = DecodeStream(skip_special_tokens=False)
+                return "\N{REPLACEMENT CHARACTER}" + (stream.step(backend, token) or "")
+
+        return spell_next
 
     def read(self, ids: Sequence[int]) -> SpelledText:
         """Returns the tokens with their text and their ends, from [`spell`]."""

@@ -46,6 +46,9 @@ class Recorder:
     def score(self, sample, rollout):
         return self.inner.score(sample, rollout)
 
+    def response_reader(self):
+        return self.inner.response_reader()
+
 
 class GradientCatcher(TrainerCallback):
     """Keeps the gradient of every optimizer step."""

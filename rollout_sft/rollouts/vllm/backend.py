@@ -19,6 +19,7 @@ from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerError
+from rollout_sft.rollouts.endings import Endings, ended
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm import image_prompts
 
@@ -32,7 +33,7 @@ class Answer:
         prompt_ids (`list[int]`):
             The prompt that it read.
         token_ids (`list[int]`):
-            What it generated, with the end token.
+            What it generated, with the end token; less where the response ended early.
         origin (`str`, *optional*, defaults to `""`):
             The server that generated it.
     """
@@ -91,6 +92,8 @@ class VLLMBackend:
             Tokens that end a response; at least one. Those of the model's configuration are not used.
         inputs (`InputAdapter`, *optional*):
             Names the tokens that stand for media, which no response may hold.
+        endings (`Endings`, *optional*):
+            Where responses end early; nowhere when not given.
 
     Attributes:
         counters (`dict[str, tuple[float, float]]`):
@@ -105,12 +108,14 @@ class VLLMBackend:
         *,
         eos_token_ids: Sequence[int],
         inputs: InputAdapter | None = None,
+        endings: Endings | None = None,
     ):
         if not eos_token_ids:
             raise ValueError("VLLMBackend needs at least one end token: set tokenizer.eos_token.")
         self._engine = engine
         self._weights = weights
         self._ends = {int(t) for t in eos_token_ids}
+        self._endings = endings
         self._max_new_tokens = decoding.max_new_tokens
         self._knobs: dict[str, Any] = {
             "max_tokens": decoding.max_new_tokens,
@@ -160,15 +165,17 @@ class VLLMBackend:
             )
 
     def _cut(self, i: int, answer: Answer) -> Rollout:
-        """Takes the end token off the response; without one it must be as long as it can be."""
+        """Takes the end token off the response; without one it must be as long as it can be, or end early."""
         ids, truncated = answer.token_ids, True
         if ids and ids[-1] in self._ends:
             ids, truncated = ids[:-1], False
-        elif len(ids) < self._max_new_tokens:
+        end = self._endings.ends_at(ids) if self._endings else None
+        if truncated and end is None and len(ids) < self._max_new_tokens:
             raise AnswerError(
                 i,
                 answer.origin,
                 f"the response stops after {len(ids)} of {self._max_new_tokens} tokens without an end token. The "
                 "engine gave up or was interrupted; look into its log.",
             )
-        return Rollout(response_ids=ids, truncated=truncated, prompt_ids=answer.prompt_ids, origin=answer.origin)
+        rollout = Rollout(response_ids=ids, truncated=truncated, prompt_ids=answer.prompt_ids, origin=answer.origin)
+        return rollout if end is None else ended(rollout, end)

@@ -25,7 +25,7 @@ from rollout_sft.rollouts.base import Rollout
 from rollout_sft.targets.base import Target
 from rollout_sft.targets.objects.completion import Draft, draft_answer
 from rollout_sft.targets.objects.matching import iou_matrix, match_boxes
-from rollout_sft.targets.objects.parsing import ParsedAnswer, ParsedObject, parse_answer
+from rollout_sft.targets.objects.parsing import AnswerReader, ParsedAnswer, ParsedObject, parse_answer
 from rollout_sft.targets.objects.prefix import COORD, PrefixDecisions, coordinate_decisions, expert_decisions
 from rollout_sft.targets.token_text import Speller
 
@@ -109,6 +109,10 @@ class ObjectsTargetBuilder:
         _, truths, _ = _read_sample(sample)
         return self._count(parse_answer(self.speller.spell(rollout.response_ids)[0]), rollout, truths)
 
+    def response_reader(self) -> ObjectsReader:
+        """Returns a reader of one response, for `end_rollouts`."""
+        return ObjectsReader(self.speller)
+
     def read_answer(self, rollout: Rollout) -> list[dict[str, Any]]:
         """Returns the valid objects of an answer, in the form of `sample["objects"]`, for pictures and reports."""
         answer = parse_answer(self.speller.spell(rollout.response_ids)[0])
@@ -177,6 +181,40 @@ class ObjectsTargetBuilder:
             "rollout/matched": (len(self._match(answer.objects, truths)), 1),
             "rollout/false_positives": (predicted - hits, 1),
         }
+
+
+class ObjectsReader:
+    """
+    Reads a response while it is generated ([`~rollout_sft.rollouts.endings.ResponseReader`]).
+
+    Args:
+        speller (`Speller`):
+            Of the model's tokenizer.
+
+    Attributes:
+        kept (`int`):
+            Tokens up to the one that ended the last valid object; before the first, up to the one that began the list.
+        over (`bool`):
+            No object can follow, and the answer is not complete: more than white space stands behind its end, or the
+            list broke. The `]` itself ends nothing: with the end token behind it the answer is complete.
+    """
+
+    def __init__(self, speller: Speller):
+        self._spell_next = speller.spell_stream()
+        self._answer = AnswerReader()
+        self._read = 0
+        self.kept = 0
+        self.over = False
+
+    def read(self, token_id: int) -> None:
+        """Reads the next token."""
+        self._read += 1
+        answer = self._answer
+        before = len(answer.objects), answer.body_start
+        answer.read(self._spell_next(token_id))
+        if (len(answer.objects), answer.body_start) != before:
+            self.kept = self._read
+        self.over = answer.over
 
 
 @dataclass(frozen=True, slots=True)

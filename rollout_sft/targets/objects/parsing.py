@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from enum import Enum
 
 from rollout_sft.data.truth import is_box
 from rollout_sft.targets.token_text import Span
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|"', re.DOTALL)
+_BRACE_OR_QUOTE = re.compile('[{}"]')
+_REST_OF_STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
@@ -83,37 +85,128 @@ def parse_answer(text: str) -> ParsedAnswer:
     Returns:
         `ParsedAnswer`: the valid objects with their places, and what was wrong with the rest.
     """
-    at = _skip_space(text, 0)
-    if text[at : at + 1] != "[":
-        return ParsedAnswer()
-    body_start = at = at + 1
-    objects: list[ParsedObject] = []
-    malformed = 0
-    first, complete, unclosed = True, False, False
-    while (at := _skip_space(text, at)) < len(text):
-        if text[at] == "]":
-            complete = malformed == 0 and _skip_space(text, at + 1) == len(text)
-            break
-        if not first:
-            if text[at] != ",":
-                malformed += 1
-                break
-            at = _skip_space(text, at + 1)
-            if at == len(text):
-                break
-        if text[at] != "{":
-            malformed += 1
-            break
-        end = _closing_brace(text, at)
-        if end is None:
-            unclosed = True
-            break
-        if (found := _read_object(text, at, end)) is None:
-            malformed += 1
+    reader = AnswerReader()
+    reader.read(text)
+    return reader.answer()
+
+
+class AnswerReader:
+    """
+    Reads an answer while it grows; whatever the pieces, the result is that of the whole text.
+
+    Attributes:
+        objects (`list[ParsedObject]`):
+            The valid objects so far, in order.
+        body_start (`int` or `None`):
+            The character after `[`; `None` as long as the list has not begun.
+        over (`bool`):
+            No continuation adds an object or makes the answer complete: the text does not begin with a list, the list
+            broke, or more than white space follows its end.
+    """
+
+    def __init__(self) -> None:
+        self.objects: list[ParsedObject] = []
+        self.body_start: int | None = None
+        self.over = False
+        self._malformed = 0
+        self._length = 0  # characters of the earlier pieces
+        self._expected = _Expected.LIST
+        # of the object that is being read:
+        self._pieces: list[str] = []
+        self._start = 0
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def read(self, text: str) -> None:
+        """Reads the next piece. O(len(text)), and O(length) of each object that it closes."""
+        at = 0
+        while at < len(text) and not self.over:
+            if self._expected is _Expected.BRACE:
+                at = self._read_inside(text, at)
+            elif (at := _skip_space(text, at)) < len(text):
+                at += self._read_structure(text[at], self._length + at)
+        self._length += len(text)
+
+    def answer(self) -> ParsedAnswer:
+        """Returns what was read so far, as if the answer ended here."""
+        return ParsedAnswer(
+            objects=tuple(self.objects),
+            malformed=self._malformed,
+            unclosed=self._expected is _Expected.BRACE,
+            body_start=self.body_start,
+            complete=self._expected is _Expected.NOTHING and not self.over and not self._malformed,
+        )
+
+    def _read_structure(self, char: str, at: int) -> int:
+        """Reads a character between objects; returns 1, or 0 for a brace, which is read again as part of its object."""
+        expected = self._expected
+        if expected is _Expected.LIST and char == "[":
+            self.body_start = at + 1
+            self._expected = _Expected.FIRST
+        elif expected in (_Expected.FIRST, _Expected.COMMA) and char == "]":
+            self._expected = _Expected.NOTHING
+        elif expected is _Expected.COMMA and char == ",":
+            self._expected = _Expected.OBJECT
+        elif expected in (_Expected.FIRST, _Expected.OBJECT) and char == "{":
+            self._expected = _Expected.BRACE
+            self._pieces, self._start = [], at
+            return 0
         else:
-            objects.append(found)
-        at, first = end, False
-    return ParsedAnswer(tuple(objects), malformed, unclosed, body_start, complete)
+            self.over = True
+            self._malformed += expected not in (_Expected.LIST, _Expected.NOTHING)
+        return 1
+
+    def _read_inside(self, text: str, at: int) -> int:
+        """Reads text of an object, up to the brace that closes it if that is there; returns where it stopped."""
+        begin = at
+        while at < len(text):
+            if self._in_string:
+                at = self._read_string(text, at)
+                continue
+            found = _BRACE_OR_QUOTE.search(text, at)
+            if found is None:
+                break
+            at = found.end()
+            self._in_string = found.group() == '"'
+            self._depth += {"{": 1, "}": -1}.get(found.group(), 0)
+            if self._depth == 0:
+                self._pieces.append(text[begin:at])
+                self._close_object()
+                return at
+        self._pieces.append(text[begin:])
+        return len(text)
+
+    def _read_string(self, text: str, at: int) -> int:
+        """Reads on in a string; braces in it do not count."""
+        if self._escaped:
+            self._escaped = False
+            return at + 1
+        at = _REST_OF_STRING.match(text, at).end()  # type: ignore[union-attr]  # matches the empty string
+        if at == len(text):
+            return at
+        # A backslash here is the last character, and the one that it escapes comes with the next piece.
+        self._in_string = self._escaped = text[at] == "\\"
+        return at + 1
+
+    def _close_object(self) -> None:
+        found = _read_object("".join(self._pieces), self._start)
+        if found is None:
+            self._malformed += 1
+        else:
+            self.objects.append(found)
+        self._expected = _Expected.COMMA
+
+
+class _Expected(Enum):
+    """Says what may come next, besides white space."""
+
+    LIST = "the start of the list"
+    FIRST = "an object or the end of the list"
+    OBJECT = "an object"
+    BRACE = "the brace that closes the object"
+    COMMA = "a comma or the end of the list"
+    NOTHING = "nothing"
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -122,23 +215,11 @@ def _skip_space(text: str, at: int) -> int:
     return match.end()
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Finds the character after the brace that closes the one at `start`; braces in strings do not count."""
-    depth = 0
-    for match in _STRING_OR_BRACE.finditer(text, start):
-        token = match.group()
-        if token == '"':  # a string that never ends swallows the rest
-            return None
-        depth += {"{": 1, "}": -1}.get(token, 0)
-        if depth == 0:
-            return match.end()
-    return None
-
-
-def _read_object(text: str, start: int, end: int) -> ParsedObject | None:
+def _read_object(text: str, start: int) -> ParsedObject | None:
+    """Reads an object that begins at character `start` of the answer."""
     try:
         # Pairs and not a dict: json keeps the last of two equal keys without a word.
-        pairs = json.loads(text[start:end], object_pairs_hook=lambda p: p)
+        pairs = json.loads(text, object_pairs_hook=lambda p: p)
     except (ValueError, RecursionError):
         return None
     if sorted(key for key, _ in pairs) != ["bbox_2d", "desc"]:
@@ -147,11 +228,11 @@ def _read_object(text: str, start: int, end: int) -> ParsedObject | None:
     if not isinstance(values["desc"], str) or not is_box(values["bbox_2d"]):
         return None
     # json accepted exactly two keys, one string and four numbers, so what looks like one of them is one.
-    desc_span, masked = (0, 0), list(text[start:end])
-    for match in _STRING.finditer(text, start, end):
+    desc_span, masked = (0, 0), list(text)
+    for match in _STRING.finditer(text):
         if text[_skip_space(text, match.end())] != ":":
-            desc_span = (match.start() + 1, match.end() - 1)
-        masked[match.start() - start : match.end() - start] = " " * (match.end() - match.start())
+            desc_span = (start + match.start() + 1, start + match.end() - 1)
+        masked[match.start() : match.end()] = " " * (match.end() - match.start())
     numbers = tuple((start + m.start(), start + m.end()) for m in _NUMBER.finditer("".join(masked)))
     box = tuple(float(x) for x in values["bbox_2d"])
-    return ParsedObject(values["desc"], box, (start, end), desc_span, numbers)
+    return ParsedObject(values["desc"], box, (start, start + len(text)), desc_span, numbers)

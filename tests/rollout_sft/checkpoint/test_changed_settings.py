@@ -38,6 +38,7 @@ def saved(make_trainer, tmp_path):
         ("training.seed", 7),
         ("training.max_grad_norm", 2.0),
         ("rollout_matching.decoding", {"max_new_tokens": 25}),
+        ("rollout_matching.end_rollouts", "closed"),
         ("rollout_matching.loss_reduction", "segment"),
         ("rollout_matching.post_rollout_pack_scope", "global"),
         ("rollout_matching.segment_cost", {"token": 1, "pair": 2}),

@@ -118,3 +118,16 @@ def test_a_tokenizer_that_cannot_write_json_is_refused(text):
         backend.normalizer = normalizers.Replace("]", ")")
     with pytest.raises(ValueError, match=r"cannot write JSON: .* decode undoes its encode"):
         Speller(wrap(backend))
+
+
+def test_byte_tokens_that_are_no_text_end_in_a_mark_and_not_in_an_error():
+    """A decoder of byte tokens reads the first byte anew when the second makes no character with it."""
+    tokenizer = tokenizer_named("sentencepiece")
+    speller = Speller(tokenizer)
+    vocab = tokenizer.get_vocab()
+    ids = [vocab["<0x41>"], vocab["<0x80>"], *speller.encode("[7]")]
+    text, ends = speller.spell(ids)
+    assert text == "A\N{REPLACEMENT CHARACTER}[7]"
+    assert [speller.spell(ids[:n]) for n in range(len(ids))] == [
+        (text[:e], ends[:n]) for n, e in enumerate([0, *ends[:-1]])
+    ]
