@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> No
             What a run that resumes from it must have in common with this one, as JSON.
     """
     folder = Path(checkpoint)
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FINISHED)
-    found = checksums(paths)
-    files = {str(p.relative_to(folder)): {"size": p.stat().st_size, "checksum": found[p]} for p in paths}
+    sizes = _sizes(folder)
+    found = checksums(folder, sizes)
+    files = {name: {"size": size, "checksum": found[name]} for name, size in sizes.items()}
     manifest = {"format": FORMAT, "files": files, "trained_with": trained_with}
     write_atomically(folder / FINISHED, json.dumps(manifest) + "\n")
 
@@ -109,6 +110,17 @@ def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str,
         raise DamagedCheckpointError(f"{checkpoint} is damaged: {damage}. {_last_good(folder)}")
     trained_with: dict[str, Any] = json.loads(text)["trained_with"]
     return trained_with
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Returns the size of every file below a folder but the mark, by its path in it."""
+    sizes = {}
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(where, name)
+            if name != FINISHED and os.path.isfile(path):
+                sizes[os.path.relpath(path, folder)] = os.path.getsize(path)
+    return dict(sorted(sizes.items()))
 
 
 def _damage(folder: Path, text: str, contents: bool) -> str | None:

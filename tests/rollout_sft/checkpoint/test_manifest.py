@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import zipfile
+import zlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,24 +90,49 @@ def test_blocks_that_change_their_places_change_the_checksum(tmp_path):
     other.write_bytes(b"b" * BLOCK + b"a" * BLOCK + b"c")
     short.write_bytes(b"a" * BLOCK + b"b" * BLOCK)
     zeros.write_bytes(bytes(65 * BLOCK))
-    found = checksums([one, other, short, zeros])
+    found = checksums(tmp_path, {path.name: path.stat().st_size for path in (one, other, short, zeros)})
     assert len(set(found.values())) == 4
-    assert checksums([one]) == {one: found[one]}
+    assert all(is_unchanged(tmp_path / name, checksum) for name, checksum in found.items())
 
 
-@pytest.mark.parametrize("place", [0.3, 0.9, "directory"])
-def test_a_flipped_bit_in_a_large_archive_is_found_by_its_own_checksums(tmp_path, place):
+@pytest.mark.parametrize("place", [0.3, 0.9, "directory", "end"])
+def test_a_flipped_bit_in_an_archive_is_found_by_its_own_checksums(tmp_path, place):
     path = tmp_path / "optimizer.pt"
-    torch.save({str(i): torch.ones(10 * BLOCK // 4) for i in range(7)}, path)
-    checksum = checksums([path])[path]
-    assert checksum.startswith("directory ")
-    assert is_unchanged(path, checksum)
+    torch.save({str(i): torch.ones(BLOCK // 4) for i in range(7)}, path)
     size = path.stat().st_size
+    checksum = checksums(tmp_path, {path.name: size})[path.name]
+    with zipfile.ZipFile(path) as archive:
+        directory = path.read_bytes()[archive.start_dir :]
+    assert checksum == f"directory {zlib.crc32(directory):08x}", "what earlier versions wrote for large archives"
+    assert is_unchanged(path, checksum)
     with path.open("r+b") as file:
-        file.seek(size - 200 if place == "directory" else int(place * size))
+        file.seek({"directory": size - 200, "end": size - 10}.get(place) or int(place * size))
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 1]))
+    assert not is_unchanged(path, checksum)
+
+
+def test_checksums_of_earlier_versions_are_still_compared(tmp_path):
+    path = tmp_path / "optimizer.pt"
+    torch.save(torch.ones(BLOCK), path)
+    data = path.read_bytes()
+    data += bytes(-len(data) % 8)
+    blocks = [np.frombuffer(data[at : at + 2**18], "<u8").sum(dtype="<u8") for at in range(0, len(data), 2**18)]
+    sums = f"sums {zlib.crc32(np.array(blocks).tobytes()):08x}"
+    assert is_unchanged(path, sums)
+    with path.open("r+b") as file:
+        file.seek(BLOCK)
+        file.write(b"x")
+    assert not is_unchanged(path, sums)
+
+
+def test_a_file_that_only_ends_like_an_archive_is_read_whole(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(BLOCK) + b"PK\x05\x06" + b"\xff" * 18)
+    checksum = checksums(tmp_path, {path.name: BLOCK + 22})[path.name]
+    assert is_unchanged(path, checksum)
+    path.write_bytes(b"x" + path.read_bytes()[1:])
     assert not is_unchanged(path, checksum)
 
 
