@@ -1,0 +1,1 @@
+"""Simulates what `rollout_waves` gains: training on early responses while the others are still generated."""
