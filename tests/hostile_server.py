@@ -14,6 +14,13 @@ def answer(body, *, status=200, headers=(), length=None):
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def events(*bodies, last=b"[DONE]"):
+    """The bytes of a whole stream of events; each body is bytes, or anything that becomes JSON."""
+    data = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies]
+    lines = b"".join(b"data: " + each + b"\n\n" for each in [*data, last])
+    return answer(lines, headers=["Content-Type: text/event-stream"])
+
+
 class HostileServer:
     """
     `act(path, body)` gives the pieces of a reply, sent as they come; a number among them is a pause in seconds.

@@ -92,8 +92,9 @@ class Generation(TrainerCallback):
         elif args.rollout_backend == "vllm":
             processors = () if image_processor is None else (tokenizer, image_processor)
             engine = self._engine = _engine(args, self.weights, inputs, processors)
+            kind = _kind(args)
             self.train, self.evaluation = (
-                VLLMBackend(engine, self.weights, decoding, eos_token_ids=ends, inputs=inputs, endings=endings)
+                kind(engine, self.weights, decoding, eos_token_ids=ends, inputs=inputs, endings=endings)
                 for decoding in decodings
             )
         else:
@@ -133,6 +134,15 @@ class Generation(TrainerCallback):
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Marks the weights as changed."""
         self.weights.changed()
+
+
+def _kind(args: RolloutSFTConfig) -> type[VLLMBackend]:
+    """Returns the class of the backends with vLLM; that for servers needs an HTTP client."""
+    if args.vllm.mode == "server":
+        from rollout_sft.rollouts.vllm.served import ServedBackend
+
+        return ServedBackend
+    return VLLMBackend
 
 
 def _engine(args: RolloutSFTConfig, weights: LiveWeights, inputs: InputAdapter, processors: Sequence[Any]) -> Engine:

@@ -16,7 +16,7 @@ from rollout_sft.config.decoding import Decoding
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.backend import VLLMBackend
+from rollout_sft.rollouts.vllm.backend import Answer, VLLMBackend
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError
 from rollout_sft.rollouts.vllm.routes import Server
 from tests.fuzz.cases import cases
@@ -41,9 +41,20 @@ JSON = st.recursive(
 TOKENS = st.lists(st.integers(3, VOCABULARY - 1), max_size=LONGEST - 1).map(lambda ids: [*ids, END])
 
 
-def right_reply(token_ids):
-    choice = {"index": 0, "text": "a", "token_ids": token_ids, "prompt_token_ids": list(REQUEST.prompt_ids)}
-    return {"id": "cmpl-1", "model": "m", "choices": [{**choice, "finish_reason": "stop"}], "usage": None}
+def right_events(token_ids):
+    """One event for each token, as a server sends them without an interval."""
+    events = []
+    for n, token in enumerate(token_ids):
+        last = n == len(token_ids) - 1
+        choice = {"index": 0, "text": "a", "token_ids": [token], "finish_reason": "stop" if last else None}
+        choice["prompt_token_ids"] = list(REQUEST.prompt_ids) if n == 0 else None
+        events.append({"id": "cmpl-1", "model": "m", "choices": [choice]})
+    return events
+
+
+def as_stream(events):
+    lines = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    return b"".join([*lines, b"data: [DONE]\n\n"])
 
 
 @st.composite
@@ -91,12 +102,13 @@ def http(draw, body):
 @st.composite
 def completions(draw):
     """The body, the bytes of its reply, whether they are whole, and whether the body is a right one."""
-    right = right_reply(draw(TOKENS))
-    body = draw(changed(right) | JSON)
-    text = json.dumps(body).encode()
+    right = right_events(draw(TOKENS))
+    text = as_stream(draw(changed(right) | st.lists(JSON, max_size=3)))
     if draw(st.integers(0, 9)) == 0:
-        text = draw(st.binary(max_size=40) | st.just(b"[" * 3000) | st.just(b"\xef\xbb\xbf" + text))
-    return text, *draw(http(text)), text == json.dumps(right).encode()
+        cut = st.integers(0, len(text)).map(lambda at: text[:at])
+        noise = st.binary(max_size=40) | st.just(b"[" * 3000)
+        text = draw(noise | cut | st.just(b"\xef\xbb\xbf" + text) | st.tuples(cut, noise, cut).map(b"".join))
+    return text, *draw(http(text)), text == as_stream(right)
 
 
 class Engine:
@@ -107,11 +119,9 @@ class Engine:
     def __init__(self, server):
         self._server = server
 
-    def generate(self, requests, knobs):
-        return self._server.complete(requests, knobs, Deadline(PATIENCE), self)
-
-    def update(self, _):
-        """The progress bar's."""
+    def generate(self, requests, knobs, ends_at=None):
+        got = [self._server.answer(request, knobs, Deadline(PATIENCE)) for request in requests]
+        return [Answer(each.prompt_ids, each.token_ids, origin=each.server) for each in got]
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +131,15 @@ def hostile():
 
 
 def expected(text):
-    """The rollout that a body holds, read by Python's own parser; None if there is none."""
+    """The rollout that a stream holds, read by Python's own parser; None if there is none."""
     try:
-        (choice,) = json.loads(text)["choices"]
-        ids, prompt = choice["token_ids"], choice["prompt_token_ids"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        lines = [line for line in text.split(b"\n") if line]
+        events = [json.loads(line.removeprefix(b"data: ")) for line in lines[: lines.index(b"data: [DONE]")]]
+        choices = [choice for event in events for choice in event["choices"]]
+        ids, prompt = [token for choice in choices for token in choice["token_ids"]], choices[0]["prompt_token_ids"]
+        if [choice["finish_reason"] is None for choice in choices] != [True] * (len(choices) - 1) + [False]:
+            return None
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
     if type(ids) is not list or type(prompt) is not list or prompt != REQUEST.prompt_ids:
         return None

@@ -11,8 +11,8 @@ from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.image_prompts import SERVER_ARGUMENTS
+from rollout_sft.rollouts.vllm.served import ServedBackend
 from rollout_sft.rollouts.vllm.server import ServerEngine
 from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
 
@@ -145,7 +145,7 @@ class Trained:
         engine = ServerEngine(config, make_transfer(config, default_folder=self.folder), show_progress=False)
         self.engines.append(engine)
         decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-        return VLLMBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
+        return ServedBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
 
 
 @pytest.fixture
@@ -166,7 +166,8 @@ def trained(tmp_path):
 def servers(tmp_path_factory, request):
     """Four servers, which start while other tests run; `.wait()` before use."""
     if not any(
-        item.path.name in ("test_server.py", "test_hostile_proxy.py", "test_images.py", "test_two_ranks.py")
+        item.path.name
+        in ("test_server.py", "test_streams.py", "test_hostile_proxy.py", "test_images.py", "test_two_ranks.py")
         for item in request.session.items
     ):
         yield {}

@@ -12,7 +12,7 @@ import pytest
 from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
 from rollout_sft.rollouts.vllm import weight_transfer
 from rollout_sft.rollouts.vllm.http import ServerError
-from tests.hostile_server import HostileServer, answer
+from tests.hostile_server import HostileServer, answer, events
 from tests.rollout_sft.rollouts.vllm.test_weight_stream import STRANGER
 from tests.vllm.conftest import EOS, TOKENIZER, by_hf, requests
 
@@ -119,13 +119,22 @@ def test_replies_that_are_cut_once_cost_a_retry_and_nothing_else(proxy, trained)
     assert backend.counters["rollout/engine_retries"][0] >= 1
 
 
+def in_one_event(reply):
+    """The events of a completion as one that holds all tokens."""
+    bodies = [json.loads(line.removeprefix(b"data: ")) for line in reply.split(b"\n\n")[:-2]]
+    choices = [body["choices"][0] for body in bodies]
+    token_ids = [token for choice in choices for token in choice["token_ids"]]
+    whole = {**choices[0], "token_ids": token_ids, "finish_reason": choices[-1]["finish_reason"]}
+    return {**bodies[0], "choices": [whole]}
+
+
 def choice_of(change):
     """A lie in the first choice of every completion."""
 
     def lie(reply):
-        body = json.loads(reply)
+        body = in_one_event(reply)
         change(body["choices"][0])
-        return [answer(body)]
+        return [events(body)]
 
     return lie
 
@@ -154,7 +163,10 @@ LIES = {
         "read another prompt than it was given",
     ),
     "short prompt": (choice_of(lambda c: c["prompt_token_ids"].pop()), "read another prompt than it was given"),
-    "no choice": (lambda reply: [answer({**json.loads(reply), "choices": []})], "choices: List should have at least 1"),
+    "no choice": (
+        lambda reply: [events({**in_one_event(reply), "choices": []})],
+        "choices: List should have at least 1",
+    ),
 }
 
 

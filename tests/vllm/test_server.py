@@ -206,9 +206,9 @@ def test_answers_from_weights_that_changed_meanwhile_are_refused(servers, traine
     complete = Server.complete
 
     def intrude(self, *args):
-        answers = complete(self, *args)
+        started = complete(self, *args)
         self.set_weight_version("intruder", Deadline(10))
-        return answers
+        return started
 
     monkeypatch.setattr(Server, "complete", intrude)
     with pytest.raises(ServerError, match=r"changed its weights while it .*: they are 'intruder' now .* Asked 2 times"):

@@ -116,6 +116,7 @@ class VLLMBackend:
         self._weights = weights
         self._ends = {int(t) for t in eos_token_ids}
         self._endings = endings
+        self._watch = (lambda: endings.watch().finish) if endings else None
         self._max_new_tokens = decoding.max_new_tokens
         self._knobs: dict[str, Any] = {
             "max_tokens": decoding.max_new_tokens,
@@ -137,21 +138,30 @@ class VLLMBackend:
 
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         """Returns one [`Rollout`] per request, in the order of the requests."""
+        if not self._check(requests):
+            return []
+        retries, start = self._engine.retries, time.perf_counter()
+        answers = self._engine.generate(requests, self._knobs)
+        self._count(answers, time.perf_counter() - start, retries)
+        return [self._cut(i, answer) for i, answer in enumerate(answers)]
+
+    def _check(self, requests: Sequence[RolloutRequest]) -> bool:
+        """Checks the requests and the weights; returns False where there is nothing to do and may be no weights."""
         if not requests and self._engine.version != self._weights.version:
             self.counters = {}  # as in training on reference answers, which never hands over weights
-            return []
+            return False
         self._weights.require(self._engine.version)
         for i, request in enumerate(requests):
             self._check_length(i, len(request.prompt_ids))
-        retries, start = self._engine.retries, time.perf_counter()
-        answers = self._engine.generate(requests, self._knobs)
-        seconds = time.perf_counter() - start
+        return True
+
+    def _count(self, answers: Sequence[Answer], seconds: float, retries: int) -> None:
+        """Sets the counters; `retries` is the engine's number before anything was asked."""
         self.counters = {
             "rollout/prefill_tokens": (float(sum(len(a.prompt_ids) for a in answers)), 1.0),
             "rollout/new_tokens_per_s": (float(sum(len(a.token_ids) for a in answers)), seconds),
             "rollout/engine_retries": (float(self._engine.retries - retries), 1.0),
         }
-        return [self._cut(i, answer) for i, answer in enumerate(answers)]
 
     def _check_length(self, i: int, prompt: int) -> None:
         if not prompt:

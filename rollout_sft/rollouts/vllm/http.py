@@ -1,6 +1,7 @@
 """Exchanges a request and a reply with a server over HTTP, within limits of time and size; checks every reply.
 
-time       one deadline covers everything from the name lookup to the last byte, however slowly bytes arrive
+time       one deadline covers everything from the name lookup to the last byte, however slowly bytes arrive; whoever
+           waits for a stream of events keeps the deadline and closes the stream
 size       the limit follows from what was asked for; a body is never decompressed
 place      redirects are not followed, cookies are not kept, and no proxy of the environment is used
 content    a reply has the shape that was asked for; otherwise the error names address, status and an excerpt
@@ -12,13 +13,16 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rollout_sft.rollouts.vllm import WORKER_EXTENSION
+from rollout_sft.rollouts.vllm.events import Events
 
 R = TypeVar("R", bound="Reply")
 
@@ -65,10 +69,27 @@ class Deadline:
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._end = time.monotonic() + seconds
+        self._paused: float | None = None
+
+    def pause(self) -> None:
+        """Stops the clock while nobody waits."""
+        if self._paused is None:
+            self._paused = self._end - time.monotonic()
+
+    def resume(self) -> None:
+        """Lets the clock run again."""
+        if self._paused is not None:
+            self._end, self._paused = time.monotonic() + self._paused, None
+
+    @property
+    def seconds_left(self) -> float:
+        """Returns the seconds that are left; negative when it has passed."""
+        paused = self._paused
+        return self._end - time.monotonic() if paused is None else paused
 
     def left(self, waiting_for: str) -> float:
         """Returns the seconds that are left; raises [`ServerError`] when there are none."""
-        left = self._end - time.monotonic()
+        left = self.seconds_left
         if left <= 0:
             raise self.passed(waiting_for)
         return left
@@ -145,67 +166,127 @@ class Client:
         late = f"{what} did not answer in time."
         exchange = self._exchange(method, what, body, deadline.left(late), limit)
         try:
-            status, encoding, content = asyncio.run_coroutine_threadsafe(exchange, self._loop).result()
+            content = asyncio.run_coroutine_threadsafe(exchange, self._loop).result()
         except TimeoutError:
             raise deadline.passed(late) from None
-        except httpx2.TimeoutException:
-            raise ServerError(late, again=True) from None  # one attempt to connect, of several
+        return parse(reply, what, content)
+
+    def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        take: Callable[[bytes], bool],
+        *,
+        limit: int,
+    ) -> Future[None]:
+        """
+        Sends a request and hands over the events of its reply as they arrive. Returns at once.
+
+        Args:
+            path (`str`):
+                Where, on the server.
+            body (`Mapping` or `Callable`):
+                Sent as JSON; a function that takes long to make it is called in a thread.
+            take (`Callable[[bytes], bool]`):
+                Called with the data of each event, in the thread that reads from the server. When it returns True,
+                the connection is closed; what it raises, the future raises.
+            limit (`int`):
+                Bytes that the reply may have.
+
+        Returns:
+            `Future[None]`: done when `take` has returned True; raises [`ServerError`] for every failure of the
+            server. Cancelling it closes the connection. It has no time limit.
+        """
+        return asyncio.run_coroutine_threadsafe(self._stream(f"{self._url}{path}", body, take, limit), self._loop)
+
+    async def _exchange(
+        self, method: str, what: str, body: Mapping[str, Any] | None, seconds: float, limit: int
+    ) -> bytes:
+        async with asyncio.timeout(seconds), self._reply(method, what, body) as response:
+            return await _read(what, response, limit)
+
+    async def _stream(
+        self,
+        what: str,
+        body: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        take: Callable[[bytes], bool],
+        limit: int,
+    ) -> None:
+        events, size, piece = Events(), 0, b""
+        sent = await asyncio.to_thread(body) if callable(body) else body
+        async with self._reply("POST", what, sent) as response:
+            async for piece in response.aiter_raw():
+                size += len(piece)
+                if size > limit:
+                    raise _too_large(what, limit, piece)
+                try:
+                    found = events.feed(piece)
+                except ValueError as error:
+                    raise _wrong(what, str(error), piece) from None
+                if any(map(take, found)):
+                    return
+        try:
+            events.end()
+        except ValueError as error:
+            raise _wrong(what, str(error), piece) from None
+        raise ServerError(f"{what} broke off before the last event of its answer.", again=True)
+
+    @asynccontextmanager
+    async def _reply(self, method: str, what: str, body: Mapping[str, Any] | None) -> AsyncIterator[httpx2.Response]:
+        """Yields a reply whose body can be read, and closes it; all that fails on the way is a [`ServerError`]."""
+        request = httpx2.Request(
+            method, what, headers=self._headers, json=body, extensions={"timeout": {"connect": _CONNECT_SECONDS}}
+        )
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                if response.status_code != 200:
+                    raise _refusal(what, response.status_code, await _beginning(response, _ERROR_BYTES))
+                encoding = response.headers.get("content-encoding", "identity")
+                if encoding != "identity":
+                    raise ServerError(
+                        f"{what} answered 200 with a body in the encoding {excerpt(encoding, 40)!r}, which was not "
+                        "asked for. Turn off the compression of whatever is between trainer and server."
+                    )
+                yield response
+            finally:
+                await response.aclose()
+        except httpx2.TimeoutException:  # one attempt to connect, of several
+            raise ServerError(f"{what} did not answer in time.", again=True) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise ServerError(
                 f"{what} cannot be reached or broke off ({type(error).__name__}: {excerpt(str(error), 100)}): the "
                 "server is down, or has another address.",
                 again=True,
             ) from None
-        if status != 200:
-            raise _refusal(what, status, content)
-        if len(content) > limit:
-            raise ServerError(
-                f"{what} answered 200 with more than the {limit:,} bytes that an answer can have. It begins: "
-                f"{excerpt(content)}"
-            )
-        if encoding != "identity":
-            raise ServerError(
-                f"{what} answered 200 with a body in the encoding {excerpt(encoding, 40)!r}, which was not asked for. "
-                "Turn off the compression of whatever is between trainer and server."
-            )
-        try:
-            return reply.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = "".join(f"{key}: " for key in first["loc"])
-            raise ServerError(
-                f"{what} answered 200 with something else than what was asked for: {excerpt(place + first['msg'])}. "
-                f"It begins: {excerpt(content)} {reply.hint}"
-            ) from None
-
-    async def _exchange(
-        self, method: str, what: str, body: Mapping[str, Any] | None, seconds: float, limit: int
-    ) -> tuple[int, str, bytes]:
-        """Returns status, encoding and body; reading stops where it is clear that the body is too large."""
-        async with asyncio.timeout(seconds):
-            request = httpx2.Request(
-                method, what, headers=self._headers, json=body, extensions={"timeout": {"connect": _CONNECT_SECONDS}}
-            )
-            response = await self._transport.handle_async_request(request)
-            try:
-                content = bytearray()
-                enough = limit if response.status_code == 200 else _ERROR_BYTES
-                async for chunk in response.aiter_raw():
-                    content += chunk
-                    if len(content) > enough:
-                        break
-            finally:
-                await response.aclose()
-            return response.status_code, response.headers.get("content-encoding", "identity"), bytes(content)
 
     def close(self) -> None:
         """Closes the connections and ends the thread; the client is not used again."""
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._transport.aclose(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Closes the streams that are still open, and the connections."""
+        streams = asyncio.all_tasks() - {asyncio.current_task()}
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+        await self._transport.aclose()
+        await self._loop.shutdown_default_executor()
+
+
+def parse(reply: type[R], what: str, content: bytes) -> R:
+    """Returns a reply of the shape `reply`; raises [`ServerError`] for any other, which names the address `what`."""
+    try:
+        return reply.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = "".join(f"{key}: " for key in first["loc"])
+        raise _wrong(what, place + first["msg"], content, reply.hint) from None
 
 
 def excerpt(text: str | bytes, length: int = 300) -> str:
@@ -214,6 +295,36 @@ def excerpt(text: str | bytes, length: int = 300) -> str:
         text = text[: 4 * length].decode("utf-8", errors="replace")
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= length else f"{line[:length]}..."
+
+
+async def _read(what: str, response: httpx2.Response, limit: int) -> bytes:
+    content = await _beginning(response, limit)
+    if len(content) > limit:
+        raise _too_large(what, limit, content)
+    return content
+
+
+async def _beginning(response: httpx2.Response, enough: int) -> bytes:
+    """Reads a body, and stops where it has more bytes than are enough."""
+    content = bytearray()
+    async for piece in response.aiter_raw():
+        content += piece
+        if len(content) > enough:
+            break
+    return bytes(content)
+
+
+def _too_large(what: str, limit: int, content: bytes) -> ServerError:
+    return ServerError(
+        f"{what} answered 200 with more than the {limit:,} bytes that an answer can have. It begins: {excerpt(content)}"
+    )
+
+
+def _wrong(what: str, problem: str, content: bytes, hint: str = "") -> ServerError:
+    return ServerError(
+        f"{what} answered 200 with something else than what was asked for: {excerpt(problem)}. "
+        f"It begins: {excerpt(content)} {hint}"
+    )
 
 
 def _refusal(what: str, status: int, content: bytes) -> ServerError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
@@ -13,8 +13,8 @@ from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.vllm import image_prompts
-from rollout_sft.rollouts.vllm.backend import Answer
-from rollout_sft.rollouts.vllm.http import Client, Deadline, Reply, ServerError
+from rollout_sft.rollouts.vllm.completion import Completion
+from rollout_sft.rollouts.vllm.http import Client, Deadline, Reply
 
 _CONTROL_BYTES = 1 << 20
 """What the reply to anything but a completion may have; the largest is the model's configuration."""
@@ -22,7 +22,6 @@ _CONTROL_BYTES = 1 << 20
 _TOKEN_BYTES = 512
 """What a completion may have for each token of prompt and response: its id and its text, escaped."""
 
-Ids = Annotated[list[int], FailFast()]
 Count = Annotated[int, Field(strict=False, ge=0)]
 """vLLM returns the result of a worker's method as a string."""
 
@@ -43,26 +42,6 @@ class _WorldSize(Reply):
 
 class _WeightInfo(Reply):
     weight_version: str
-
-
-class _Choice(Reply):
-    prompt_token_ids: Ids
-    token_ids: Ids
-
-
-class _Completion(Reply):
-    hint = "It takes vLLM 0.30 or newer to serve rollouts."
-    choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
-
-
-class _GeneratedChoice(Reply):
-    token_ids: Ids
-
-
-class _Generated(Reply):
-    hint = "It takes vLLM 0.30 or newer to serve rollouts of an image model."
-    prompt_token_ids: Ids
-    choices: Annotated[list[_GeneratedChoice], Field(min_length=1, max_length=1)]
 
 
 class _Done(Reply):
@@ -122,7 +101,7 @@ class Server:
         self.max_model_len = 0
         self.devices = 1
         self._model = ""
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._inputs = inputs or TextInputs()
         self._client = Client(url, connections=concurrency)
 
@@ -149,8 +128,7 @@ class Server:
     def check_route(self, deadline: Deadline) -> None:
         """Generates one token where an image model is asked, so that a server without the route is refused early."""
         if self._inputs.media_token_ids:
-            request = RolloutRequest(prompt_ids=[0], seed=0)
-            self._generate(request, {"max_tokens": 1, "ignore_eos": True}, deadline)
+            self.answer(RolloutRequest(prompt_ids=[0], seed=0), {"max_tokens": 1, "ignore_eos": True}, deadline)
 
     def reset_encoder_cache(self, deadline: Deadline) -> None:
         """Forgets what an image model has seen in images; does nothing for text."""
@@ -182,57 +160,55 @@ class Server:
         return self._call("rollout_receive", {}, _Counts, deadline).results
 
     def complete(
-        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], deadline: Deadline, bar: Any
-    ) -> list[Answer]:
-        """Returns one answer per request; each needs a separate call, because a call has one seed for all prompts."""
-        done = 0
-        one = self._generate if self._inputs.media_token_ids else self._complete
+        self, request: RolloutRequest, knobs: Mapping[str, Any], enough: Callable[[list[int]], bool]
+    ) -> tuple[Completion, Future[None]]:
+        """
+        Starts one completion. Each request needs a separate one, because a call has one seed for all prompts.
 
-        def ask(request: RolloutRequest) -> Answer:
-            nonlocal done
-            answer = one(request, knobs, deadline)
-            bar.update(1)
-            done += 1
-            return answer
+        Args:
+            request (`RolloutRequest`):
+                The prompt.
+            knobs (`Mapping`):
+                All fields of vLLM's `SamplingParams` but the seed.
+            enough (`Callable[[list[int]], bool]`):
+                Called with all tokens so far whenever some have arrived, in the thread that reads from the server.
+                When it returns True, the request ends: the server stops working on it.
 
-        pool = ThreadPoolExecutor(min(self._concurrency, len(requests)))
+        Returns:
+            `tuple[Completion, Future[None]]`: what has arrived so far, and when it is whole. The future raises
+            [`ServerError`]; cancelling it ends the request.
+        """
+        path = "/inference/v1/generate" if self._inputs.media_token_ids else "/v1/completions"
+        completion = Completion(self.url, path, knobs["max_tokens"], enough)
+        common = {"model": self._model, "return_token_ids": True, "stream": True}
+
+        def for_images() -> Mapping[str, Any]:
+            return {
+                **common,
+                "token_ids": self._inputs.collapse(request.prompt_ids, request.images),
+                "content_parts": image_prompts.content_parts(request, self._inputs),
+                "sampling_params": {"seed": request.seed, "detokenize": False, **knobs},
+            }
+
+        text = {**common, "prompt": request.prompt_ids, "seed": request.seed, **knobs}
+        limit = _CONTROL_BYTES + _TOKEN_BYTES * (len(request.prompt_ids) + knobs["max_tokens"])
+        body = for_images if self._inputs.media_token_ids else text
+        return completion, self._client.stream(path, body, completion.take, limit=limit)
+
+    def answer(self, request: RolloutRequest, knobs: Mapping[str, Any], deadline: Deadline) -> Completion:
+        """Returns one whole completion."""
+        completion, whole = self.complete(request, knobs, lambda _: False)
+        late = f"{completion.address} did not answer in time."
         try:
-            return list(pool.map(ask, requests))
-        except ServerError:
-            bar.update(-done)
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            whole.result(deadline.left(late))
+        except TimeoutError:
+            whole.cancel()
+            raise deadline.passed(late) from None
+        return completion
 
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
-
-    def _complete(self, request: RolloutRequest, knobs: Mapping[str, Any], deadline: Deadline) -> Answer:
-        body = {"prompt": request.prompt_ids, "seed": request.seed, **knobs}
-        choice = self._ask("/v1/completions", body, _Completion, request, knobs, deadline).choices[0]
-        return Answer(choice.prompt_token_ids, choice.token_ids, origin=self.url)
-
-    def _generate(self, request: RolloutRequest, knobs: Mapping[str, Any], deadline: Deadline) -> Answer:
-        body = {
-            "token_ids": self._inputs.collapse(request.prompt_ids, request.images),
-            "content_parts": image_prompts.content_parts(request, self._inputs),
-            "sampling_params": {"seed": request.seed, "detokenize": False, **knobs},
-        }
-        reply = self._ask("/inference/v1/generate", body, _Generated, request, knobs, deadline)
-        return Answer(reply.prompt_token_ids, reply.choices[0].token_ids, origin=self.url)
-
-    def _ask(
-        self,
-        path: str,
-        body: Mapping[str, Any],
-        reply: Any,
-        request: RolloutRequest,
-        knobs: Mapping[str, Any],
-        deadline: Deadline,
-    ) -> Any:
-        limit = _CONTROL_BYTES + _TOKEN_BYTES * (len(request.prompt_ids) + knobs["max_tokens"])
-        return self._post(path, {"model": self._model, "return_token_ids": True, **body}, reply, deadline, limit=limit)
 
     def _call(self, method: str, kwargs: Mapping[str, Any], reply: Any, deadline: Deadline) -> Any:
         body = {"method": method, "kwargs": dict(kwargs)}

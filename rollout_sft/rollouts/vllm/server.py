@@ -1,15 +1,18 @@
 """Generates with vLLM servers: token ids travel over HTTP, weights as `weight_transfer` brings them.
 
 A server keeps the version of its weights in memory with them, so a restart forgets it. The engine asks for the version
-before and after every share of requests: it gives the weights again to a server that came back, and throws away answers
-from any other weights. Rollouts are therefore never stale, even if a server restarts in between.
+before it asks for rollouts, and again before it hands any out: it gives the weights again to a server that came back,
+and throws away answers from any other weights. Rollouts are therefore never stale, even if a server restarts meanwhile.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from functools import partial
+from threading import Lock
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -17,14 +20,19 @@ from accelerate import PartialState
 from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.ranks.distributed import together
-from rollout_sft.rollouts.base import RolloutRequest
+from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.backend import Answer
+from rollout_sft.rollouts.vllm.completion import Completion
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError, excerpt
 from rollout_sft.rollouts.vllm.routes import Server
+from rollout_sft.rollouts.vllm.streaming import ServedRollouts, Watch, pause
 from rollout_sft.rollouts.vllm.weight_transfer import WeightTransfer, side_by_side
 
 T = TypeVar("T")
+
+_INTERVAL = 16
+"""A server sends tokens in groups of this many, where somebody looks at them before the response has ended."""
 
 
 class ServerEngine:
@@ -68,6 +76,7 @@ class ServerEngine:
         self.version: int | None = None
         self.max_model_len = 0
         self.retries = 0
+        self._counting = Lock()
 
     # --- weights -----------------------------------------------------------------------------------------------
 
@@ -96,9 +105,9 @@ class ServerEngine:
     ) -> dict[Server, ServerError]:
         """Sends to the servers that failed; only the main rank knows them, the other ranks have none."""
         for error in failures.values():
-            self._count(attempts, error)
+            self.count(attempts, error)
         for error in list(failures.values())[:1]:
-            deadline.sleep(_pause(attempts), str(error))
+            deadline.sleep(pause(attempts), str(error))
         return send(list(failures))
 
     def _read_limits(self) -> None:
@@ -116,45 +125,85 @@ class ServerEngine:
 
     # --- rollouts ----------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
-        """Returns one answer per request; because each has its own seed, the split over servers changes nothing."""
-        if not requests:
-            return []
+    def begin(
+        self,
+        requests: Sequence[RolloutRequest],
+        knobs: Mapping[str, Any],
+        finish: Callable[[int, Answer], Rollout],
+        *,
+        watch: Callable[[], Watch] | None = None,
+        report: Callable[[Sequence[Answer], float], None] = lambda _, __: None,
+        interval: int = _INTERVAL,
+    ) -> ServedRollouts:
+        """
+        Starts all requests; because each has its own seed, the split over servers changes nothing.
+
+        Args:
+            requests (`Sequence[RolloutRequest]`):
+                What is asked.
+            knobs (`Mapping`):
+                All fields of vLLM's `SamplingParams` but the seed.
+            finish (`Callable[[int, Answer], Rollout]`):
+                Makes the rollout of a request, by its index.
+            watch (`Callable[[], Watch]`, *optional*):
+                Makes what says after how many tokens a response ends. The server stops soon after them; `finish` cuts
+                off the rest.
+            report (`Callable[[Sequence[Answer], float], None]`, *optional*):
+                Called at the end of each `wait` with the answers so far and the seconds that they took.
+            interval (`int`, *optional*):
+                A server sends tokens in groups of this many.
+
+        Returns:
+            [`ServedRollouts`]: to be closed.
+        """
         from tqdm import tqdm
 
-        deadline = Deadline(self._config.timeout)
         sizes = [server.devices for server in self._servers]
         bounds = split_in_proportion(len(requests), sizes, first=PartialState().process_index % len(sizes))
-        shares = [requests[start:end] for start, end in bounds]
-        with tqdm(total=len(requests), desc="rollouts", disable=not self._show_progress, leave=False) as bar:
+        knobs = {**knobs, "stream_interval": interval}
+        return ServedRollouts(
+            [
+                (_Served(self, server, knobs), requests[start:end])
+                for server, (start, end) in zip(self._servers, bounds, strict=True)
+            ],
+            lambda i, completion: finish(i, _answer(completion)),
+            watch=watch,
+            deadline=Deadline(self._config.timeout),
+            bar=tqdm(total=len(requests), desc="rollouts", disable=not self._show_progress, leave=False),
+            report=lambda completions, seconds: report([_answer(c) for c in completions], seconds),
+        )
 
-            def answer(server: Server, share: Sequence[RolloutRequest]) -> list[Answer]:
-                return self._persist(deadline, self._answer_share, server, share, knobs, deadline, bar)
-
-            return [answer for done in side_by_side(answer, self._servers, shares) for answer in done.result()]
-
-    def _answer_share(
-        self,
-        server: Server,
-        share: Sequence[RolloutRequest],
-        knobs: Mapping[str, Any],
-        deadline: Deadline,
-        bar: Any,
+    def generate(
+        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], watch: Callable[[], Watch] | None = None
     ) -> list[Answer]:
-        if not share:
-            return []
-        if server.weight_version(deadline) != self._marker:
-            self._transfer.resend(self._weights, self._marker, server, deadline)
-        answers = server.complete(share, knobs, deadline, bar)
+        """Returns one answer per request."""
+        answers: dict[int, Answer] = {}
+
+        def keep(i: int, answer: Answer) -> Rollout:
+            answers[i] = answer
+            return Rollout(response_ids=answer.token_ids, truncated=False)
+
+        # Without a rule that ends responses nobody looks at tokens before the last.
+        interval = _INTERVAL if watch else knobs["max_tokens"]
+        with closing(self.begin(requests, knobs, keep, watch=watch, interval=interval)) as rollouts:
+            return [answers[i] for i in rollouts.wait(None)]
+
+    def renew(self, server: Server, deadline: Deadline) -> bool:
+        """Gives a server the weights if it has others, as after a restart; returns whether it had."""
+        if server.weight_version(deadline) == self._marker:
+            return False
+        self._transfer.resend(self._weights, self._marker, server, deadline)
+        return True
+
+    def check(self, server: Server, deadline: Deadline) -> None:
+        """Raises [`ServerError`] if a server has other weights than it was given."""
         found = server.weight_version(deadline)
         if found != self._marker:
-            bar.update(-len(answers))
             raise ServerError(
                 f"{server.url} changed its weights while it generated: they are {excerpt(found, 80)!r} now and "
                 f"were {self._marker!r}. Does another run use the same server?",
                 again=True,
             )
-        return answers
 
     def sleep(self) -> None:
         """Does nothing: servers run on their own devices."""
@@ -178,21 +227,39 @@ class ServerEngine:
                 if not error.again:
                     raise
                 attempts += 1
-                self._count(attempts, error)
-                deadline.sleep(_pause(attempts), str(error))
+                self.count(attempts, error)
+                deadline.sleep(pause(attempts), str(error))
 
-    def _count(self, attempts: int, error: ServerError) -> None:
+    def count(self, attempts: int, error: ServerError) -> None:
         """Counts a failure that may pass, or raises it as the last one that was allowed."""
         if attempts > self._config.retries:
             raise ServerError(
                 f"{error} Asked {attempts} times (rollout_matching.vllm.retries: {self._config.retries})."
             ) from error
-        self.retries += 1
+        with self._counting:
+            self.retries += 1
 
 
-def _pause(attempts: int) -> float:
-    """Returns the seconds to wait before the next attempt."""
-    return min(2.0 ** (attempts - 1), 30.0)
+class _Served:
+    """One server as a source of rollouts, with the sampling parameters of one `begin`."""
+
+    def __init__(self, engine: ServerEngine, server: Server, knobs: Mapping[str, Any]):
+        self.concurrency = server.concurrency
+        self.count = engine.count
+        self._engine, self._server, self._knobs = engine, server, knobs
+
+    def complete(self, request: RolloutRequest, enough: Callable[[list[int]], bool]) -> tuple[Completion, Future[None]]:
+        return self._server.complete(request, self._knobs, enough)
+
+    def renew(self, deadline: Deadline) -> bool:
+        return self._engine.renew(self._server, deadline)
+
+    def check(self, deadline: Deadline) -> None:
+        self._engine.check(self._server, deadline)
+
+
+def _answer(completion: Completion) -> Answer:
+    return Answer(completion.prompt_ids, completion.token_ids, origin=completion.server)
 
 
 def split_in_proportion(count: int, sizes: Sequence[int], *, first: int = 0) -> list[tuple[int, int]]:

@@ -13,17 +13,12 @@ from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.vllm.http import AUTHORIZATION, Deadline, ServerError
 from rollout_sft.rollouts.vllm.routes import Server
-from tests.hostile_server import HostileServer, answer
+from tests.hostile_server import HostileServer, answer, events
 
 MODELS = {"data": [{"id": "m", "max_model_len": 64}]}
 WHOLE = answer({"weight_version": "default"})
 REQUEST = RolloutRequest(prompt_ids=[1, 2, 3], seed=5)
 KNOBS = {"max_tokens": 4}
-
-
-class Bar:
-    def update(self, _):
-        pass
 
 
 def one_byte_each(reply, seconds=0.05):
@@ -80,7 +75,7 @@ def test_a_flood_is_refused_at_the_size_that_was_asked_for(declared):
     with HostileServer(flood) as hostile:
         tracemalloc.start()
         with pytest.raises(ServerError, match=r"answered 200 with more than the 1,052,160 bytes that an answer can"):
-            Server(hostile.url, concurrency=1).complete([REQUEST], KNOBS, Deadline(20), Bar())
+            Server(hostile.url, concurrency=1).answer(REQUEST, KNOBS, Deadline(20))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8 << 20
@@ -91,10 +86,10 @@ def test_the_longest_honest_completion_is_within_the_limit():
     """Every token as long as the longest of common tokenizers: 128 characters, escaped to 6 bytes each at worst."""
     request = RolloutRequest(prompt_ids=[151_643] * 2000, seed=1)
     text = "\\u200b" * 32 * 1000
-    choice = {"prompt_token_ids": request.prompt_ids, "token_ids": [151_643] * 1000}
-    body = json.dumps({"choices": [choice]})[:-3].encode() + b', "text": "' + text.encode() + b'"}]}'
-    with HostileServer(lambda *_: [answer(body)]) as hostile:
-        (got,) = Server(hostile.url, concurrency=1).complete([request], {"max_tokens": 1000}, Deadline(20), Bar())
+    choice = {"prompt_token_ids": request.prompt_ids, "token_ids": [151_643] * 1000, "finish_reason": "length"}
+    event = json.dumps({"choices": [choice]})[:-3].encode() + b', "text": "' + text.encode() + b'"}]}'
+    with HostileServer(lambda *_: [events(event)]) as hostile:
+        got = Server(hostile.url, concurrency=1).answer(request, {"max_tokens": 1000}, Deadline(20))
     assert got.prompt_ids == request.prompt_ids
     assert got.token_ids == [151_643] * 1000
 
@@ -117,7 +112,7 @@ def test_a_redirect_is_not_followed(status):
         with HostileServer(lambda *_: [moved]) as hostile:
             server = Server(hostile.url, concurrency=1)
             with pytest.raises(ServerError, match=f"/v1/completions answered {status}, a redirect, .* not followed"):
-                server.complete([REQUEST], KNOBS, Deadline(5), Bar())
+                server.answer(REQUEST, KNOBS, Deadline(5))
             with pytest.raises(ServerError, match=f"answered {status}, a redirect"):
                 server.weight_version(Deadline(5))
         assert elsewhere.asked == []
@@ -153,7 +148,7 @@ ROUTES = {
     "/collective_rpc receive": lambda s: s.receive(Deadline(5)),
     "/collective_rpc join": lambda s: s.join_stream({}, Deadline(5)),
     "/collective_rpc streams": lambda s: s.open_streams(Deadline(5)),
-    "/v1/completions": lambda s: s.complete([REQUEST], KNOBS, Deadline(5), Bar()),
+    "/v1/completions": lambda s: s.answer(REQUEST, KNOBS, Deadline(5)),
 }
 DEEP = b"[" * 100_000
 ANYWHERE = [b"", b"{", b"null", b"[]", b'"text"', b"<html>busy</html>", b"\xff\xfe", b"NaN", DEEP, b"9" * 6000]
@@ -161,10 +156,11 @@ IDS = [None, "7", [1, "7"], [7.9], [7.0], [True], [[1]], {"0": 1}, [None], 7, [f
 
 
 def completion(ids, prompt=(1, 2, 3)):
-    return {"choices": [{"token_ids": ids, "prompt_token_ids": list(prompt)}]}
+    return {"choices": [{"token_ids": ids, "prompt_token_ids": list(prompt), "finish_reason": "length"}]}
 
 
-WRONG = [(route, body) for route in ROUTES for body in ANYWHERE]
+WRONG = [(route, body) for route in ROUTES for body in ANYWHERE if body or route != "/v1/completions"]
+WRONG += [("/v1/completions", events(body)) for body in ANYWHERE]
 WRONG += [("/v1/completions", completion(ids)) for ids in IDS]
 WRONG += [("/v1/completions", completion([1], prompt)) for prompt in ("abc", [1.5], [None])]
 WRONG += [("/v1/completions", {"choices": choices}) for choices in ([], {}, "a", [1], [None], [{}], [{}, {}], None)]
@@ -181,7 +177,9 @@ WRONG += [("/collective_rpc streams", {"results": [v]}) for v in (3, None, ["a"]
 
 @pytest.mark.parametrize(("route", "body"), WRONG)
 def test_a_reply_of_the_wrong_shape_is_one_kind_of_error(route, body):
-    with HostileServer(lambda *_: [answer(body)]) as hostile, pytest.raises(ServerError) as caught:
+    as_events = route == "/v1/completions" and not isinstance(body, bytes)
+    reply = body if isinstance(body, bytes) and b"data:" in body else events(body) if as_events else answer(body)
+    with HostileServer(lambda *_: [reply]) as hostile, pytest.raises(ServerError) as caught:
         ROUTES[route](Server(hostile.url, concurrency=1))
     message = str(caught.value)
     assert hostile.url in message
@@ -235,18 +233,6 @@ def test_a_password_in_base_url_is_refused_and_never_shown(url):
     with pytest.raises(ValueError, match=r"base_url") as caught:
         VLLMConfig(mode="server", base_url=["http://fine:1", url])
     assert "tr0ub4dor" not in str(caught.value)
-
-
-def test_sixty_four_requests_at_a_time_come_back_in_their_order():
-    def echo(_, body):
-        prompt = json.loads(body)["prompt"]
-        yield 0.002 * (prompt[0] % 5)
-        yield answer(completion([prompt[0]], prompt))
-
-    asked = [RolloutRequest(prompt_ids=[n, 1], seed=n) for n in range(300)]
-    with HostileServer(echo) as hostile:
-        got = Server(hostile.url, concurrency=64).complete(asked, KNOBS, Deadline(20), Bar())
-    assert [(a.prompt_ids, a.token_ids) for a in got] == [([n, 1], [n]) for n in range(300)]
 
 
 def test_clients_that_are_made_and_first_used_at_once_do_not_meet():
