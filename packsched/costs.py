@@ -72,7 +72,11 @@ def costs_by_length(cost: Callable[[int], int], lens: Iterable[int]) -> dict[int
 def checked_costs(costs: Iterable[SupportsIndex], segments: int) -> list[int]:
     """Returns one cost for each of `segments` segments as plain integers of at least 1, or raises `PackingError`."""
     check_ordered("the costs are", costs, "integers, one for each segment")
-    found = list(costs)
-    if len(found) != segments:
-        raise PackingError(f"there are {len(found)} costs for {segments} segments; give one for each.")
-    return [checked_count(f"the cost of segment {index}", cost) for index, cost in enumerate(found)]
+    given = list(costs)
+    if len(given) != segments:
+        raise PackingError(f"there are {len(given)} costs for {segments} segments; give one for each.")
+    # Plain integers, the usual case, need no message each: a thousand ranks give their costs in one call.
+    plain = [cost for cost in given if type(cost) is int and cost >= 1]
+    if len(plain) == segments:
+        return plain
+    return [checked_count(f"the cost of segment {index}", cost) for index, cost in enumerate(given)]

@@ -13,21 +13,22 @@ Under data parallelism the step waits for the slowest rank's whole window. So:
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import SupportsIndex
 
 from packsched.arguments import check_ordered, checked_count, checked_lengths
-from packsched.balancing.bounds import least_given
+from packsched.balancing.easy_windows import plan_easy_windows
 from packsched.balancing.exchange import Held, level_ranks, own_first
-from packsched.balancing.pooling import Groups, fit_every_rank
+from packsched.balancing.given import GivenWindow, Groups
+from packsched.balancing.pooling import fit_every_rank
 from packsched.balancing.swaps import PackedRanks
 from packsched.costs import DEFAULT_COST, checked_costs, costs_by_length
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
 from packsched.planner.bounds import lower_bound
 from packsched.planner.cost_levelling import exchange
 from packsched.planner.greedy import best_fit_decreasing
-from packsched.planner.levelling import load_bound
 from packsched.planner.stages import Packs
 from packsched.window import Objective, WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
 
@@ -53,11 +54,7 @@ class RanksPlan:
             in order, then the received ones in the order of `moves`. The plans' indices point into this tuple.
         plans: One `WindowPlan` for each rank.
         costs: Each rank's cost after the moves; `costs_before` is the cost without them.
-        least_cost: A lower bound of the costliest rank's cost, however segments are distributed (proven).
         moved_tokens: Tokens of all moved segments together.
-        least_moved_tokens: A lower bound of the tokens that have to leave their ranks so that no rank costs more than
-            the costliest does here, none holds more tokens than its packs, and none has a window that is proven not
-            to fit them.
     """
 
     moves: tuple[tuple[int, int, int], ...]
@@ -65,9 +62,8 @@ class RanksPlan:
     plans: tuple[WindowPlan, ...]
     costs: tuple[int, ...]
     costs_before: tuple[int, ...]
-    least_cost: int
     moved_tokens: int
-    least_moved_tokens: int
+    _given: GivenWindow = field(repr=False, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -84,6 +80,24 @@ class RanksPlan:
     def straggler_before(self) -> float:
         """Returns highest over mean cost of the ranks without the moves."""
         return _over_mean(max(self.costs_before), self.costs)
+
+    @cached_property
+    def least_cost(self) -> int:
+        """Returns a lower bound of the costliest rank's cost, however segments are distributed (proven).
+
+        It is computed when it is first asked for, as is `least_moved_tokens`: neither decides anything.
+        """
+        return self._given.least_cost()
+
+    @cached_property
+    def least_moved_tokens(self) -> int:
+        """Returns a lower bound of the tokens that have to leave their ranks.
+
+        It holds for every plan in which no rank costs more than the costliest does here, none holds more tokens than
+        its packs, and none has a window that is proven not to fit them.
+        """
+        givers = sorted({from_rank for _, from_rank, _ in self.moves})
+        return self._given.least_given(givers, max(self.costs), len(self.plans[0].packs))
 
     @property
     def straggler_bound(self) -> float:
@@ -142,7 +156,8 @@ def plan_ranks(
     lens = [_of_rank(rank, checked_lengths, rank_lens, cap) for rank, rank_lens in enumerate(encoded_lens_by_rank)]
     if not lens:
         raise PackingError("there are no ranks; encoded_lens_by_rank holds one sequence of lengths for each rank.")
-    window = _Ranks(lens, _checked(cost, lens), _checked_groups(groups, lens), cap, objective, checked_effort(effort))
+    given = GivenWindow(lens, _checked(cost, lens), _checked_groups(groups, lens), cap)
+    window = _Ranks(given, objective, checked_effort(effort))
     if steps is not None:
         return window.plan(steps)
     everything = sorted(chain.from_iterable(lens), reverse=True)
@@ -157,44 +172,33 @@ def plan_ranks(
 class _Ranks:
     """Holds the checked arguments of `plan_ranks`."""
 
-    def __init__(
-        self,
-        lens: list[list[int]],
-        costs: list[list[int]],
-        groups: Groups | None,
-        cap: int,
-        objective: Objective,
-        effort: float,
-    ) -> None:
-        plan_window([], cap, 1, objective=objective)  # refuse a bad objective up front
-        self.lens, self.costs, self.groups = lens, costs, groups
-        self.cap, self.objective, self.effort = cap, objective, effort
+    def __init__(self, given: GivenWindow, objective: Objective, effort: float) -> None:
+        plan_window([], given.packing_length, 1, objective=objective)  # refuse a bad objective up front
+        self.given, self.objective, self.effort = given, objective, effort
+        self.lens, self.costs, self.groups, self.cap = given.lens, given.costs, given.groups, given.packing_length
+        self.costs_before = tuple(map(sum, self.costs))
 
     def plan(self, steps: int) -> RanksPlan:
         """Plans a given number of micro-steps."""
         held = self._level(steps)
-        plans = [self._plan_rank(here, steps, self.effort * _TRIAL_EFFORT) for here in held]
+        plans = self._plan_ranks(held, steps)
         if None in plans:
             self._refuse_what_is_proven(steps)
             self._find_places(held, plans, steps)
         if None in plans:
             self._fit(held, plans, steps)
-        costs = [sum(self.costs[rank][at] for rank, at in here) for here in held]
+        costs = self._costs_after(_moves(held))
         if max(costs) * len(costs) * 1000 > _LEVEL * sum(costs):
             packed = self._open(held, plans, steps)
             packed.level(_LEVEL)
             self._adopt(packed, held, plans, steps)
         found = [self._searched(here, plan, steps) for here, plan in zip(held, plans, strict=True)]
-        return self._as_plan(held, found, steps)
+        return self._as_plan(held, found)
 
     def _level(self, steps: int) -> Held:
         if self.groups is None:
             return level_ranks(self.lens, self.costs, self.cap * steps)
-        units = [_members(rank_groups) for rank_groups in self.groups]
-        lens, costs = (
-            [[sum(rank[at] for at in unit) for unit in of] for rank, of in zip(values, units, strict=True)]
-            for values in (self.lens, self.costs)
-        )
+        units, lens, costs = self.given.units, self.given.of_units(self.lens), self.given.of_units(self.costs)
         held = level_ranks(lens, costs, self.cap * steps)
         # Groups are too coarse for the packs' exchanges of single segments, so whole groups change places now.
         flat = [(rank, unit) for rank, of in enumerate(units) for unit in range(len(of))]
@@ -215,6 +219,15 @@ class _Ranks:
 
     def _lens_of(self, here: Sequence[tuple[int, int]]) -> list[int]:
         return [self.lens[rank][at] for rank, at in here]
+
+    def _plan_ranks(self, held: Held, steps: int) -> list[WindowPlan | None]:
+        easy: list[WindowPlan | None] = [None] * len(held)
+        if self.objective == "dense":
+            easy = plan_easy_windows(list(map(self._lens_of, held)), self.cap, steps)
+        return [
+            plan or self._plan_rank(here, steps, self.effort * _TRIAL_EFFORT)
+            for here, plan in zip(held, easy, strict=True)
+        ]
 
     def _plan_rank(self, here: Sequence[tuple[int, int]], steps: int, effort: float) -> WindowPlan | None:
         costs = [self.costs[rank][at] for rank, at in here] if self.objective == "cost" else None
@@ -239,17 +252,13 @@ class _Ranks:
             movable = [[True] * len(rank_lens) for rank_lens in self.lens]
         else:
             movable = [[rank_groups.count(group) == 1 for group in rank_groups] for rank_groups in self.groups]
-        packed = PackedRanks(self.lens, self.costs, movable, held, self.cap, steps)
-        for rank, plan in enumerate(plans):
-            if plan is not None:
-                packed.open(rank, held[rank], plan.packs)
-        return packed
+        packs = [None if plan is None else plan.packs for plan in plans]
+        return PackedRanks(self.lens, self.costs, movable, held, packs, self.cap, steps)
 
     def _adopt(self, packed: PackedRanks, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
         """Takes over what exchanges have changed; plans the ranks anew where packs are to be level."""
-        for rank in sorted(packed.changed):
-            here = held[rank] = packed.held(rank)
-            packs = packed.packs(rank, here)
+        for rank, here, packs in packed.held_and_packed(sorted(packed.changed)):
+            held[rank] = here
             found = None if self.objective == "dense" else self._plan_rank(here, steps, self.effort)
             plans[rank] = found or plan_of_packs(self._lens_of(here), packs, self.cap, steps, self.objective)
 
@@ -302,48 +311,35 @@ class _Ranks:
 
         fit_every_rank(held, self.lens, self.costs, steps, plans, plan, pool, adopt, self.groups)
 
-    def _as_plan(self, held: Held, plans: Sequence[WindowPlan], steps: int) -> RanksPlan:
-        moves = sorted(
-            (
-                (segment, from_rank, rank)
-                for rank, here in enumerate(held)
-                for from_rank, segment in here
-                if from_rank != rank
-            ),
-            key=lambda move: (move[1], move[0]),
-        )
-        costs = tuple(sum(self.costs[rank][at] for rank, at in here) for here in held)
+    def _as_plan(self, held: Held, plans: Sequence[WindowPlan]) -> RanksPlan:
+        moves = _moves(held)
         return RanksPlan(
             moves=tuple(moves),
             segments=tuple(tuple(here) for here in held),
             plans=tuple(plans),
-            costs=costs,
-            costs_before=tuple(map(sum, self.costs)),
-            least_cost=self._least_cost(),
+            costs=self._costs_after(moves),
+            costs_before=self.costs_before,
             moved_tokens=sum(self.lens[from_rank][segment] for segment, from_rank, _ in moves),
-            least_moved_tokens=sum(
-                least_given(self.lens[rank], self.costs[rank], max(costs), self.cap, steps)
-                for rank in sorted({from_rank for _, from_rank, _ in moves})
-            ),
+            _given=self.given,
         )
 
-    def _least_cost(self) -> int:
-        units = self.costs
-        if self.groups is not None:
-            units = [
-                [sum(rank[at] for at in unit) for unit in _members(groups)]
-                for rank, groups in zip(self.costs, self.groups, strict=True)
-            ]
-        dearest = sorted(chain.from_iterable(units), reverse=True)
-        return load_bound(dearest, len(self.lens)) if dearest else 0
+    def _costs_after(self, moves: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
+        costs = list(self.costs_before)
+        for segment, from_rank, to_rank in moves:
+            costs[from_rank] -= self.costs[from_rank][segment]
+            costs[to_rank] += self.costs[from_rank][segment]
+        return tuple(costs)
 
 
-def _members(groups: Sequence[int]) -> list[list[int]]:
-    """Returns the segments of each group, the groups in the order of their first segment."""
-    members: dict[int, list[int]] = {}
-    for at, group in enumerate(groups):
-        members.setdefault(group, []).append(at)
-    return list(members.values())
+def _moves(held: Held) -> list[tuple[int, int, int]]:
+    """Returns (segment, from_rank, to_rank) of what changes its rank, ordered by from_rank and then segment."""
+    received: list[tuple[int, int, int]] = []
+    for rank, here in enumerate(held):
+        for from_rank, segment in reversed(here):
+            if from_rank == rank:  # the rest is its own
+                break
+            received.append((from_rank, segment, rank))
+    return [(segment, from_rank, rank) for from_rank, segment, rank in sorted(received)]
 
 
 def _of_rank(rank: int, check: Callable[..., list[int]], *arguments: object) -> list[int]:

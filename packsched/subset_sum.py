@@ -58,7 +58,10 @@ def fill_room(lengths: Sequence[int], room: int, enough: int = 0) -> list[int]:
             history = _history(starts[block], lengths[block * step : (block + 1) * step], room)
         end = len(history)
         while not starts[block] >> total & 1:
-            end = bisect_left(history, 1, hi=end, key=lambda reach: reach >> total & 1) - 1
+            # Where most of the segments are selected, the next one is usually the neighbour.
+            end -= 1
+            if history[end] >> total & 1:
+                end = bisect_left(history, 1, hi=end, key=lambda reach: reach >> total & 1) - 1
             chosen.append(block * step + end)
             total -= lengths[block * step + end]
     return chosen[::-1]

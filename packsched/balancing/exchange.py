@@ -51,7 +51,9 @@ def level_ranks(lens: Sequence[Sequence[int]], costs: Sequence[Sequence[int]], t
 
 def own_first(rank: int, units: Iterable[HeldUnit]) -> list[HeldUnit]:
     """Sorts the units of `rank` first, then those of other ranks; both in order."""
-    return sorted(units, key=lambda one: (one[0] != rank, one))
+    ordered = sorted(units)
+    own = [one for one in ordered if one[0] == rank]
+    return own if len(own) == len(ordered) else own + [one for one in ordered if one[0] != rank]
 
 
 def _level_to(
@@ -98,7 +100,10 @@ def _level_to(
         free[to] -= length
         insort(rooms, (room + minus_cost, to))
     # A rank may receive one of the units that it gave.
-    return [own_first(rank, own + new) for rank, (own, new) in enumerate(zip(held, received, strict=True))]
+    for rank, new in enumerate(received):
+        if new:
+            held[rank] = own_first(rank, held[rank] + new)
+    return held
 
 
 def _keep(rank_lens: Sequence[int], costs: Sequence[int], limit: int, tokens: int, keep_short: bool) -> list[int]:

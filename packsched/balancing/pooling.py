@@ -7,6 +7,7 @@ unless a rank would then cost more than the costliest rank so far.
 from collections.abc import Callable, Iterator, Sequence
 
 from packsched.balancing.exchange import Held, HeldUnit, own_first
+from packsched.balancing.given import Groups
 from packsched.window import WindowPlan
 
 PlanRank = Callable[[Sequence[int], bool], WindowPlan | None]
@@ -15,9 +16,6 @@ PlanPool = Callable[[Sequence[int], int], Sequence[Sequence[int]] | None]
 """Packs (of indices) the lengths of that many ranks; returns None if it finds no packs, or raises for all ranks."""
 AdoptPacks = Callable[[Sequence[int], list[list[int]]], WindowPlan]
 """Turns packs that were found in a pool into the plan of one rank's lengths."""
-
-Groups = Sequence[Sequence[int]]
-"""For each rank the group of each of its segments; the segments of a group stay on one rank."""
 
 # Ranks with most free tokens that are asked to take a segment.
 _RECEIVERS = 8

@@ -10,8 +10,9 @@ Cost: an exchange compares the segments of one rank with those of the 128 cheape
 where these have no place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,29 @@ _WayOut = tuple[int, int, int, int, int]
 """Tokens that move, length of what comes back, what leaves, the pack it goes into, and what comes back or _NONE."""
 
 
+class _Offered(NamedTuple):
+    """What the asked ranks have, in arrays: movable segments that lie in packs, and packs.
+
+    Attributes:
+        segments: The segments; `lens` are their tokens and `ranks` where they are.
+        spent: What the rank of each costs without it.
+        room: The tokens that its pack has room for without it.
+        moved: The tokens that would move more, or less, if it came to the asking rank.
+        packs: The packs; `pack_ranks`, `pack_room` and `pack_spent` are their ranks, free tokens, and ranks' costs.
+    """
+
+    segments: Ints
+    lens: Ints
+    ranks: Ints
+    spent: Ints
+    room: Ints
+    moved: Ints
+    packs: Ints
+    pack_ranks: Ints
+    pack_room: Ints
+    pack_spent: Ints
+
+
 class PackedRanks:
     """Holds which segment lies in which pack of which rank, and what each rank costs.
 
@@ -38,8 +62,9 @@ class PackedRanks:
         costs: The cost of each of these segments.
         movable: For each rank, whether each of its segments may change its rank.
         held: For each rank the (from_rank, segment) pairs of the segments that it has now.
+        packs: For each rank its packs, as indices into what it holds; None for a rank whose packs are opened later.
         packing_length: The cap of a pack.
-        micro_steps: Packs of each rank. A rank has none until they are opened.
+        micro_steps: Packs of each rank.
 
     Attributes:
         changed: Ranks that have other segments, or other packs, than those with which they were opened.
@@ -51,6 +76,7 @@ class PackedRanks:
         costs: Sequence[Sequence[int]],
         movable: Sequence[Sequence[bool]],
         held: Held,
+        packs: Sequence[Sequence[Sequence[int]] | None],
         packing_length: int,
         micro_steps: int,
     ) -> None:
@@ -60,12 +86,20 @@ class PackedRanks:
         self._costs = np.array([cost >> shift for cost in chain.from_iterable(costs)], dtype=np.int64)
         self._movable = np.array(list(chain.from_iterable(movable)), dtype=bool)
         self._home = np.repeat(np.arange(len(lens)), np.diff(self._first))
-        self._rank = self._home.copy()
-        for rank, here in enumerate(held):
-            self._rank[self._flat(here)] = rank
-        self._pack = np.full(len(self._lens), _NONE)
         self._cap, self._steps = packing_length, micro_steps
-        self._slack = np.zeros(len(lens) * micro_steps, np.int64)
+        flat = self._flat(list(chain.from_iterable(held)))
+        sizes = [len(here) for here in held]
+        self._rank = np.empty_like(self._home)
+        self._rank[flat] = np.repeat(np.arange(len(lens)), sizes)
+        closed: list[list[int]] = [[]] * micro_steps
+        filled = [pack for of in packs for pack in (closed if of is None else of)]
+        first = np.repeat(np.cumsum([0, *sizes[:-1]]), micro_steps)
+        fill = [len(pack) for pack in filled]
+        inside = flat[np.array(list(chain.from_iterable(filled)), dtype=np.int64) + np.repeat(first, fill)]
+        self._pack = np.full(len(self._lens), _NONE)
+        self._pack[inside] = np.repeat(np.arange(len(filled)), fill)
+        self._slack = np.repeat([0 if of is None else packing_length for of in packs], micro_steps)
+        np.subtract.at(self._slack, self._pack[inside], self._lens[inside])
         self._rank_costs = np.zeros(len(lens), np.int64)
         np.add.at(self._rank_costs, self._rank, self._costs)
         self.changed: set[int] = set()
@@ -119,16 +153,25 @@ class PackedRanks:
 
     def held(self, rank: int) -> list[HeldUnit]:
         """Returns the (from_rank, segment) pairs of a rank, its own first."""
-        flat = np.flatnonzero(self._rank == rank)
-        homes = self._home[flat]
-        return own_first(rank, zip(homes.tolist(), (flat - self._first[homes]).tolist(), strict=True))
+        return [one for one, _ in self._held(rank, np.flatnonzero(self._rank == rank))]
 
-    def packs(self, rank: int, here: Sequence[HeldUnit]) -> list[list[int]]:
-        """Returns the packs of a rank, as indices into `here`."""
-        packs: list[list[int]] = [[] for _ in range(self._steps)]
-        for index, pack in enumerate((self._pack[self._flat(here)] - rank * self._steps).tolist()):
-            packs[pack].append(index)
-        return packs
+    def held_and_packed(self, ranks: Sequence[int]) -> Iterator[tuple[int, list[HeldUnit], list[list[int]]]]:
+        """Yields for each rank what it holds, as `held`, and its packs as indices into that."""
+        by_rank = np.argsort(self._rank, kind="stable")
+        starts = np.searchsorted(self._rank[by_rank], np.add([[0], [1]], ranks))
+        for rank, start, end in zip(ranks, *starts.tolist(), strict=True):
+            found = self._held(rank, by_rank[start:end])
+            packs: list[list[int]] = [[] for _ in range(self._steps)]
+            for index, (_, pack) in enumerate(found):
+                packs[pack - rank * self._steps].append(index)
+            yield rank, [one for one, _ in found], packs
+
+    def _held(self, rank: int, flat: Ints) -> list[tuple[HeldUnit, int]]:
+        """Returns the pair and the pack of each of these segments, the rank's own first."""
+        homes = self._home[flat]
+        units = zip(homes.tolist(), (flat - self._first[homes]).tolist(), strict=True)
+        pack_of = dict(zip(units, self._pack[flat].tolist(), strict=True))
+        return [(one, pack_of[one]) for one in own_first(rank, pack_of)]
 
     def _flat(self, here: Sequence[HeldUnit]) -> Ints:
         pairs = np.array(here, dtype=np.int64).reshape(-1, 2)
@@ -154,10 +197,8 @@ class PackedRanks:
         yielding = mine[self._lens[mine] + self._slack[self._pack[mine]] >= self._lens[one]]
         cheapest_first = self._rank_costs.argsort(kind="stable")
         for ranks in (cheapest_first[:_PARTNERS], cheapest_first[_PARTNERS:]):
-            theirs, packs = self._of(ranks[ranks != rank])
-            theirs = theirs[self._pack[theirs] != _NONE]
-            ways = [self._way_of(leaving, one, rank, limit, theirs, packs) for leaving in (one, *yielding.tolist())]
-            best = min((way for way in ways if way is not None), default=None)
+            offered = self._offered(ranks[ranks != rank], rank)
+            best = self._best_way(np.concatenate([[one], yielding]), rank, limit, offered)
             if best is not None:
                 return best
         return None
@@ -168,39 +209,54 @@ class PackedRanks:
         asked[ranks] = True
         return np.flatnonzero(asked[self._rank] & self._movable), np.flatnonzero(np.repeat(asked, self._steps))
 
-    def _way_of(self, leaving: int, one: int, rank: int, limit: int, theirs: Ints, packs: Ints) -> _WayOut | None:
+    def _offered(self, ranks: Ints, rank: int) -> _Offered:
+        theirs, packs = self._of(ranks)
+        theirs = theirs[self._pack[theirs] != _NONE]
+        lens, now, home = self._lens[theirs], self._rank[theirs], self._home[theirs]
+        return _Offered(
+            segments=theirs,
+            lens=lens,
+            ranks=now,
+            spent=self._rank_costs[now] - self._costs[theirs],
+            room=lens + self._slack[self._pack[theirs]],
+            moved=np.where(home == now, lens, np.where(home == rank, -lens, 0)),
+            packs=packs,
+            pack_ranks=packs // self._steps,
+            pack_room=self._slack[packs],
+            pack_spent=self._rank_costs[packs // self._steps],
+        )
+
+    def _best_way(self, leaving: Ints, rank: int, limit: int, offered: _Offered) -> _WayOut | None:
+        """Compares all ways of all segments that may leave: the first, or one whose place the first takes."""
         own = slice(rank * self._steps, (rank + 1) * self._steps)
-        room = self._slack[own].copy()
-        if leaving != one:
-            room[self._pack[leaving] - own.start] += self._lens[leaving] - self._lens[one]
-        length, cost = int(self._lens[leaving]), self._costs[leaving]
-        tightest = int(np.where(room >= length, room, _NEVER).argmin())
-        if room[tightest] >= length:
-            return 0, 0, leaving, own.start + tightest, _NONE
-        if not self._movable[leaving]:
+        lens, costs, homes = self._lens[leaving], self._costs[leaving], self._home[leaving]
+        own_lens = np.where(homes == rank, lens, 0)
+        room = np.tile(self._slack[own], (len(leaving), 1))
+        room[np.arange(1, len(leaving)), self._pack[leaving[1:]] - own.start] += lens[1:] - lens[0]
+        # Into another pack of the rank, the tightest.
+        fits = room >= lens[:, None]
+        who, pack = np.nonzero(fits)
+        stays = [0 * who, 0 * who, leaving[who], room[who, pack], own.start + pack, 0 * who + _NONE]
+        # Into a pack of another rank.
+        away = np.flatnonzero(self._movable[leaving] & ~fits.any(axis=1))
+        length, most = lens[away, None], limit - costs[away, None]
+        who, at = np.nonzero((offered.pack_room >= length) & (offered.pack_spent <= most))
+        who = away[who]
+        moved = own_lens[who] - np.where(offered.pack_ranks[at] == homes[who], lens[who], 0)
+        goes = [moved, 0 * who, leaving[who], offered.pack_room[at], offered.packs[at], 0 * who + _NONE]
+        # For a segment that has room here, and leaves room enough where it was.
+        who, at = np.nonzero(
+            (offered.lens <= room[away].max(axis=1, keepdims=True)) & (offered.room >= length) & (offered.spent <= most)
+        )
+        who, comes = away[who], offered.segments[at]
+        moved = own_lens[who] - np.where(offered.ranks[at] == homes[who], lens[who], 0)
+        swaps = [moved + offered.moved[at], offered.lens[at], leaving[who], comes, self._pack[comes], comes]
+        ways = np.concatenate([stays, goes, swaps], axis=1)
+        if not ways.size:
             return None
-        moved = length if self._home[leaving] == rank else 0
-        ways: list[_WayOut] = []
-        roomy = packs[(self._slack[packs] >= length) & (self._rank_costs[packs // self._steps] + cost <= limit)]
-        if len(roomy):
-            gained = np.where(roomy // self._steps == self._home[leaving], length, 0)
-            best = int(roomy[np.lexsort((self._slack[roomy], -gained))[0]])
-            ways.append((moved - int(gained.max()), 0, leaving, best, _NONE))
-        # What comes back has room here, and leaves room enough where it was.
-        back = theirs[
-            (self._lens[theirs] <= room.max())
-            & (self._lens[theirs] + self._slack[self._pack[theirs]] >= length)
-            & (self._rank_costs[self._rank[theirs]] + cost - self._costs[theirs] <= limit)
-        ]
-        if len(back):
-            lens = self._lens[back]
-            more = np.where(self._home[back] == self._rank[back], lens, np.where(self._home[back] == rank, -lens, 0))
-            more -= np.where(self._rank[back] == self._home[leaving], length, 0)
-            best = int(np.lexsort((lens, more))[0])
-            ways.append(
-                (moved + int(more[best]), int(lens[best]), leaving, int(self._pack[back[best]]), int(back[best]))
-            )
-        return min(ways, default=None)
+        ways = ways[:, ways[0] == ways[0].min()]
+        tokens, back, left, _, into, came = ways[:, np.lexsort(ways[4::-1])[0]].tolist()
+        return tokens, back, left, into, came
 
     def _go(self, one: int, rank: int, way: _WayOut) -> None:
         _, _, leaving, pack, back = way

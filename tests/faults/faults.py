@@ -38,11 +38,14 @@ class Fault:
     share: float = 0.0  # SIGKILL: after this share of the previous window's time
 
 
+EXCHANGE = "while segments change ranks"
+MANY = "too many long segments"
+
 HOW = {
     ROLLOUT: ["before it generates", "after it has generated"],
     SAMPLE: ["no prompt_ids", "no objects", "a box of three numbers", "a desc that is no text", "the data set raises"],
-    WINDOW: ["too many long segments", "one segment too long"],
-    KILL: ["at a random moment"],
+    WINDOW: [MANY, "one segment too long"],
+    KILL: ["at a random moment", EXCHANGE],
     # The last ones only on the rank that writes them.
     KILL_SAVE: [
         "before anything is written",
@@ -57,9 +60,12 @@ HOW = {
 }
 RANK_0_ALONE = {"in the model", "in the optimizer", "before the mark", "after the mark", HOW[KILL_SAVE][-1]}
 
-ONLY_IN_SCOPE = {"in the carry buffer": "micro", "too many long segments": "window"}
-EXCHANGE = "in the exchange"
-"""How a rank of scope `global` is killed while segments change ranks; not drawn."""
+ONLY_IN_SCOPES = {
+    "in the carry buffer": ("micro",),
+    "the carry buffer": ("micro",),
+    MANY: ("window", "global"),
+    EXCHANGE: ("global",),
+}
 
 
 def plant(trainer, fault, folder):
@@ -135,7 +141,10 @@ class BrokenDataset(Dataset):
 def break_window(trainer, fault, folder):
     build = trainer.target_builder.build
     length = trainer.args.packing_length
-    length = length // 2 + 1 if fault.how == "too many long segments" else length + 1
+    if fault.how != MANY:
+        length += 1
+    elif trainer.args.post_rollout_pack_scope == "window":
+        length = length // 2 + 1  # in scope global they fill the packs of both ranks
 
     def broken(sample, rollout):
         target = build(sample, rollout)

@@ -15,7 +15,7 @@ import torch
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from tests.distributed.launch import start_two_ranks
 from tests.faults import machine_faults as machine
-from tests.faults.faults import HOW, KILL, KILL_SAVE, KINDS, ONLY_IN_SCOPE, RANK_0_ALONE, SAMPLE, Fault
+from tests.faults.faults import EXCHANGE, HOW, KILL, KILL_SAVE, KINDS, MANY, ONLY_IN_SCOPES, RANK_0_ALONE, SAMPLE, Fault
 
 ROOT = Path(__file__).parents[2]
 WORKER = "tests.faults.worker"
@@ -60,7 +60,7 @@ def draw_runs(seed, number, scopes=("window", "micro")):
     rng = random.Random(seed)
     decks = {
         kind: {
-            "how": _deck(rng, {**HOW, **machine.HOW}[kind]),
+            "how": _deck(rng, [how for how in {**HOW, **machine.HOW}[kind] if _scopes_of(how, scopes)]),
             "rank": _deck(rng, [0, 1]),
             "scope": _deck(rng, list(scopes)),
             "launcher": _deck(rng, [TORCHRUN, PLAIN]),
@@ -68,7 +68,11 @@ def draw_runs(seed, number, scopes=("window", "micro")):
         for kind in (*KINDS, *machine.KINDS)
     }
     kinds = [KINDS[i % len(KINDS)] if i < 30 else machine.KINDS[(i - 30) % len(machine.KINDS)] for i in range(number)]
-    return [_draw(rng, i, kind, decks[kind]) for i, kind in enumerate(kinds)]
+    return [_draw(rng, i, kind, decks[kind], scopes) for i, kind in enumerate(kinds)]
+
+
+def _scopes_of(how, scopes):
+    return [scope for scope in scopes if scope in ONLY_IN_SCOPES.get(how, scopes)]
 
 
 def _deck(rng, cards):
@@ -76,9 +80,9 @@ def _deck(rng, cards):
         yield from rng.sample(cards, len(cards))
 
 
-def _draw(rng, number, kind, deck):
+def _draw(rng, number, kind, deck, scopes):
     how = next(deck["how"])
-    scope = {**ONLY_IN_SCOPE, "the carry buffer": "micro"}.get(how) or next(deck["scope"])
+    scope = _scopes_of(how, scopes)[0] if how in ONLY_IN_SCOPES else next(deck["scope"])
     rank = 0 if how in RANK_0_ALONE | machine.RANK_0_ALONE else next(deck["rank"])
     if kind == SAMPLE:
         step = rng.randrange(34)  # the index of the sample
@@ -90,7 +94,7 @@ def _draw(rng, number, kind, deck):
         step = rng.randrange(1, STEPS)
     else:
         step = rng.randrange(1 if kind == KILL else 0, STEPS)
-    share = round(rng.random(), 2) if kind == KILL else 0.0
+    share = round(rng.random(), 2) if kind == KILL and how != EXCHANGE else 0.0
     fault = Fault(kind=kind, rank=rank, step=step, how=how, share=share)
     launcher = TORCHRUN if kind == machine.AGENT else next(deck["launcher"])
     return Run(number=number + 1, scope=scope, launcher=launcher, fault=fault)
@@ -214,6 +218,11 @@ def check_ended(run, outcome):
         # It fails outside of an agreement, and the store that would keep its message ends with it.
         assert outcome.errors[0]["type"] == "OSError"
         assert outcome.errors[1] is not None, "the survivor raised"
+        return
+    if fault.how == MANY and run.scope == "global":
+        # The plan is refused by every rank, from the same numbers.
+        assert [e and e["type"] for e in outcome.errors] == ["InfeasibleWindowError"] * 2, outcome.errors
+        assert outcome.errors[0]["message"] == outcome.errors[1]["message"]
         return
     own = [e for e in outcome.errors if e and e["type"] != "PeerError"]
     peer = [e for e in outcome.errors if e and e["type"] == "PeerError"]

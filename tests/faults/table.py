@@ -1,7 +1,7 @@
 """`docs/faults.md`: what became of every fault run."""
 
 from tests.faults import machine_faults as machine
-from tests.faults.faults import KILL, KILL_SAVE, SAMPLE
+from tests.faults.faults import EXCHANGE, KILL, KILL_SAVE, SAMPLE
 from tests.faults.runs import ENDS_BY, PLAIN
 
 INTRODUCTION = """\
@@ -55,14 +55,29 @@ save, the look at the weights 0.9 ms. A step of 27M parameters was not resolved 
 """
 
 
-def write_table(path, seed, rows, failures):
+GLOBAL_INTRODUCTION = """\
+# What happens when a rank fails in scope `global`
+
+Made by `FAULTS_SCOPES=global FAULTS_RUNS={number} make test-faults`: {number} runs drawn with seed {seed}, of the
+faults of the trainer that [faults.md](faults.md) describes, and with its checks. Two things are different in scope
+`global`:
+
+- a rank is also killed while segments change ranks;
+- a window that all ranks together cannot hold is refused by every rank with the same `InfeasibleWindowError`, since all
+  make the same plan from the same numbers; in the other scopes the other rank raises a `PeerError`.
+
+{verdict}
+"""
+
+
+def write_table(path, seed, rows, failures, introduction=INTRODUCTION):
     """Writes the page; `failures` are (run, what was violated)."""
     number = len(rows) + len(failures)
     verdict = f"**{len(rows)} of {number} passed.**"
     if not failures:
         longest = max(row["outcome"].seconds for row in rows)
         verdict += f" None hung, none diverged, none lost a checkpoint. The longest took {longest:.1f} s to end."
-    text = INTRODUCTION.format(number=number, seed=seed, verdict=verdict)
+    text = introduction.format(number=number, seed=seed, verdict=verdict)
     lines = [
         "| run | fault | how | rank | when | scope | launcher | ended after | rank 0 | rank 1 | checkpoint | resumed |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -79,7 +94,7 @@ def _row(row):
     when = {SAMPLE: f"sample {fault.step}", **dict.fromkeys(saves, f"checkpoint {fault.step}")}.get(
         fault.kind, f"step {fault.step + 1}"
     )
-    if fault.kind == KILL:
+    if fault.kind == KILL and fault.how != EXCHANGE:
         when += f" + {fault.share:.0%} of a window's time"
     rank = "its reader" if fault.kind == SAMPLE else fault.rank
     ends = []

@@ -1,7 +1,7 @@
 """Faults on two ranks: none hangs, none goes on alone, none loses a checkpoint, and a resume is bit-equal.
 
 Three representatives run with every `make test`; `make test-faults` draws sixty and writes docs/faults.md.
-`FAULTS_SCOPES=global make test-faults` runs them in scope `global`.
+`FAULTS_SCOPES=global make test-faults` draws them for scope `global` and writes docs/faults_global.md.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 from tests.faults import machine_faults
 from tests.faults.faults import EXCHANGE, KILL, KILL_SAVE, KINDS, Fault
 from tests.faults.runs import PLAIN, ROOT, TORCHRUN, Run, carry_out, draw_runs, launch
-from tests.faults.table import write_table
+from tests.faults.table import GLOBAL_INTRODUCTION, write_table
 
 pytestmark = pytest.mark.distributed
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
@@ -72,6 +72,9 @@ def test_the_draw_is_the_same_every_time_and_has_every_kind():
     assert {run.launcher for run in runs} == {TORCHRUN, PLAIN}
     assert {run.scope for run in runs} == {"micro", "window"}
     assert {run.fault.rank for run in runs} == {0, 1}
+    in_global = draw_runs(0, 30, ("global",))
+    assert {run.scope for run in in_global} == {"global"}
+    assert EXCHANGE in {run.fault.how for run in in_global} - {run.fault.how for run in more}
 
 
 @pytest.mark.faults
@@ -86,6 +89,8 @@ def test_random_faults(tmp_path_factory, uninterrupted):
         except AssertionError as violated:
             failures.append((run, str(violated).splitlines()[0]))
             print(f"run {run.number}: FAILED, see {folder}: {run}\n{violated}", flush=True)
-    if "global" not in SCOPES:
+    if SCOPES == ("global",):
+        write_table(ROOT / "docs" / "faults_global.md", SEED, rows, failures, GLOBAL_INTRODUCTION)
+    elif "global" not in SCOPES:
         write_table(ROOT / "docs" / "faults.md", SEED, rows, failures)
     assert not failures
