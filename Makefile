@@ -26,20 +26,16 @@ demo: install  ## A small digits run: pages, steps, pictures (a minute and a hal
 	$(BIN)/python -m rollout_sft.train --config configs/demo.yaml
 
 quickstart: install  ## Train on handwritten digits: two stages, scope window (minutes on a CPU)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		-m rollout_sft.train --config configs/quickstart.yaml
+	$(BIN)/python -m rollout_sft.train --config configs/quickstart.yaml
 
 quickstart-micro: install  ## The same in scope micro
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		-m rollout_sft.train --config configs/quickstart-micro.yaml
+	$(BIN)/python -m rollout_sft.train --config configs/quickstart-micro.yaml
 
 quickstart-images: install  ## Train on digits drawn as images, a small Qwen3-VL (ten minutes on a CPU)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		-m rollout_sft.train --config configs/quickstart-images.yaml
+	$(BIN)/python -m rollout_sft.train --config configs/quickstart-images.yaml
 
 quickstart-images-micro: install  ## The same in scope micro
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		-m rollout_sft.train --config configs/quickstart-images-micro.yaml
+	$(BIN)/python -m rollout_sft.train --config configs/quickstart-images-micro.yaml
 
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
@@ -81,12 +77,10 @@ vllm-server: $(VLLM_STAMP)  ## A vLLM server for the rollouts of CONFIG, on PORT
 	$(VLLM_BIN)/python -m rollout_sft.serve --config $(CONFIG) --port $(PORT)
 
 quickstart-vllm: $(VLLM_STAMP)  ## The quickstart with rollouts by vLLM in the training process, on the CPU
-	$(VLLM_BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		-m rollout_sft.train --config configs/quickstart-vllm.yaml
+	$(VLLM_BIN)/python -m rollout_sft.train --config configs/quickstart-vllm.yaml
 
 quickstart-vllm-server: $(VLLM_STAMP)  ## The same with the server of `make vllm-server`
-	$(VLLM_BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		-m rollout_sft.train --config configs/quickstart-vllm-server.yaml
+	$(VLLM_BIN)/python -m rollout_sft.train --config configs/quickstart-vllm-server.yaml
 
 lint: install  ## Style and types
 	$(BIN)/ruff check .
