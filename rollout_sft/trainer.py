@@ -12,8 +12,9 @@ Trainer finds its synchronising step by counting them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,17 +37,21 @@ from rollout_sft.reporting.callbacks import keep_tensorboard_in, make_callbacks
 from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import StepMetrics
 from rollout_sft.reporting.window_fill import FillEstimate
-from rollout_sft.rollouts.base import RolloutBackend
+from rollout_sft.rollouts.base import RolloutBackend, StreamingBackend
 from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import PackedBatch, collate_pack, collate_padded, split_inputs
+from rollout_sft.step.denominator import Denominator, scale_gradients
 from rollout_sft.step.loss import share_of_window, weighted_loss
 from rollout_sft.step.media import MediaLoader
-from rollout_sft.step.micro_steps import MICRO_STEP, arrange_window, run_micro_step
+from rollout_sft.step.micro_steps import MICRO_STEP, MicroStep, arrange_window, run_micro_step
 from rollout_sft.step.non_finite import FiniteTrainer
+from rollout_sft.step.open_window import BuiltWindow
 from rollout_sft.step.pack_times import PackTimes
 from rollout_sft.step.schedule import make_schedule
+from rollout_sft.step.wave_cuts import wave_cuts
+from rollout_sft.step.waves import LazyWindow
 from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
 
@@ -143,6 +148,9 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             rank=args.process_index,
             adapter=self.inputs,
         )
+        unsupported.check_waves(args, self.generation.train, deepspeed=self.is_deepspeed_enabled)
+        self.denominator = Denominator()
+        self.response_lens = []
         self.media = MediaLoader(self.inputs)
         self.metrics = StepMetrics()
         self.last_window: list[list[int]] = []
@@ -172,14 +180,18 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last finished checkpoint."""
         together(lambda: unsupported.reject_empty_data(self.train_dataset, self.args), share=lambda _: None)
-        with self.recurrent.active(), self.metrics.timed():
-            return super().train(*args, **kwargs)
+        try:
+            with self.recurrent.active(), self.metrics.timed():
+                return super().train(*args, **kwargs)
+        finally:
+            self.window_builder.close()
 
     def get_batch_samples(  # type: ignore[override]  # the denominator of the loss need not be an integer
         self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
-    ) -> tuple[list[Inputs], float | None]:
+    ) -> tuple[list[Inputs] | LazyWindow, float | None]:
         """
-        Builds one window; returns exactly `num_batches` micro-steps, and the sum of the loss weights over all ranks.
+        Builds one window, or its first wave; returns exactly `num_batches` micro-steps, and what losses are divided by:
+        the sum of the loss weights over all ranks, or a power of two where it is not known yet.
 
         Returns no micro-steps when no rank has data left.
         """
@@ -189,13 +201,36 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             self._to_probe = False
         if self.args.reference_fraction < 1:
             self.generation.sync()
-        done = self.state.global_step
-        window, reports = together(
-            lambda: self.window_builder.build(epoch_iterator, num_batches, done), share=lambda window: window.report
-        )
-        if not any(report.raw_micro_batches for report in reports):
-            together(lambda: unsupported.reject_empty_stream(done), share=lambda _: None)
+        self.begin_window()
+        self.denominator.begin()
+        waves = self._build_waves(epoch_iterator, num_batches, device)
+        first = next(waves, None)
+        if first is None:
             return [], None
+        window = LazyWindow(num_batches, chain([first], waves))
+        return (list(window) if self.denominator.is_settled else window), self.denominator.used
+
+    def _build_waves(
+        self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
+    ) -> Iterator[list[MicroStep]]:
+        """Yields the micro-steps of each wave that trains something; nothing when no rank has data left."""
+        done = self.state.global_step
+        streams = isinstance(self.generation.train, StreamingBackend) and not self._to_validate and num_batches > 1
+        cuts = wave_cuts(self.response_lens, self.args.rollout_waves) if streams else ()
+        build: Callable[[], BuiltWindow]
+        build = partial(self.window_builder.build, epoch_iterator, num_batches, done, cuts)
+        while True:
+            window, reports = together(build, share=lambda window: window.report)
+            if not any(report.raw_micro_batches for report in reports):
+                together(lambda: unsupported.reject_empty_stream(done), share=lambda _: None)
+                return
+            if window.is_last:
+                break
+            batches = self.window_builder.train_early(window, min(report.packs for report in reports))
+            if batches:
+                self.denominator.expect(sum(report.weight_sum for report in reports))
+                yield self._begin_wave([MicroStep((batch.to(device),)) for batch in batches])
+            build = self.window_builder.build_next
         weight_sum = sum(report.weight_sum for report in reports)
         if weight_sum <= 0:
             together(
@@ -203,7 +238,9 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             )
         if not done and self.is_world_process_zero():
             unsupported.warn_about_missing_end(window.due, self._filler_id)
+        self.denominator.settle(weight_sum)
         self.last_window = window.pack_lens
+        self.response_lens = [length for report in reports for length in report.response_lens]
         self.fill_estimate.add([length for lens in self.last_window for length in lens])
         self.metrics.add(reports, num_batches)
         if self._to_validate:
@@ -218,12 +255,14 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             self.metrics.add_values(differences)
             self._to_validate = self.args.validate_schedule == "every_window"
         self.generation.sleep()
+        most = max(report.packs for report in reports) - len(window.early)
+        yield self._begin_wave(arrange_window(window, most=most, config=self.args, device=device))
+
+    def _begin_wave(self, micro_steps: list[MicroStep]) -> list[MicroStep]:
+        """Begins to train what was just built."""
         self.metrics.training_begins()
-        self.begin_window()
-        most = max(report.packs for report in reports)
-        micro_steps = arrange_window(window, most=most, config=self.args, device=device)
         self.media.begin([batch for micro_step in micro_steps for batch in micro_step.batches])
-        return [micro_step.as_inputs() for micro_step in micro_steps], weight_sum
+        return micro_steps
 
     def training_step(
         self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | float | None = None
@@ -240,6 +279,9 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             return loss
 
         loss = run_micro_step(self, model, inputs[MICRO_STEP], train_batch)
+        if self.accelerator.sync_gradients:
+            scale_gradients(model, self.denominator.correction)
+            loss = self.correct_losses(loss, self.denominator.correction)
         if self.accelerator.sync_gradients and self.state.global_step == 0:
             unsupported.reject_unreduced(model)
         return loss

@@ -20,7 +20,7 @@ LAYERS = {
     "rollouts": {"config", "inputs", "model", "ranks", "reporting"},
     "targets": {"config", "data", "inputs", "reporting", "rollouts"},
     "step": {"config", "data", "inputs", "model", "ranks", "reporting", "rollouts", "targets"},
-    "checks": {"config", "inputs", "model", "ranks", "step"},
+    "checks": {"config", "inputs", "model", "ranks", "rollouts", "step"},
     "checkpoint": {"config", "inputs", "ranks", "step"},
 }
 

@@ -16,6 +16,7 @@ from transformers.trainer_utils import has_length
 from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer
 from rollout_sft.checkpoint.changed_rates import put_back, remember
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint, read_finished
+from rollout_sft.checkpoint.response_lens import load_response_lens
 from rollout_sft.checkpoint.saving import SavingTrainer
 from rollout_sft.checkpoint.settings import check_changes, fingerprint, trained_with
 from rollout_sft.ranks.distributed import entangled, together
@@ -119,7 +120,8 @@ class ResumableTrainer(SavingTrainer):
         together(work, share=lambda _: None)
 
     def _restore_schedule(self, checkpoint: str | None) -> None:
-        """Restores the segments that the checkpoint holds, and forgets those of an earlier run of this trainer."""
+        """Restores the segments and lengths that the checkpoint holds, and forgets those of an earlier run."""
+        self.response_lens = load_response_lens(checkpoint) if checkpoint else []
         if not isinstance(self.schedule, MicroSchedule):
             lens = carried(checkpoint) if checkpoint else []
             self._report_left_over(lens, "wait in the checkpoint's carry buffers, which only scope micro has,")

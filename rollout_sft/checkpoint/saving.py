@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from rollout_sft.checkpoint.carry_buffer import save_carry_buffer
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finished, mark_unfinished
+from rollout_sft.checkpoint.response_lens import save_response_lens
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
@@ -31,6 +32,8 @@ class SavingTrainer(Trainer):
     Attributes:
         schedule ([`~rollout_sft.step.scheduled_window.Schedule`]):
             The schedule, which may carry segments from one window to the next.
+        response_lens (`list[int]`):
+            The lengths of the last window's responses, those of all ranks, where the next window has waves.
         trained_with (`dict`):
             The settings that every checkpoint holds; see [`~rollout_sft.checkpoint.settings.trained_with`].
         image_processor (`BaseImageProcessor`, *optional*):
@@ -39,6 +42,7 @@ class SavingTrainer(Trainer):
 
     args: RolloutSFTConfig
     schedule: Schedule
+    response_lens: list[int]
     trained_with: dict[str, Any]
     image_processor: Any = None
     _failures: list[Exception] | None = None
@@ -111,6 +115,8 @@ class SavingTrainer(Trainer):
         if isinstance(self.schedule, MicroSchedule):
             ranks = self.args.world_size
             save_carry_buffer(self.schedule.buffer, folder, rank=self.args.process_index, ranks=ranks)
+        if self.args.rollout_waves > 1 and self.args.should_save:
+            save_response_lens(self.response_lens, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # A given state dict is already gathered; without one, sharded weights are gathered while they are written.

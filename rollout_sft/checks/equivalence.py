@@ -23,8 +23,8 @@ from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.segment import SUPERVISED, Segment, pack_of
 from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import together
-from rollout_sft.step.build import BuiltWindow
 from rollout_sft.step.collate import TEXT, PackedBatch, collate_alone, forward_inputs, remapped, with_media
+from rollout_sft.step.open_window import BuiltWindow
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest relative difference of the gradients that is allowed, by the dtype of the computation."""
@@ -71,7 +71,7 @@ def validate_window(
     Args:
         trainer (`Trainer`):
             The trainer whose `compute_loss` is compared.
-        window ([`~rollout_sft.step.build.BuiltWindow`]):
+        window ([`~rollout_sft.step.open_window.BuiltWindow`]):
             The window that is trained next.
         weight_sum (`float`):
             Sum of the loss weights over all ranks.

@@ -15,6 +15,7 @@ from transformers.trainer_utils import has_length
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import SUPERVISED, Segment
 from rollout_sft.model.forward import forward_names
+from rollout_sft.rollouts.base import StreamingBackend
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,35 @@ def reject_virtual_tokens(model: nn.Module) -> None:
             f"the model's active PEFT adapter is {kind} with {adapter.num_virtual_tokens} virtual tokens, which is "
             "refused: they stand before a row and not before each segment, and shift the positions behind them, so "
             "targets would not meet their logits. Use an adapter that changes weights instead, such as LoRA."
+        )
+
+
+def check_waves(config: RolloutSFTConfig, backend: object, *, deepspeed: bool) -> None:
+    """
+    Raises `ValueError` for waves with DeepSpeed, and warns where a backend hands out all rollouts together.
+
+    Args:
+        config (`RolloutSFTConfig`):
+            Gives `rollout_waves`.
+        backend (`RolloutBackend`):
+            Generates for training.
+        deepspeed (`bool`):
+            Whether DeepSpeed trains the model.
+    """
+    if config.rollout_waves == 1:
+        return
+    if deepspeed:
+        raise ValueError(
+            f"rollout_matching.rollout_waves is {config.rollout_waves}, but DeepSpeed trains the model: the weight of "
+            "a window is known only after its first packs were trained, so the gradients are scaled at its end, and "
+            "DeepSpeed hides them. Set rollout_waves: 1, or use FSDP2 or DDP."
+        )
+    if not isinstance(backend, StreamingBackend):
+        logger.warning(
+            "rollout_matching.rollout_waves is %d, but %s hands out all rollouts of a window together, so every window "
+            "runs as with 1. Only vLLM servers (rollout_matching.vllm.mode: server) generate while packs are trained.",
+            config.rollout_waves,
+            type(backend).__name__,
         )
 
 

@@ -17,6 +17,7 @@ from rollout_sft.config.inherited_arguments import check_dispatch, check_inherit
 from rollout_sft.config.keys import Range, Section, build, section_of
 from rollout_sft.config.segment_cost import SegmentCostConfig
 from rollout_sft.config.vllm import VLLMConfig
+from rollout_sft.config.waves import check_waves
 
 _TOP = {"section": "top"}
 _MATCHING = {"section": "rollout_matching"}
@@ -75,6 +76,11 @@ class RolloutSFTConfig(TrainingArguments):
         segment_cost ([`~rollout_sft.config.segment_cost.SegmentCostConfig`], *optional*):
             What a segment costs, for scope `global` and objective `cost`; from the model's configuration when not
             given. A mapping of its fields is taken as well.
+        rollout_waves (`int`, *optional*, defaults to 1):
+            Scope `window` with vLLM servers: hands out the rollouts of a window in up to this many waves, the short
+            responses first, and trains on the packs that they fill while the long ones are still generated
+            ([`~rollout_sft.step.waves`]). The gradient is the same. The first window runs as with 1, because the waves
+            follow from the lengths of the window before; so do other backends, with a warning.
         idle_micro_steps (`str`, *optional*, defaults to `"dummy"`):
             Micro-steps without segments: `dummy` runs a zero-weight forward and backward in each, `skip` runs nothing
             in those that are idle on every rank ([`~rollout_sft.step.micro_steps`]). The gradient is the same.
@@ -145,6 +151,7 @@ class RolloutSFTConfig(TrainingArguments):
     pack_policy: Literal["binpacking", "fifo", "optimal"] = field(default="binpacking", metadata=_MATCHING)
     pack_objective: Literal["dense", "balanced", "cost"] = field(default="dense", metadata=_MATCHING)
     segment_cost: SegmentCostConfig = field(default_factory=SegmentCostConfig, metadata=_MATCHING)
+    rollout_waves: Annotated[int, Range(takes="1 wave or more", at_least=1)] = field(default=1, metadata=_MATCHING)
     idle_micro_steps: Literal["dummy", "skip"] = field(default="dummy", metadata=_MATCHING)
     on_infeasible: Literal["raise", "extra_steps"] = field(default="raise", metadata=_MATCHING)
     on_oversized: Literal["raise", "skip"] = field(default="raise", metadata=_MATCHING)
@@ -240,6 +247,7 @@ class RolloutSFTConfig(TrainingArguments):
                 f"rollout_matching.validate_schedule is {self.validate_schedule}, but training.packing is false: there "
                 "are no packs to compare. Set it to off."
             )
+        check_waves(self)
         if self.rollout_backend == "vllm":
             self.vllm.check_usable()
 

@@ -98,6 +98,10 @@ class WindowReport:
             Rollout and target metrics.
         left_over (`int`):
             Segments that wait in the carry buffer.
+        response_lens (`tuple[int, ...]`):
+            The lengths of the responses, from which the waves of the next window follow; empty where there are none.
+
+    Before the last wave of a window `packs` are those that may be trained now, and `weight_sum` is an estimate.
     """
 
     raw_micro_batches: int
@@ -106,6 +110,7 @@ class WindowReport:
     fill: FillStats
     counters: Counters = field(default_factory=dict)
     left_over: int = 0
+    response_lens: tuple[int, ...] = ()
 
 
 class StepMetrics:

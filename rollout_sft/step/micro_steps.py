@@ -30,8 +30,8 @@ from transformers import Trainer
 
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.model.forward import Inputs
-from rollout_sft.step.build import BuiltWindow
 from rollout_sft.step.collate import PackedBatch
+from rollout_sft.step.open_window import BuiltWindow
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def arrange_window(
     Copies a rank's packs to the device and lays them into its micro-steps.
 
     Args:
-        window ([`~rollout_sft.step.build.BuiltWindow`]):
+        window ([`~rollout_sft.step.open_window.BuiltWindow`]):
             The rank's window.
         most (`int`):
             The largest number of packs on any rank.

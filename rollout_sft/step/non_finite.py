@@ -82,6 +82,24 @@ class FiniteTrainer(Trainer):
         """Keeps the loss of one pack, on its device, for [`_get_grad_norm`]."""
         self._forwards.append((self.micro_step, loss, [segment.sample_id for segment in pack.segments]))
 
+    def correct_losses(self, loss: Tensor, factor: float) -> Tensor:
+        """
+        Multiplies the losses of a window, which the log adds up, by a factor that is known only at its end.
+
+        Args:
+            loss (`Tensor`):
+                The loss of the last micro-step, which the Trainer is about to add.
+            factor (`float`):
+                For 1 nothing is done.
+
+        Returns:
+            `Tensor`: the last micro-step's loss, corrected.
+        """
+        if factor != 1.0:
+            losses = [loss for number, loss, _ in self._forwards if number < self.micro_step]
+            self._tr_loss.copy_(self._loss_before + factor * sum(losses, torch.zeros_like(self._tr_loss)))
+        return loss * factor if factor != 1.0 else loss
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Checks the norm of the gradient; the Trainer calls it on every rank right before the optimizer's step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

@@ -7,7 +7,8 @@ import pytest
 from packsched import FillStats
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.rollouts.base import Rollout
-from rollout_sft.step.build import WindowBuilder, _ids
+from rollout_sft.step.asked import names
+from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import collate_pack
 from rollout_sft.step.micro_steps import arrange
 from rollout_sft.step.scheduled_window import ScheduledWindow
@@ -93,4 +94,4 @@ def test_more_packs_than_the_fullest_rank_has_are_stopped():
 @pytest.mark.parametrize(("samples", "more"), [(1, ""), (8, ""), (9, " and 1 more"), (20, " and 12 more")])
 def test_an_error_names_the_first_eight_samples_of_its_batch(samples, more):
     named = ", ".join(repr(f"s{i}") for i in range(min(samples, 8)))
-    assert _ids([{"id": f"s{i}"} for i in range(samples)]) == named + more
+    assert names([{"id": f"s{i}"} for i in range(samples)]) == named + more
