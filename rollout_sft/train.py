@@ -24,7 +24,7 @@ from rollout_sft.parts import check_files, load_parts
 from rollout_sft.ranks.distributed import entangled, leave_together, together
 from rollout_sft.reporting.curves import draw_curves
 from rollout_sft.reporting.pages import print_files, print_page
-from rollout_sft.reporting.summary import draw_packs, print_table, summarise
+from rollout_sft.reporting.summary import Numbers, draw_packs, print_table, summarise
 from rollout_sft.trainer import RolloutSFTTrainer
 from rollout_sft.user_errors import message_alone
 
@@ -54,7 +54,7 @@ def _run(path: str) -> None:
     # What was chosen and measured (attention, leak probe, fill) is said once, by the first process.
     should_log = stages[0].training.should_log
     logging.getLogger("rollout_sft").setLevel(logging.INFO if should_log else logging.WARNING)
-    columns: list[tuple[str, dict[str, float]]] = []
+    columns: list[tuple[str, Numbers]] = []
     weights: str | None = None
     for number, stage in enumerate(stages, 1):
         if weights is not None:
@@ -72,7 +72,7 @@ def _run(path: str) -> None:
         print_files([Path(str(stage.training.output_dir)) for stage in stages])
 
 
-def run_stage(stage: StageConfig, title: str | None = None) -> dict[str, float]:
+def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
     """
     Trains one stage, or finds it finished when resuming.
 
@@ -83,14 +83,14 @@ def run_stage(stage: StageConfig, title: str | None = None) -> dict[str, float]:
             The title of the page that says what it is about to do; the stage's name when not given.
 
     Returns:
-        `dict[str, float]`: the numbers of its column in the table.
+        `Numbers`: the numbers of its column in the table.
     """
     args = stage.training
     folder = Path(str(args.output_dir))
     summary = folder / SUMMARY_FILE
     resume = args.resume_from_checkpoint
     if resume and summary.is_file() and not end_was_moved(args):
-        finished: dict[str, float] = json.loads(summary.read_text(encoding="utf-8"))
+        finished: Numbers = json.loads(summary.read_text(encoding="utf-8"))
         return finished
     if resume is True:
         # A stage that has not saved yet starts from its beginning.

@@ -19,7 +19,7 @@ _TAKEN = {
     *("loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos", "num_input_tokens_seen"),
     *("non_finite_steps", "runtime", "samples_per_second", "steps_per_second"),
 }
-_TAKEN_GROUPS = ("train_", "eval_", "packing/", "padding/", "time/", "equivalence/", "balance/")
+_TAKEN_GROUPS = ("train_", "eval_", "packing/", "padding/", "time/", "equivalence/", "balance/", "tokens/")
 _OURS = ("rollout/", *_TAKEN_GROUPS)
 
 

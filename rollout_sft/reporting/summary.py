@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,19 @@ ROWS = {
     "non-empty packs per window": ("non_empty_packs", "{:.2f}"),
     "lower bound of packs per window": ("lower_bound", "{:.2f}"),
     "seconds per optimizer step": ("step_s", "{:.3f}"),
+    "largest part of a step": ("largest_part", "{}"),
+    "its share of the step": ("largest_part_share", "{:.0%}"),
     "rollout seconds, total": ("rollout_s", "{:.1f}"),
     "training seconds, total": ("train_s", "{:.1f}"),
+    "tokens generated": ("tokens_generated", "{:,.0f}"),
+    "of these, kept in segments": ("tokens_kept", "{:,.0f}"),
+    "tokens trained": ("tokens_trained", "{:,.0f}"),
 }
+Numbers = dict[str, float | str]
+"""The numbers of a stage by name, and the name of the part that takes longest."""
 
 
-def summarise(
-    log_history: Sequence[dict[str, Any]], before: dict[str, float], after: dict[str, float]
-) -> dict[str, float]:
+def summarise(log_history: Sequence[dict[str, Any]], before: dict[str, float], after: dict[str, float]) -> Numbers:
     """
     Computes the numbers of one stage's column.
 
@@ -44,38 +50,54 @@ def summarise(
     Returns:
         `dict`: maps names to values, without those that were not measured. The numbers that the user's own target
         builder or backend counts keep their names: `name` is the mean over training, `eval_name_before` and
-        `eval_name_after` are those of the evaluations.
+        `eval_name_after` are those of the evaluations. `largest_part` names the part of a step that takes longest.
     """
     lines = [entry for entry in log_history if "time/train_s" in entry]
 
     def column(name: str) -> list[float]:
         return [entry[name] for entry in lines if name in entry]
 
+    steps = [entry["step"] for entry in lines]
+    covered = [step - before for before, step in pairwise((0, *steps))]
+    """Each line holds means over the optimizer steps since the one before it."""
+
+    def total(name: str) -> float:
+        return sum(entry.get(name, 0.0) * count for entry, count in zip(lines, covered, strict=True))
+
     def mean(name: str) -> float | None:
         values = column(name)
         return sum(values) / len(values) if values else None
 
-    found = {
+    found: dict[str, float | str | None] = {
         "f1_before": before.get("eval_rollout/f1"),
         "f1_after": after.get("eval_rollout/f1"),
         "parse_rate_after": after.get("eval_rollout/parse_rate"),
         "false_positives_after": after.get("eval_rollout/false_positives"),
-        "steps": float(len(lines)),
+        "steps": float(sum(covered)),
         "fill": mean("packing/post_rollout_fill"),
         "fill_non_empty": mean("packing/fill_non_empty"),
         "non_empty_packs": mean("packing/non_empty_packs"),
         "lower_bound": mean("packing/lower_bound"),
         "step_s": mean("time/step_s"),
-        "rollout_s": sum(column("time/rollout_s")),
-        "train_s": sum(column("time/train_s")),
+        "rollout_s": total("time/rollout_s"),
+        "train_s": total("time/train_s"),
+        **{f"tokens_{name}": total(f"tokens/{name}") for name in ("generated", "kept", "trained")},
     }
-    own = {name: mean(name) for name in sorted({name for entry in lines for name in entry if is_own_metric(name)})}
+    parts = {name for entry in lines for name in entry if name.startswith("time/")} - {"time/step_s"}
+    seconds = {part: total(part) for part in sorted(parts)}
+    if sum(seconds.values()):
+        largest = max(seconds, key=lambda part: seconds[part])
+        found["largest_part"] = largest.removeprefix("time/").removesuffix("_s")
+        found["largest_part_share"] = seconds[largest] / sum(seconds.values())
+    own: dict[str, float | str | None] = {
+        name: mean(name) for name in sorted({name for entry in lines for name in entry if is_own_metric(name)})
+    }
     for scores, suffix in ((before, "_before"), (after, "_after")):
         own |= {f"{n}{suffix}": v for n, v in scores.items() if n.startswith("eval_") and is_own_metric(n[5:])}
     return {name: value for name, value in {**found, **own}.items() if value is not None}
 
 
-def print_table(stages: Sequence[tuple[str, dict[str, float]]], title: str) -> None:
+def print_table(stages: Sequence[tuple[str, Numbers]], title: str) -> None:
     """
     Prints one column per stage.
 

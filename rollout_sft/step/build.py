@@ -27,6 +27,7 @@ from rollout_sft.step.oversized import OversizedFilter
 from rollout_sft.step.reductions import rescale
 from rollout_sft.step.scheduled_window import Schedule
 from rollout_sft.step.seeds import derive_seed, derive_uniform
+from rollout_sft.step.token_flow import TokenFlow
 from rollout_sft.step.waves import full_packs, schedule_rest
 from rollout_sft.targets.base import Target, TargetBuilder
 from rollout_sft.targets.notes import naming, noted
@@ -76,6 +77,7 @@ class WindowBuilder:
         self._limits = limits
         self._rank = rank
         self._adapter = adapter
+        self._flow = TokenFlow(config.world_size)
         self._open: OpenWindow | None = None
 
     def build(
@@ -235,7 +237,7 @@ class WindowBuilder:
         whole = self._config.gradient_accumulation_steps
         allowed = self._config.on_infeasible == "extra_steps" or len(batches) <= whole
         assert extra == 0 or (extra > 0 and allowed), (len(early), len(batches), micro_steps, whole)
-        window.ratios.add(scheduled.counters)
+        window.ratios.add({**scheduled.counters, **self._flow.take()})
         if self._config.rollout_waves > 1:
             early_packs = (float(len(early)), 1.0)
             window.ratios.add({"rollout/waves": (float(window.waves), 1.0), "packing/early_packs": early_packs})
@@ -269,4 +271,5 @@ class WindowBuilder:
             if images and not target.segment.images:
                 target = replace(target, segment=replace(target.segment, images=images))
             self._adapter.check(target.segment)
+            self._flow.add(read_prompt(sample), rollout, target.segment)
             return target

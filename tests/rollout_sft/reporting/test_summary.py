@@ -23,6 +23,32 @@ def test_own_metrics_are_summarised_beside_ours():
     assert not {name for name in numbers if "runtime" in name or "epoch" in name or name == "loss"}
 
 
+def test_the_largest_part_is_named_and_totals_count_every_step():
+    """A line of logging_steps 5 holds means over five steps."""
+    log = [
+        {
+            "step": 5,
+            "loss": 1.0,
+            "time/step_s": 4.0,
+            "time/train_s": 1.0,
+            "time/rollout_s": 3.0,
+            "tokens/generated": 90.0,
+        },
+        {
+            "step": 6,
+            "loss": 1.0,
+            "time/step_s": 9.0,
+            "time/train_s": 9.0,
+            "time/rollout_s": 0.0,
+            "tokens/generated": 10.0,
+        },
+    ]
+    numbers = summarise(log, {}, {})
+    assert (numbers["steps"], numbers["rollout_s"], numbers["train_s"]) == (6.0, 15.0, 14.0)
+    assert (numbers["largest_part"], numbers["largest_part_share"]) == ("rollout", 15 / 29)
+    assert (numbers["tokens_generated"], numbers["tokens_kept"]) == (460.0, 0.0)
+
+
 def test_the_table_has_a_row_for_each_own_metric(capsys):
     print_table([("one", summarise(LOG, BEFORE, AFTER)), ("two", summarise(LOG[:1], {}, {}))], "title")
     rows = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
