@@ -15,10 +15,11 @@ from transformers.trainer_utils import has_length
 
 from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer
 from rollout_sft.checkpoint.changed_rates import put_back, remember
+from rollout_sft.checkpoint.data_fingerprint import fingerprint
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint, read_finished
 from rollout_sft.checkpoint.response_lens import load_response_lens
 from rollout_sft.checkpoint.saving import SavingTrainer
-from rollout_sft.checkpoint.settings import check_changes, fingerprint, trained_with
+from rollout_sft.checkpoint.settings import check_changes, trained_with
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.step.schedule import MicroSchedule
 

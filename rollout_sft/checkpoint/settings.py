@@ -12,7 +12,6 @@ from dataclasses import asdict, fields, is_dataclass
 from importlib import metadata
 from typing import Any
 
-import torch
 from torch import nn
 
 from rollout_sft.checkpoint.manifest import DamagedCheckpointError, last_finished_checkpoint, read_finished
@@ -55,14 +54,13 @@ _CANNOT = {
     "training.optim_target_modules": "the saved state is that of other parameters",
 }
 _WINDOW = ("ranks", "training.gradient_accumulation_steps", "training.per_device_train_batch_size")
-_SAMPLES = 16
 
 
 class ChangedSettingsError(ValueError):
     """Raised when a checkpoint was saved by a run with different settings."""
 
 
-def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[str, Any]:
+def trained_with(config: RolloutSFTConfig, model: nn.Module, data: Mapping[str, str]) -> dict[str, Any]:
     """
     Collects what this run is trained with.
 
@@ -71,13 +69,13 @@ def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[
             Its arguments; those that do not change the weights are left out.
         model (`nn.Module`):
             The names, shapes and types of its parameters are compared, not its weights.
-        data (`str`):
-            The result of [`fingerprint`].
+        data (`Mapping[str, str]`):
+            The result of [`~rollout_sft.checkpoint.data_fingerprint.fingerprint`].
 
     Returns:
         `dict`: `settings` (key to value), `how_long` and `versions`, as JSON.
     """
-    settings: dict[str, Any] = {"ranks": config.world_size, "model": _shape(model), "data.train": data}
+    settings: dict[str, Any] = {"ranks": config.world_size, "model": _shape(model), **data}
     for spec in fields(config):
         if spec.name not in _CHANGE_NOTHING and not spec.name.startswith(_CHANGE_NOTHING_PREFIXES):
             section = spec.metadata.get("section", "training")
@@ -89,31 +87,6 @@ def trained_with(config: RolloutSFTConfig, model: nn.Module, data: str) -> dict[
         json.dumps({"settings": settings, "how_long": _how_long(config), "versions": versions}, default=_plain)
     )
     return plain
-
-
-def fingerprint(dataset: Any) -> str:
-    """
-    Describes a training data set by its length and a checksum of a few ids and prompts.
-
-    Args:
-        dataset (`Dataset`):
-            The training data; nothing is read from a stream.
-
-    Returns:
-        `str`: the same text for the same data.
-    """
-    if not hasattr(dataset, "__len__"):
-        return "a stream"
-    number = len(dataset)
-    digest = 0
-    with torch.random.fork_rng(devices=[]):
-        for index in sorted({i * (number - 1) // (_SAMPLES - 1) for i in range(_SAMPLES)}):
-            sample = dataset[index]
-            if isinstance(sample, Mapping):
-                prompt = sample.get("prompt_ids")
-                words = [str(sample.get("id")), *(() if prompt is None else map(str, prompt))]
-                digest = zlib.crc32(" ".join(words).encode("utf-8", "replace"), digest)
-    return f"{number} samples, {digest:08x}"
 
 
 def check_changes(
