@@ -47,7 +47,7 @@ test-families: install  ## Every hybrid and image family on one and two ranks; w
 test-faults: install  ## Break sixty runs on two ranks and resume them; writes docs/faults.md (half an hour)
 	$(BIN)/python -m pytest -s -m faults tests/faults
 
-test-ranks: install  ## The tests that need more than two ranks (minutes)
+test-ranks: install  ## The tests with more than two ranks, and every save that fails under FSDP2 (ten minutes)
 	$(BIN)/python -m pytest -m ranks tests
 
 test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (minutes)

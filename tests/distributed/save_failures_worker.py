@@ -1,10 +1,12 @@
 """One rank cannot write one file of a checkpoint; started by test_save_failures.py.
 
-The file's name is taken by a folder, so that writing it really fails. All of it runs in one launch: a failure that is
-shared leaves the processes usable.
+The file's name is taken by a folder, so that writing it really fails. A failure that is shared leaves the processes
+usable, so many cases run in one launch. Where weights are sharded, some files are written in the middle of collectives;
+a rank that fails there has to end, so such a case is the last of its launch.
 """
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,9 +14,9 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from rollout_sft.ranks.distributed import leave_together
+from rollout_sft.ranks.distributed import is_sharded, leave_together
 from tests.distributed.shared_failures_worker import error_of
-from tests.distributed.worker import build
+from tests.distributed.worker import FSDP2, build
 
 FILES = {
     "model.safetensors": 0,
@@ -30,6 +32,14 @@ FILES = {
     "finished": 0,
 }
 """File -> the rank that writes it."""
+SHARDED_FILES = {
+    **{name: rank for name, rank in FILES.items() if name != "optimizer.pt"},
+    "pytorch_model_fsdp.bin": 0,
+    "optimizer.bin": 0,
+}
+"""The same with FSDP2 through accelerate."""
+IN_COLLECTIVES = ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt", "trainer_state.json")
+"""Files of FSDP2 that end the processes."""
 COMMON = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 1}
 BEST = {
     "eval_strategy": "steps",
@@ -50,25 +60,33 @@ class TakeTheName(TrainerCallback):
             (self.path / "taken").mkdir(parents=True)
 
 
-def save(folder, name, scope, best):
-    trainer = build(folder, post_rollout_pack_scope=scope, **COMMON, **(BEST if best else {}))
+def save(folder, name, scope, best, sharded):
+    settings = {**COMMON, **(BEST if best else {}), **(FSDP2 if sharded else {})}
+    trainer = build(folder, post_rollout_pack_scope=scope, **settings)
     trainer.add_callback(TakeTheName(folder, name))
     error = error_of(trainer.train)
-    dist.barrier()
-    finished = sorted(p.parent.name for p in folder.glob("checkpoint-*/finished") if p.is_file())
-    return {"error": error, "finished": finished, "step": trainer.state.global_step}
+    return {"error": error, "step": trainer.state.global_step, "sharded": is_sharded(trainer.model_wrapped)}
+
+
+def finished(folder):
+    return sorted(p.parent.name for p in folder.glob("checkpoint-*/finished") if p.is_file())
 
 
 if __name__ == "__main__":
-    folder, results = Path(sys.argv[1]), {}
-    cases = [(name, "micro", True) for name in FILES]
-    cases += [(name, "window", best) for name in ("model.safetensors", "rng_state_1.pth") for best in (True, False)]
+    folder, sharded, cases = Path(sys.argv[1]), sys.argv[2] == "fsdp2", json.loads(sys.argv[3])
+    results = {}
     for name, scope, best in cases:
         own = folder / f"{name}-{scope}-{best}"
-        results[f"{name} {scope} {best}"] = save(own, name, scope, best)
+        result = results[f"{name} {scope} {best}"] = save(own, name, scope, best, sharded)
+        ends = sharded and name in IN_COLLECTIVES
+        if not ends:
+            dist.barrier()
+        result["finished"] = finished(own)
+        rank = os.environ["RANK"]
+        (folder / f"rank{rank}.json").write_text(json.dumps(results))
+        if ends:
+            os._exit(0)  # closes the connections, on which the other rank may still wait
         dist.barrier()
-        if dist.get_rank() == 0:
+        if rank == "0":
             shutil.rmtree(own)
-    rank = dist.get_rank()
-    (folder / f"rank{rank}.json").write_text(json.dumps(results))
     leave_together()
