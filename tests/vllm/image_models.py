@@ -13,6 +13,8 @@ from rollout_sft.inputs.choose import make_adapter
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.image_prompts import engine_config
+from rollout_sft.rollouts.vllm.served import ServedBackend
+from rollout_sft.rollouts.vllm.server import ServerEngine
 from tests.tiny_images import CONFIGS, END, IMAGE, START, VIDEO, image_processor, image_tokenizer, picture
 from tests.vllm.conftest import Live
 
@@ -75,7 +77,8 @@ class ImageLive(Live):
 
     def backend(self, engine, **decoding):
         decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-        made = VLLMBackend(engine, self.weights, decoding, eos_token_ids=[EOS], inputs=self.inputs)
+        kind = ServedBackend if isinstance(engine, ServerEngine) else VLLMBackend
+        made = kind(engine, self.weights, decoding, eos_token_ids=[EOS], inputs=self.inputs)
         made.sync()
         return made
 

@@ -5,6 +5,7 @@ import http.client
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from rollout_sft.rollouts.check_answers import AnswerError, AnswerLimits, checked
 from rollout_sft.rollouts.vllm import weight_transfer
 from rollout_sft.rollouts.vllm.http import ServerError
+from rollout_sft.rollouts.vllm.routes import Server
+from rollout_sft.rollouts.vllm.weight_stream import WeightStream
 from tests.hostile_server import HostileServer, answer, events
 from tests.rollout_sft.rollouts.vllm.test_weight_stream import STRANGER
 from tests.vllm.conftest import EOS, TOKENIZER, by_hf, requests
@@ -212,7 +215,10 @@ def test_a_prompt_that_was_changed_on_the_way_is_refused(proxy, trained):
 
 
 def test_a_stranger_in_the_stream_costs_a_retry_and_gets_nothing(servers, trained, monkeypatch):
-    """A process that takes the worker's place in the first stream; the weights go to the real worker in the second."""
+    """
+    A process that takes the worker's place in the first stream; the weights go to the real worker in the second. The
+    real worker joins the first one as soon as the trainer is connected to the stranger, never before.
+    """
     stranger = subprocess.Popen(
         [sys.executable, "-c", STRANGER],
         stdin=subprocess.PIPE,
@@ -231,6 +237,18 @@ def test_a_stranger_in_the_stream_costs_a_retry_and_gets_nothing(servers, traine
             stores[0].wait(["0/1"])  # the stranger has said where it listens
         return stores[-1]
 
+    prove, join, connected = WeightStream._prove, Server.join_stream, threading.Event()
+
+    def connect_and_prove(*args):
+        connected.set()
+        return prove(*args)
+
+    def join_later(*args):
+        assert connected.wait(60), "the stranger never came"
+        return join(*args)
+
+    monkeypatch.setattr(WeightStream, "_prove", connect_and_prove)
+    monkeypatch.setattr(Server, "join_stream", join_later)
     monkeypatch.setattr(weight_transfer, "open_store", open_and_let_in)
     monkeypatch.setattr(weight_transfer, "_MEETING_SECONDS", 10.0)
     run = trained()

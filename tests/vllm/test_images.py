@@ -1,5 +1,7 @@
 """Prompts with images: real engines against Hugging Face's `generate`, token for token."""
 
+from contextlib import closing
+
 import pytest
 
 from rollout_sft import RolloutSFTTrainer
@@ -99,7 +101,10 @@ def test_a_server_answers_images_as_hugging_face(servers, tmp_path):
     engine = ServerEngine(config, transfer, show_progress=False, inputs=live.inputs)
     try:
         follows_hugging_face(live, engine)
-        samples_by_seed(live, engine)
+        whole = samples_by_seed(live, engine)
+        backend = live.backend(engine, temperature=1.0, top_p=0.95, top_k=40)
+        with closing(backend.begin(live.requests())) as rollouts:
+            assert {**rollouts.wait(8), **rollouts.wait(None)} == dict(enumerate(whole))
         bans_media(live, engine)
     finally:
         engine.close()

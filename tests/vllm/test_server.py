@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from tests.vllm.conftest import (
     EOS,
     LONG,
     LONGEST,
+    SHORT,
     by_hf,
     colocate_config,
     compare_every_window,
@@ -124,17 +125,17 @@ def test_a_server_restarted_within_a_window_gets_the_weights_again(servers, trai
     backend.sync()
     run.live.change()
     backend.sync()
-    asked = requests([p for p in LONG for _ in range(24)])
+    asked = requests([*SHORT, *[p for p in LONG for _ in range(24)]])
     expected = by_hf(run.model, asked, max_new_tokens=600)
-    outcome = {}
-    window = threading.Thread(target=lambda: outcome.update(answers=backend.generate(asked)))
-    window.start()
-    time.sleep(0.5)
-    assert window.is_alive(), "the window was over before the server was killed"
-    victim.kill()
-    victim.start()
-    window.join(timeout=420)
-    assert outcome["answers"] == expected
+    shortest, *_, longest = sorted(len(rollout.response_ids) for rollout in expected)
+    assert shortest < longest == 600, "there is nothing to hand out before the server is killed"
+    with closing(backend.begin(asked)) as rollouts:
+        outcome = rollouts.wait(shortest)
+        assert 0 < len(outcome) < len(asked)
+        victim.kill()
+        victim.start()
+        outcome.update(rollouts.wait(None))
+    assert [outcome[i] for i in range(len(asked))] == expected
     assert backend.counters["rollout/engine_retries"][0] >= 1
     assert http.get(f"{victim.url}/weight_info").json()["weight_version"].endswith("-1")
 

@@ -138,15 +138,18 @@ def test_a_backend_with_servers_streams(server, make_backend):
 
 def test_waves_hold_what_ended_within_their_tokens_whatever_arrives_first(server, make_backend):
     lengths = [1, 5, 19, 25, 4, 7]
-    server.gates[12], server.gates[10] = (3, threading.Event()), (1, threading.Event())
+    server.gates = {name: (after, threading.Event()) for name, after in ((12, 3), (10, 1), (14, 4))}
     with closing(make_backend(server).begin(asking(*lengths))) as rollouts, ThreadPoolExecutor(1) as pool:
         first = pool.submit(rollouts.wait, 4)
         time.sleep(0.3)
         assert not first.done(), "one response has 3 tokens and another may still end within 4"
         server.gates[12][1].set()
         time.sleep(0.1)
-        assert not first.done(), "the end of a response has not arrived"
+        assert not first.done(), "the end of two responses has not arrived"
         server.gates[10][1].set()
+        time.sleep(0.1)
+        assert not first.done(), "a response with 4 tokens may end there"
+        server.gates[14][1].set()
         assert first.result(5) == {0: answered(0, 1), 4: answered(4, 4)}
         assert rollouts.wait(4) == {}
         assert list(rollouts.wait(7).items()) == [(1, answered(1, 5)), (5, answered(5, 7))]
@@ -228,6 +231,18 @@ def test_a_failure_that_shows_other_weights_forgets_all_that_is_unreturned(serve
     assert sorted(server.asked_for) == [10, 10, 11, 11, 12, 12, 13, 13]
 
 
+def test_tokens_that_arrive_after_a_restart_count_for_nothing(server, make_backend):
+    server.gates[10] = (0, threading.Event())
+    with closing(make_backend(server).begin(asking(9))) as rollouts:
+        (response,) = rollouts._responses
+        arrived = rollouts.follow(response)
+        arrived([10, 10])
+        assert response.has_passed(1)
+        rollouts.forgotten([response])
+        arrived([10, 10, 10])
+        assert not response.has_passed(1)
+
+
 def test_a_rule_ends_a_request_and_the_others_go_on(server, make_backend):
     backend = make_backend(server)
     server.gates[11] = (5, threading.Event())  # never opens
@@ -282,6 +297,7 @@ def test_closing_ends_the_requests_and_leaves_no_thread(server, make_backend):
 def test_a_server_that_hangs_is_an_error_and_time_between_waits_is_free(server, make_backend):
     server.gates[11] = (2, threading.Event())
     with closing(make_backend(server, timeout=1.0).begin(asking(1, 9))) as rollouts:
+        time.sleep(1.1)
         assert list(rollouts.wait(1)) == [0]
         time.sleep(1.1)
         start = time.monotonic()
@@ -295,4 +311,16 @@ def test_no_requests_are_no_work(server, make_backend):
     with closing(make_backend(server).begin([])) as rollouts:
         assert rollouts.wait(5) == {}
         assert rollouts.wait(None) == {}
+    assert not share_threads()
+
+
+def test_one_of_two_servers_that_dies_is_an_error_within_the_retries(server, make_backend):
+    with TokenServer() as other:
+        backend = make_backend(server, other)
+        other.gates = {name: (2, threading.Event()) for name in range(10, 14)}
+        server.gates = {name: (5, threading.Event()) for name in range(10, 14)}
+        rollouts = backend.begin(asking(1, 9, 1, 9))
+        assert list(rollouts.wait(1)) == [0, 2]
+    with pytest.raises(ServerError, match=f"{other.url}/.* (cannot be reached|broke off).* Asked 2 times"):
+        rollouts.wait(None)
     assert not share_threads()
