@@ -38,7 +38,7 @@ has at most 17 digits that mean something, so what repeats for 128 tokens within
 """
 
 CHECK_EVERY = 16
-"""How many tokens an engine generates between two looks at a response; so many are generated too much at most."""
+"""How many tokens an engine in this process generates between two looks at a response: 15 too much at most."""
 
 
 class ResponseReader(Protocol):
@@ -95,7 +95,7 @@ class Endings:
             response_ids (`Sequence[int]`):
                 Tokens as generated, without the end token.
         """
-        return self.watch().finish(response_ids)
+        return self.watch()(response_ids)
 
     def watch(self) -> Watch:
         """Returns what follows one response while it is generated."""
@@ -109,7 +109,7 @@ class Endings:
 
 class Watch:
     """
-    Follows one response while it grows. Each token is read once.
+    Follows one response while it grows: called with ever more of its tokens, it reads each one once.
 
     Args:
         reader (`ResponseReader`):
@@ -124,23 +124,14 @@ class Watch:
         self._read = 0
         self._end: int | None = None
 
-    def ends_at(self, response_ids: Sequence[int]) -> int | None:
+    def __call__(self, response_ids: Sequence[int]) -> int | None:
         """
-        Looks at a response that may still grow, if it has [`CHECK_EVERY`] tokens more than at the last look.
+        Returns what [`Endings.ends_at`] does. O(new tokens).
 
         Args:
             response_ids (`Sequence[int]`):
-                All its tokens so far, without an end token.
-
-        Returns:
-            `int` or `None`: what [`Endings.ends_at`] returns, or None as long as nobody has looked.
+                All tokens of the response so far, without an end token.
         """
-        if len(response_ids) - self._read < CHECK_EVERY:
-            return self._end
-        return self.finish(response_ids)
-
-    def finish(self, response_ids: Sequence[int]) -> int | None:
-        """Looks at all tokens of a response; returns what [`Endings.ends_at`] does."""
         if self._end is None and len(response_ids) > self._read:
             self._end = self._look(response_ids[self._read :])
         return self._end

@@ -233,12 +233,12 @@ class _EndRows(StoppingCriteria):
     def _look(self, row: int, new: list[int]) -> None:
         response = before_end(new, self._end_ids)
         self._responses[row] += response
-        if len(response) < len(new) or self._watches[row].ends_at(self._responses[row]) is not None:
+        if len(response) < len(new) or self._watches[row](self._responses[row]) is not None:
             self._under_way.discard(row)
 
     def cut(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Ends each response where the rule says; the rows that came after the first few are nobody's."""
-        ends = [watch.finish(rollout.response_ids) for watch, rollout in zip(self._watches, rollouts, strict=False)]
+        ends = [watch(rollout.response_ids) for watch, rollout in zip(self._watches, rollouts, strict=False)]
         return [rollout if n is None else ended(rollout, n) for rollout, n in zip(rollouts, ends, strict=True)]
 
 

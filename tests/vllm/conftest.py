@@ -9,6 +9,7 @@ from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutRequest, RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.vllm import VLLMConfig
+from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm.image_prompts import SERVER_ARGUMENTS
@@ -55,10 +56,10 @@ def requests(prompts=PROMPTS):
     return [RolloutRequest(prompt_ids=list(p), seed=2**61 + i) for i, p in enumerate(prompts)]
 
 
-def by_hf(model, asked=None, *, ends=(EOS,), **decoding):
+def by_hf(model, asked=None, *, ends=(EOS,), endings=None, **decoding):
     """What Hugging Face's `generate` answers: the reference for every engine."""
     decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-    backend = HFBackend(lambda: model, decoding, eos_token_ids=ends, pad_token_id=PAD, batch_size=8)
+    backend = HFBackend(lambda: model, decoding, eos_token_ids=ends, pad_token_id=PAD, batch_size=8, endings=endings)
     return backend.generate(requests() if asked is None else asked)
 
 
@@ -116,11 +117,12 @@ def colocate_config(**overrides):
 def compare_every_window(trainer):
     """Lets every window's rollouts be compared with Hugging Face's on the weights of that moment."""
     backend, compared = trainer.generation.train, []
-    inner = backend.generate
+    inner, endings = backend.generate, make_endings(trainer.args.end_rollouts, trainer.target_builder)
 
     def generate(asked):
         answers = inner(asked)
-        expected = by_hf(trainer.model, asked, max_new_tokens=trainer.args.decoding.max_new_tokens)
+        longest = trainer.args.decoding.max_new_tokens
+        expected = by_hf(trainer.model, asked, max_new_tokens=longest, endings=endings)
         compared.append(answers == expected)
         return answers
 
@@ -139,13 +141,13 @@ class Trained:
     def model(self):
         return self.live.model
 
-    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", **decoding):
+    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", endings=None, **decoding):
         urls = [server.url for server in servers]
         config = VLLMConfig(mode="server", base_url=urls, timeout=timeout, retries=retries, weight_transfer=transfer)
         engine = ServerEngine(config, make_transfer(config, default_folder=self.folder), show_progress=False)
         self.engines.append(engine)
         decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-        return ServedBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS])
+        return ServedBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS], endings=endings)
 
 
 @pytest.fixture

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.rollouts.endings import Endings
 from rollout_sft.rollouts.live_weights import StaleRolloutError
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 from rollout_sft.rollouts.vllm.worker import RolloutWorker
+from tests.rollout_sft.rollouts.test_endings import Builder
+from tests.rollout_sft.rollouts.test_hf_endings import Rare
 from tests.vllm.conftest import (
     EOS,
     LONG,
@@ -53,9 +56,9 @@ def colocated(request):
 
 @pytest.fixture
 def backend(colocated):
-    def make(*, ends=(EOS,), **decoding):
+    def make(*, ends=(EOS,), endings=None, **decoding):
         decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-        made = VLLMBackend(colocated.engine, colocated.weights, decoding, eos_token_ids=ends)
+        made = VLLMBackend(colocated.engine, colocated.weights, decoding, eos_token_ids=ends, endings=endings)
         made.sync()
         return made
 
@@ -71,6 +74,23 @@ def test_greedy_equals_hugging_face_before_and_after_every_sync(colocated, backe
         assert all(a != b for a, b in zip(before, expected, strict=True)), "the weights hardly changed"
         assert backend().generate(requests()) == expected
         assert backend().generate(requests()) == expected, "the second time from the prefix cache"
+
+
+@pytest.mark.parametrize(("builder", "temperature"), [(Rare(), 1.0), (Builder(), 0.0)])
+def test_responses_end_early_as_with_hugging_face(colocated, backend, builder, temperature):
+    endings, knobs = Endings(builder, looping=True), {"max_new_tokens": 220, "temperature": temperature}
+    for _ in range(2):  # the second time with other weights: nothing of the aborted requests is left in the caches
+        made = backend(endings=endings, **knobs)
+        answers = made.generate(requests())
+        assert answers == [endings.cut(rollout) for rollout in by_hf(colocated.model, **knobs)]
+        ended = [i for i, rollout in enumerate(answers) if rollout.ended]
+        # Of a response that ended early, 16 tokens at most were generated too much.
+        cost = sum(
+            len(r.response_ids) + 1 if i not in ended else len(r.response_ids) + 16 for i, r in enumerate(answers)
+        )
+        assert sum(len(r.response_ids) for r in answers) <= made.counters["rollout/new_tokens_per_s"][0] <= cost
+        colocated.change()
+    assert ended, "nothing ended early: the test would show nothing"
 
 
 def test_without_resetting_the_prefix_cache_long_prompts_would_be_stale(colocated, backend, monkeypatch):

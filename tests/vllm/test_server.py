@@ -15,11 +15,14 @@ import pytest
 import requests as http
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.rollouts.endings import Endings
 from rollout_sft.rollouts.vllm.backend import VLLMBackend
 from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError
 from rollout_sft.rollouts.vllm.routes import Server
 from rollout_sft.rollouts.vllm.server import split_in_proportion
+from tests.rollout_sft.rollouts.test_endings import Builder
+from tests.rollout_sft.rollouts.test_hf_endings import Rare
 from tests.vllm.conftest import (
     EOS,
     LONG,
@@ -56,6 +59,22 @@ def test_greedy_equals_hugging_face_before_and_after_every_sync(served, trained,
         backend.sync()
         assert backend.generate(requests()) == expected
         assert backend.generate(requests()) == expected, "the second time from the prefix cache"
+
+
+@pytest.mark.parametrize(("builder", "temperature"), [(Rare(), 1.0), (Builder(), 0.0)])
+def test_responses_end_early_as_with_hugging_face(servers, trained, builder, temperature):
+    run, knobs = trained(), {"max_new_tokens": 220, "temperature": temperature}
+    endings = Endings(builder, looping=True)
+    backend = run.backend(servers["tied"].wait(), servers["other tokenizer"].wait(), endings=endings, **knobs)
+    ended = 0
+    for _ in range(2):  # the second time with other weights: nothing of the aborted requests is left in the caches
+        backend.sync()
+        answers = backend.generate(requests())
+        assert answers == [endings.cut(rollout) for rollout in by_hf(run.model, **knobs)]
+        ended += sum(rollout.ended for rollout in answers)
+        assert backend.counters["rollout/new_tokens_per_s"][0] < 5 * 220
+        run.live.change()
+    assert ended, "nothing ended early: the test would show nothing"
 
 
 @pytest.mark.parametrize(

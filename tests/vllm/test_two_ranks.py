@@ -30,6 +30,15 @@ def test_every_rank_rolls_out_with_the_weights_of_each_step(tmp_path, tensor_par
         assert rank["shared"] == 3
 
 
+def test_ranks_of_one_engine_end_the_same_responses(tmp_path):
+    vllm = {"engine_args": {"kv_cache_memory_bytes": 64 << 20}, "tensor_parallel_size": 2}
+    ranks = run_two_ranks("training", tmp_path, vllm=vllm, end_rollouts="closed", decoding={"max_new_tokens": 48})
+    for rank in ranks:
+        assert rank["compared"] == [True] * 3
+        assert rank["after"]
+        assert rank["ended"] > 0
+
+
 def test_sharded_weights_are_gathered_for_every_engine(tmp_path):
     engine_args = {"kv_cache_memory_bytes": 64 << 20}
     for rank in run_two_ranks("training", tmp_path, sharded=True, vllm={"engine_args": engine_args}):

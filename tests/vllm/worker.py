@@ -8,6 +8,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from rollout_sft.ranks.distributed import is_sharded, leave_together
+from rollout_sft.rollouts.endings import make_endings
 from tests.tiny import shard
 from tests.vllm.conftest import by_hf, compare_every_window, make_model, make_trainer, requests
 
@@ -22,11 +23,14 @@ def training(folder, overrides):
     after = trainer.evaluate()
     mine = requests()[dist.get_rank() :]
     answers = trainer.generation.evaluation.generate(mine)
+    endings = make_endings(trainer.args.end_rollouts, trainer.target_builder)
+    longest = trainer.args.eval_decoding.max_new_tokens
     return {
         "sharded": is_sharded(trainer.model),
         "compared": compared,
         "evaluated": [before["eval_rollout/truncation"], after["eval_rollout/truncation"]],
-        "after": answers == by_hf(trainer.model, mine, max_new_tokens=12),
+        "after": answers == by_hf(trainer.model, mine, max_new_tokens=longest, endings=endings),
+        "ended": sum(rollout.ended for rollout in answers),
         "shared": trainer.generation._engine.version,
     }
 

@@ -10,7 +10,7 @@ with any others. vLLM itself is imported inside functions only.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
 from rollout_sft.rollouts.check_answers import AnswerError
-from rollout_sft.rollouts.endings import Endings, ended
+from rollout_sft.rollouts.endings import Endings, Watch, ended
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm import image_prompts
 
@@ -64,8 +64,14 @@ class Engine(Protocol):
         """Copies the live weights into the engine. Every rank calls it at the same point, and all fail together."""
         ...
 
-    def generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
-        """Returns one answer per request; `knobs` are all fields of vLLM's `SamplingParams` but the seed."""
+    def generate(
+        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], watch: Callable[[], Watch] | None = None
+    ) -> list[Answer]:
+        """
+        Returns one answer per request; `knobs` are all fields of vLLM's `SamplingParams` but the seed.
+
+        With `watch`, which makes what follows one response, a request ends soon after that gives a number.
+        """
         ...
 
     def sleep(self) -> None:
@@ -116,7 +122,7 @@ class VLLMBackend:
         self._weights = weights
         self._ends = {int(t) for t in eos_token_ids}
         self._endings = endings
-        self._watch = (lambda: endings.watch().finish) if endings else None
+        self._watch = endings.watch if endings else None
         self._max_new_tokens = decoding.max_new_tokens
         self._knobs: dict[str, Any] = {
             "max_tokens": decoding.max_new_tokens,
@@ -141,7 +147,7 @@ class VLLMBackend:
         if not self._check(requests):
             return []
         retries, start = self._engine.retries, time.perf_counter()
-        answers = self._engine.generate(requests, self._knobs)
+        answers = self._engine.generate(requests, self._knobs, self._watch)
         self._count(answers, time.perf_counter() - start, retries)
         return [self._cut(i, answer) for i, answer in enumerate(answers)]
 

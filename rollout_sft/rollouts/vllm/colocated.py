@@ -13,7 +13,7 @@ import gc
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,9 +27,11 @@ from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.rollouts.base import RolloutRequest
+from rollout_sft.rollouts.endings import Watch
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm import WORKER_EXTENSION, image_prompts
 from rollout_sft.rollouts.vllm.backend import Answer
+from rollout_sft.rollouts.vllm.stepping import step_watched
 
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -113,10 +115,12 @@ class ColocatedEngine:
                 "vLLM could not reset its prefix cache after the weight update: requests are still running."
             )
 
-    def generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
+    def generate(
+        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], watch: Callable[[], Watch] | None = None
+    ) -> list[Answer]:
         """Returns one answer per request. With tensor parallelism the ranks of one engine call it together."""
         if self._config.tensor_parallel_size == 1:
-            return self._generate(requests, knobs)
+            return self._generate(requests, knobs, watch)
         # A rank that failed before this point reports it here, not while its neighbours wait for its requests.
         together(lambda: None, share=lambda _: None)
         shares: list[list[RolloutRequest]] = [[] for _ in range(self._config.tensor_parallel_size)]
@@ -125,10 +129,12 @@ class ColocatedEngine:
             dist.all_gather_object(shares, list(requests), group=group)
             mine = dist.get_rank() % self._config.tensor_parallel_size
             start = sum(len(share) for share in shares[:mine])
-            answers = self._generate([request for share in shares for request in share], knobs)
+            answers = self._generate([request for share in shares for request in share], knobs, watch)
         return answers[start : start + len(requests)]
 
-    def _generate(self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any]) -> list[Answer]:
+    def _generate(
+        self, requests: Sequence[RolloutRequest], knobs: Mapping[str, Any], watch: Callable[[], Watch] | None
+    ) -> list[Answer]:
         if not requests:
             return []
         from vllm import SamplingParams
@@ -137,6 +143,8 @@ class ColocatedEngine:
         params = [SamplingParams(seed=request.seed, detokenize=False, **knobs) for request in requests]
         with _generators_untouched():
             prompts = [image_prompts.prompt(request, self._inputs) for request in requests]
+            if watch is not None:
+                return step_watched(self._llm.llm_engine, prompts, params, watch)
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         return [Answer(list(out.prompt_token_ids), list(out.outputs[0].token_ids)) for out in outputs]
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from rollout_sft import Rollout
 from rollout_sft.rollouts.check_answers import AnswerLimits, checked
 from rollout_sft.rollouts.endings import (
-    CHECK_EVERY,
     LONGEST_PERIOD,
     REPETITIONS,
     SHORTEST_LOOP,
@@ -84,11 +83,8 @@ def test_watching_a_growing_response_ends_it_at_the_same_token(ids, steps, endin
     end, watch, seen = endings.ends_at(ids), endings.watch(), 0
     for step in steps:
         seen = min(len(ids), seen + step)
-        found = watch.ends_at(ids[:seen])
-        assert found in (None, end)
-        if end is not None and seen >= end + CHECK_EVERY:
-            assert found == end
-    assert watch.finish(ids) == end
+        assert watch(ids[:seen]) == (end if end is not None and seen >= end else None)
+    assert watch(ids) == end
 
 
 @settings(max_examples=60, deadline=None)
