@@ -198,10 +198,10 @@ def train(folder, waves, **more):
     return run(wave_trainer(folder, waves, **more))
 
 
-def run(trainer):
+def run(trainer, checkpoint=None):
     """Trains; a float64 model computes its norms in float64 as well, or gradients would differ by 1e-7."""
     with float64_throughout() if trainer.model.dtype == torch.float64 else nullcontext():
-        trainer.train()
+        trainer.train(checkpoint)
     return trainer
 
 
