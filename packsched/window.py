@@ -171,7 +171,7 @@ def plan_checked(
 
 def plan_of_packs(lens: Sequence[int], packs: Packs, cap: int, steps: int, objective: Objective) -> WindowPlan:
     """Returns packs that were found elsewhere, and are known to fit, as a plan of `steps` packs."""
-    bound = lower_bound(sorted(lens, reverse=True), cap)[0]
+    bound = lower_bound(sorted(lens, reverse=True), cap, known=sum(map(bool, packs)))[0]
     return _as_plan([sorted(pack) for pack in packs], lens, steps, bound, objective == "dense" and len(packs) == bound)
 
 

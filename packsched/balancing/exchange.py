@@ -36,15 +36,17 @@ def level_ranks(lens: Sequence[Sequence[int]], costs: Sequence[Sequence[int]], t
     Source: keep-and-give is the greedy of B. Hendrickson and K. Devine, "Dynamic load balancing in computational
     mechanics", CMAME 184 (2000); receivers are chosen by best-fit decreasing.
     """
-    total = sum(map(sum, costs))
+    spent = list(map(sum, costs))
+    used = list(map(sum, lens))
+    total = sum(spent)
     dearest = max((max(rank) for rank in costs if rank), default=0)
     for permille in _LIMITS:
         limit = max(-(-total * (1000 + permille) // (1000 * len(lens))), dearest)
         for keep_short in (True, False):
-            held = _level_to(lens, costs, limit, tokens, keep_short)
+            held = _level_to(lens, costs, spent, used, limit, tokens, keep_short)
             if held is not None:
                 return held
-    held = _level_to(lens, costs, limit, tokens, keep_short=False, whole=False)
+    held = _level_to(lens, costs, spent, used, limit, tokens, keep_short=False, whole=False)
     assert held is not None
     return held
 
@@ -59,29 +61,32 @@ def own_first(rank: int, units: Iterable[HeldUnit]) -> list[HeldUnit]:
 def _level_to(
     lens: Sequence[Sequence[int]],
     costs: Sequence[Sequence[int]],
+    spent: Sequence[int],
+    used: Sequence[int],
     limit: int,
     tokens: int,
     keep_short: bool,
     whole: bool = True,
 ) -> Held | None:
-    """Returns None if a unit finds no place; if not `whole`, it stays in its rank, and givers receive nothing."""
-    held: Held = []
+    """Returns None if a unit finds no place; if not `whole`, it stays in its rank, and givers receive nothing.
+
+    `spent` and `used` are the sums of each rank's costs and lengths.
+    """
+    kept: dict[int, list[int]] = {}  # of the ranks that give something away
     given: list[tuple[int, int, int]] = []  # (-cost, rank, unit)
     rooms: list[tuple[int, int]] = []  # (cost that still fits, rank), ascending
-    free: list[int] = []
-    for rank, (rank_lens, rank_costs) in enumerate(zip(lens, costs, strict=True)):
-        cost, used = sum(rank_costs), sum(rank_lens)
-        kept = list(range(len(rank_lens)))
-        if cost > limit or used > tokens:
-            kept = _keep(rank_lens, rank_costs, limit, tokens, keep_short)
-            staying = set(kept)
-            given += [(-rank_costs[at], rank, at) for at in range(len(rank_lens)) if at not in staying]
-            cost = sum(rank_costs[at] for at in kept)
-            used = sum(rank_lens[at] for at in kept)
-        held.append([(rank, at) for at in kept])
-        if whole or len(kept) == len(rank_lens):
-            rooms.append((limit - cost, rank))
-        free.append(tokens - used)
+    free = [tokens - rank_used for rank_used in used]
+    for rank, cost in enumerate(spent):
+        if cost > limit or free[rank] < 0:
+            kept[rank] = _keep(lens[rank], costs[rank], limit, tokens, keep_short)
+            staying = set(kept[rank])
+            leaving = [at for at in range(len(lens[rank])) if at not in staying]
+            given += [(-costs[rank][at], rank, at) for at in leaving]
+            cost -= sum([costs[rank][at] for at in leaving])
+            free[rank] += sum([lens[rank][at] for at in leaving])
+            if not whole and leaving:
+                continue
+        rooms.append((limit - cost, rank))
     rooms.sort()
     received: Held = [[] for _ in lens]
     for minus_cost, rank, at in sorted(given):
@@ -99,6 +104,7 @@ def _level_to(
         received[to].append((rank, at))
         free[to] -= length
         insort(rooms, (room + minus_cost, to))
+    held = [[(rank, at) for at in kept.get(rank, range(len(rank_lens)))] for rank, rank_lens in enumerate(lens)]
     # A rank may receive one of the units that it gave.
     for rank, new in enumerate(received):
         if new:

@@ -14,10 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 
-def lower_bound(lengths: Sequence[int], packing_length: int) -> tuple[int, str]:
-    """Returns the best of the bounds and the name of the first that gives it."""
+def lower_bound(lengths: Sequence[int], packing_length: int, known: float = inf) -> tuple[int, str]:
+    """Returns the best of the bounds and the name of the first that gives it.
+
+    Where a plan of `known` packs is known, no bound is higher, and the first that reaches it is the last to be asked.
+    """
     best, name = 0, "no segments"
     for bound in BOUNDS:
+        if best >= known:
+            break
         if len(lengths) <= bound.most_segments:
             packs = bound.packs(lengths, packing_length)
             if packs > best:
