@@ -248,9 +248,11 @@ class PackedRanks:
         who, at = np.nonzero(
             (offered.lens <= room[away].max(axis=1, keepdims=True)) & (offered.room >= length) & (offered.spent <= most)
         )
-        who, comes = away[who], offered.segments[at]
-        moved = own_lens[who] - np.where(offered.ranks[at] == homes[who], lens[who], 0)
-        swaps = [moved + offered.moved[at], offered.lens[at], leaving[who], comes, self._pack[comes], comes]
+        who = away[who]
+        moved = own_lens[who] - np.where(offered.ranks[at] == homes[who], lens[who], 0) + offered.moved[at]
+        least = moved == moved.min(initial=_NEVER)  # of thousands few are left
+        who, at, comes = who[least], at[least], offered.segments[at[least]]
+        swaps = [moved[least], offered.lens[at], leaving[who], comes, self._pack[comes], comes]
         ways = np.concatenate([stays, goes, swaps], axis=1)
         if not ways.size:
             return None
