@@ -36,7 +36,7 @@ class VLLMConfig:
         base_url (`str` or `list[str]`, *optional*):
             `server`: where the servers are, for instance http://127.0.0.1:8000. Requests are split over them.
         timeout (`float`, *optional*, defaults to 600.0):
-            `server`: seconds that a window's rollouts, or one weight update, may take at a server, retries included.
+            `server`: seconds that a rank waits for the rollouts of a window, or for a weight update, retries included.
         retries (`int`, *optional*, defaults to 3):
             `server`: how often a server that fails is asked again.
         concurrency (`int`, *optional*, defaults to 64):

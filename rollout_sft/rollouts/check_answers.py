@@ -58,7 +58,9 @@ class AnswerError(ValueError):
         self.origin = origin
 
 
-def checked(rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLimits) -> list[Rollout]:
+def checked(
+    rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLimits, *, indices: Sequence[int] | None = None
+) -> list[Rollout]:
     """
     Returns the rollouts, ended early where the limits say so, if they can answer the requests.
 
@@ -71,6 +73,8 @@ def checked(rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLim
             What it was asked.
         limits (`AnswerLimits`):
             What answers can be.
+        indices (`Sequence[int]`, *optional*):
+            The index of each request among all that were asked, where these are some of them.
 
     Raises:
         [`AnswerError`]: an answer is not a [`Rollout`] of plain token ids within the limits, or the backend read
@@ -87,7 +91,7 @@ def checked(rollouts: Any, requests: Sequence[RolloutRequest], limits: AnswerLim
             f"the rollout backend returned {len(rollouts)} rollouts for {len(requests)} requests; it returns one per "
             "request, in their order."
         )
-    for i, (rollout, request) in enumerate(zip(rollouts, requests, strict=True)):
+    for i, rollout, request in zip(indices or range(len(requests)), rollouts, requests, strict=True):
         if not isinstance(rollout, Rollout):
             raise AnswerError(i, "", f"the backend returned {_kind(rollout)}; it returns a Rollout for every request.")
         problem = _problem(rollout, request, limits)

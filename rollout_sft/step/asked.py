@@ -74,7 +74,8 @@ class AskedRollouts:
                 )
             self._missing.difference_update(ended)
             requests = [self._requests[i] for i in ended]
-            return dict(zip(ended, checked([found[i] for i in ended], requests, self._limits), strict=True))
+            rollouts = checked([found[i] for i in ended], requests, self._limits, indices=ended)
+            return dict(zip(ended, rollouts, strict=True))
 
     def close(self) -> None:
         """Ends the rollouts that are under way."""

@@ -182,7 +182,7 @@ class ServedRollouts:
             raise self._deadline.passed(next(share.late for share in self._shares if late in share.responses))
 
     def close(self) -> None:
-        """See [`StreamedRollouts`]. Returns when no thread of it runs any more."""
+        """See [`StreamedRollouts`]. Returns when no thread of it runs any more, at the deadline at the latest."""
         self._closed = True
         for share in self._shares:
             share.close()

@@ -89,6 +89,12 @@ def test_a_wrong_answer_is_refused_with_its_index_and_value(rollout, message):
     assert len(str(caught.value)) < 1000
 
 
+def test_an_answer_of_a_wave_is_named_by_its_index_among_all():
+    with pytest.raises(AnswerError, match=r"rollout request 17: position 0 ") as caught:
+        checked([GOOD, response([100])], REQUESTS[:2], LIMITS, indices=[4, 17])
+    assert caught.value.index == 17
+
+
 def test_the_message_names_the_server_that_answered():
     with pytest.raises(AnswerError, match=r"request 1, answered by http://there:1: position 0 .* the token 777"):
         checked(with_second(response([777], origin="http://there:1")), REQUESTS, LIMITS)
