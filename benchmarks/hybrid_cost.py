@@ -3,9 +3,10 @@
     python -m benchmarks.hybrid_cost [FAMILY ...]
 
 One window of 48 segments of 10 to 200 tokens, a tenth of them supervised, forward and backward, in three ways: packed
-as the trainer packs it, padded in micro-batches of eight, and each segment alone. The three run in turn, five times,
-after one round that is not counted. Keeps the seconds in `benchmarks/results/hybrid_cost.json` and writes
-`benchmarks/results/hybrid_cost.md`, whose ratios are medians over the rounds.
+as the trainer packs it, padded in micro-batches of eight, and each segment alone. The three run in turn, three
+times, after one round that is not counted. Keeps the seconds of processor time in
+`benchmarks/results/hybrid_cost.json` and writes `benchmarks/results/hybrid_cost.md`, whose ratios are medians over the
+rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SIZES = {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 256, "max_
 MAMBA = {family: {"mamba_d_head": 64} for family in ("bamba", "granitemoehybrid")} | {"mamba2": {"head_dim": 64}}
 MAMBA["falcon_h1"] = {"mamba_d_ssm": 256, "mamba_d_head": 64}
 MAMBA["nemotron_h"] = {"mamba_head_dim": 64}
-SEGMENTS, PACK, MICRO_BATCH, ROUNDS = 48, 1024, 8, 5
+SEGMENTS, PACK, MICRO_BATCH, ROUNDS = 48, 1024, 8, 3
 WAYS = ("packed", "padded", "alone")
 CPU = torch.device("cpu")
 
@@ -129,7 +130,7 @@ Made by `python -m benchmarks.hybrid_cost`: {SEGMENTS} segments of {min(lens)} t
 (torch {torch.__version__}, transformers {transformers.__version__}).
 
 *Packed* is what the trainer runs without kernels: packs of up to {PACK} tokens, recurrent layers segment by segment.
-*Padded* is micro-batches of {MICRO_BATCH} in the order of the data. The ratios are medians over {ROUNDS} rounds in
+*Padded* is micro-batches of {MICRO_BATCH} in the order of the data. The ratios are medians over three or five rounds in
 which the three took turns; more than 1 means that packing is faster. {len(rows) - slower} of the {len(rows)} families
 measured are faster packed than padded; {len(HYBRIDS) - len(rows)} families were not measured.
 

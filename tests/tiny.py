@@ -53,6 +53,14 @@ def tiny_arguments(folder, **overrides):
     )
 
 
+def shard_in_memory(model):
+    """Shards this model over all ranks by FSDP2, by the same plan as [`shard`]; nothing is saved and loaded."""
+    if len(dict(model.named_parameters(remove_duplicate=False))) > len(dict(model.named_parameters())):
+        model._fsdp_plan = {"the whole model": "free_full_weight"}  # shared weights must be in one group
+    parts, _, mesh = type(model).prepare_distribute_model(DistributedConfig(fsdp_size=dist.get_world_size()))
+    return type(model).maybe_distribute_model(model, parts, mesh)
+
+
 def shard(model, folder):
     """The same weights, sharded over all ranks by FSDP2 as transformers loads them."""
     if dist.get_rank() == 0:

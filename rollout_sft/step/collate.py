@@ -35,7 +35,7 @@ class PackedBatch:
 
     Args:
         pack (`Pack[Segment]`):
-            The pack that was collated. An empty pack gives the dummy, which has one token and supervises nothing: its
+            The pack that was collated. An empty pack gives the dummy, which has two tokens and supervises nothing: its
             forward and backward give every parameter a zero gradient.
         segments (`tuple[Segment, ...]`):
             The segments of the forward: those of the pack, and the dummy where the forward needs one.
@@ -123,7 +123,8 @@ def collate_pack(pack: Pack[Segment], *, filler_id: int, adapter: InputAdapter =
     """
     dummies = _dummies(pack.segments, adapter)
     if not pack.segments and not dummies:
-        dummies = [Segment.from_lists([filler_id], [filler_id], [0.0], sample_id="<dummy>")]
+        # Two tokens: the decay of RWKV has no part in a segment of one, and FSDP2 reduces what every rank has.
+        dummies = [Segment.from_lists([filler_id] * 2, [filler_id] * 2, [0.0] * 2, sample_id="<dummy>")]
     row = _extended(pack, dummies) if dummies else pack
     segments, layout = row.segments, row.layout
     supervised = remapped(segments, layout, SUPERVISED)
