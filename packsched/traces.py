@@ -109,7 +109,8 @@ def _read_text(source: str, file: IO[bytes], names: Sequence[str]) -> Trace:
             return _trace(source, *_columns_of_json(source, lines, names))
         if first.lstrip()[0] == "[":
             raise TraceError(f"{source}, line 1: starts a JSON list; {_WAYS}.")
-        return _trace(source, *_columns_of_csv(source, lines, names))
+        delimiter = max(",;\t", key=first.count)
+        return _trace(source, *_columns_of_csv(source, lines, names, delimiter))
     except UnicodeDecodeError as error:
         raise TraceError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start}); {_WAYS}.") from None
     finally:
@@ -153,9 +154,9 @@ def _columns_of_json(
 
 
 def _columns_of_csv(
-    source: str, lines: Iterable[str], names: Sequence[str]
+    source: str, lines: Iterable[str], names: Sequence[str], delimiter: str
 ) -> tuple[list[list[int]], NDArray[np.int64]]:
-    rows = csv.reader(lines)
+    rows = csv.reader(lines, delimiter=delimiter)
     header = [cell.strip() for cell in next(rows)]
     if names[0] not in header:
         raise TraceError(_without_column(f"{source}, line 1", names[0], header))

@@ -24,7 +24,7 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.data.samples import Sample, read_prompt
-from rollout_sft.output_folder import find_folders_in_use
+from rollout_sft.output_folder import find_folder_problems
 from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, step_facts
 from rollout_sft.parts import Parts, check_files, load_parts
 from rollout_sft.reporting.pages import print_page
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stages = load_run(path)
         check_files(stages)
         problems = [
-            *find_folders_in_use(stages),
+            *find_folder_problems(stages),
             *(
                 problem
                 for number, stage in enumerate(stages)

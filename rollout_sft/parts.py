@@ -130,6 +130,10 @@ def _loading(key: str, value: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
+        if "attn_implementation" in str(error) or "FlashAttention" in str(error):
+            raise ValueError(
+                f"model.attn_implementation cannot be used: {cut(str(error), 600)} On a CPU leave it out."
+            ) from error
         if is_for_user(error) or (isinstance(value, str) and is_import_path(value)):
             raise
         raise ValueError(

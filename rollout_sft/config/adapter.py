@@ -10,6 +10,8 @@ from typing import Any
 from rollout_sft.config.shorten import cut, shorten
 
 _KEY = "model.peft"
+_OTHER_NAMES = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+"""Names under which other programs take fields of peft."""
 
 
 def read_adapter(values: Mapping[str, Any]) -> Any:
@@ -48,7 +50,11 @@ def read_adapter(values: Mapping[str, Any]) -> Any:
     known = [spec.name for spec in fields(owner) if spec.init]
     for key in values:
         if key != "peft_type" and key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            near = (
+                [_OTHER_NAMES[key]]
+                if _OTHER_NAMES.get(key) in known
+                else difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            )
             hint = f"the nearest valid key is {near[0]}" if near else f"it takes {', '.join(known[:12])}"
             raise ValueError(f"unknown key {_KEY}.{cut(str(key))}: {hint} ({owner.__name__} of peft).")
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rollout_sft.config.keys import Range, enum_values
@@ -70,6 +71,7 @@ def check_inherited(arguments: TrainingArguments) -> None:
                 raise ValueError(f"training.{name} is {shorten(part)}; it takes {' | '.join(choices)}.")
     _check_numbers(arguments)
     _check_files(arguments)
+    _check_reporters(arguments.report_to)
     for name, reason in _REFUSED.items():
         value = getattr(arguments, name)
         if value:
@@ -88,6 +90,11 @@ def _check_numbers(arguments: TrainingArguments) -> None:
         value = getattr(arguments, name)
         if not isinstance(value, int | None) or not bounds.holds(value):
             raise ValueError(f"training.{name} is {shorten(value)}; it takes {bounds.takes}.")
+    if arguments.num_train_epochs <= 0 and arguments.max_steps <= 0:
+        raise ValueError(
+            f"training.num_train_epochs is {arguments.num_train_epochs} and max_steps {arguments.max_steps}, so "
+            "nothing would be trained; give num_train_epochs more than 0, or max_steps 1 or more."
+        )
 
 
 def _check_files(arguments: TrainingArguments) -> None:
@@ -99,6 +106,14 @@ def _check_files(arguments: TrainingArguments) -> None:
                 f"training.{name} is {shorten(value)}, but there is no such file; it takes a mapping or the path of a "
                 "JSON file."
             )
+
+
+def _check_reporters(given: Any) -> None:
+    """Checks the names of `report_to`, which the trainer looks up after the model is loaded."""
+    known = ("all", "none", *INTEGRATION_TO_CALLBACK)
+    for name in [given] if isinstance(given, str) else given or ():
+        if name not in known:
+            raise ValueError(f"training.report_to is {shorten(given)}; it takes a list of {' | '.join(known)}.")
 
 
 def _is_file(path: str) -> bool:

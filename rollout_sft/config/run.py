@@ -86,9 +86,15 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
     }
     if folder is not None:
         arguments["output_dir"] = str(Path(arguments.get("output_dir") or "runs") / folder)
+    training = RolloutSFTConfig(**arguments)
+    if training.eval_strategy != "no" and not data.get("eval"):
+        raise ValueError(
+            f"training.eval_strategy is {arguments['eval_strategy']}, but data.eval is missing; give data.eval a "
+            "source, or leave eval_strategy out."
+        )
     return StageConfig(
         name=name,
-        training=RolloutSFTConfig(**arguments),
+        training=training,
         model=build(ModelSpec, "model", _mapping(given.get("model", {}), "model", "model_name_or_path")),
         train=build(DataSpec, "data.train", data["train"], moved=_MOVED_IN_DATA),
         eval=build(DataSpec, "data.eval", data["eval"], moved=_MOVED_IN_DATA) if data.get("eval") else None,

@@ -45,7 +45,7 @@ def read_document(path: Path) -> dict[str, Any]:
     left = MAX_BYTES
     following: Path | None = path
     while following is not None:
-        current = _resolve(following)
+        current = _resolve(following, extended_by=seen[-1] if seen else None)
         if current in seen:
             names = cut(", ".join(p.name for p in seen))
             raise ValueError(f"{cut(current.name)} extends itself, by way of {names}; break the circle.")
@@ -75,14 +75,15 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _resolve(path: Path) -> Path:
+def _resolve(path: Path, *, extended_by: Path | None) -> Path:
     try:
         resolved = path.resolve()
         if resolved.is_file():
             return resolved
     except (OSError, ValueError) as error:  # too long, or with a zero byte
         raise ValueError(f"{shorten(str(path))} is no path of a file: {cut(str(error))}.") from None
-    raise FileNotFoundError(f"there is no configuration file {cut(str(resolved), 400)}.")
+    where = "" if extended_by is None else f", which {cut(extended_by.name)} extends; the path is relative to that file"
+    raise FileNotFoundError(f"there is no configuration file {cut(str(resolved), 400)}{where}.")
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -134,3 +134,10 @@ def test_segments_longer_than_a_pack_are_counted_and_the_first_is_named(tmp_path
         trace.check_fits(800)
     with pytest.raises(TraceError, match="Raise --packing-length to 1200"):
         trace.check_fits(800)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_semicolons_and_tabs_separate_columns_too(tmp_path, delimiter):
+    path = tmp_path / "log.csv"
+    path.write_text(f"id{delimiter}length\na,b{delimiter}7\nc{delimiter}9\n")
+    assert read_trace(str(path)).encoded_lens.tolist() == [7, 9]

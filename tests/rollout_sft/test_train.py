@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rollout_sft.config.run import load_run
-from rollout_sft.output_folder import OutputFolderInUseError, check_output_folders, find_folders_in_use
+from rollout_sft.output_folder import OutputFolderError, check_output_folders, find_folder_problems
 from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
@@ -189,11 +189,32 @@ def test_results_in_the_output_folder_decide_whether_a_run_may_start(tmp_path, f
     for stage in stages:
         for name, value in training.items():
             setattr(stage.training, name, value)
-    problems = list(find_folders_in_use(stages))
+    problems = list(find_folder_problems(stages))
     assert len(problems) == refused
     assert all(file in problem for problem in problems)
-    with pytest.raises(OutputFolderInUseError) if refused else nullcontext():
+    with pytest.raises(OutputFolderError) if refused else nullcontext():
         check_output_folders(stages)
+
+
+def test_folders_that_cannot_be_used_are_named_before_anything_is_loaded(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "format").write_text("")
+    first, second = load_run(write(tmp_path, resume=f"{tmp_path}/gone"))
+    assert list(find_folder_problems([first])) == [
+        f"training.output_dir: {tmp_path}/out/format is a file; give the path of a folder.",
+        f"training.resume_from_checkpoint is {tmp_path}/gone: no such folder; the path is taken from {os.getcwd()}.",
+    ]
+    assert len(list(find_folder_problems([second]))) == 1
+
+
+def test_attention_that_cannot_be_used_is_named_by_its_key(finished):
+    folder, _ = finished
+    bad = folder / "attention.yaml"
+    fresh = f"training: {{output_dir: {folder}/none, resume_from_checkpoint: false}}"
+    bad.write_text(f"extends: config.yaml\n{fresh}\nmodel: {{attn_implementation: flash}}\n")
+    done = run("rollout_sft.train", "--config", str(bad), output=folder / "attention.txt")
+    assert done.returncode == 2
+    assert "error: model.attn_implementation cannot be used: Specified `attn_implementation=" in done.text()
 
 
 def test_a_bad_configuration_is_one_clear_message(finished):

@@ -92,6 +92,34 @@ def test_template_max_length_gives_packing_length_too(load_over):
 
 
 ERRORS = {
+    "resume instead of its full name": (
+        "training: {resume: true}",
+        "training.resume is refused: set training.resume_from_checkpoint: true, or the path",
+    ),
+    "clipping by another name": (
+        "training: {gradient_clipping: 1.0}",
+        "training.gradient_clipping is refused: set training.max_grad_norm",
+    ),
+    "warm-up as a ratio": (
+        "training: {warmup_ratio: 0.1}",
+        "training.warmup_ratio is refused: set training.warmup_steps; below 1 it is a share of all steps",
+    ),
+    "a reporter that does not exist": (
+        "training: {report_to: wandbb}",
+        "training.report_to is 'wandbb'; it takes a list",
+    ),
+    "no epoch and no step": (
+        "training: {num_train_epochs: -1}",
+        "training.num_train_epochs is -1.0 and max_steps -1, so nothing would be trained",
+    ),
+    "evaluation without data": (
+        "training: {eval_strategy: steps, eval_steps: 10}\ndata: {eval: null}",
+        "training.eval_strategy is steps, but data.eval is missing",
+    ),
+    "rank of a LoRA": (
+        "model: {model_name_or_path: some/path, config: null, peft: {peft_type: LORA, rank: 8}}",
+        "unknown key model.peft.rank: the nearest valid key is r ",
+    ),
     "unknown section": (
         "rollout_matchin: {}",
         "unknown key rollout_matchin: the nearest valid key is rollout_matching",
@@ -339,6 +367,7 @@ def test_a_metric_of_evaluation_chooses_the_best_model(load_over):
           save_strategy: epoch
           eval_strategy: epoch
           accelerator_config: {dispatch_batches: false, even_batches: true}
+        data: {eval: {source: examples.digits.data:load_digits, split: eval}}
     """)
     assert stage.training.greater_is_better is True
     assert stage.training.accelerator_config.dispatch_batches is False
@@ -347,7 +376,7 @@ def test_a_metric_of_evaluation_chooses_the_best_model(load_over):
 def test_missing_files_are_named(tmp_path, load):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_run(tmp_path / "nowhere.yaml")
-    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml, which .*\.yaml extends; the path is relative"):
         load("extends: gone.yaml")
 
 
