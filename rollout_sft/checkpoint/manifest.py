@@ -17,6 +17,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rollout_sft.checkpoint.atomic_files import checksums, is_unchanged, write_atomically
+from rollout_sft.config.shorten import cut, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -128,21 +129,33 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
     try:
         manifest = json.loads(text)
         version = manifest["format"]
-        expected = {folder / name: (file["size"], file["checksum"]) for name, file in manifest["files"].items()}
-        manifest["trained_with"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest {FINISHED} cannot be read ({type(error).__name__}: {error})"
+        expected = {folder / name: _size_and_checksum(file) for name, file in manifest["files"].items()}
+        for part in ("settings", "how_long", "versions"):
+            manifest["trained_with"][part].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"its manifest {FINISHED} cannot be read ({type(error).__name__}: {cut(str(error), 200)})"
     if version != FORMAT:
-        return f"its manifest {FINISHED} has format {version!r}, and this version reads format {FORMAT}"
-    for path, (size, _) in expected.items():
-        if not path.is_file():
-            return f"{path.relative_to(folder)} is missing"
-        if path.stat().st_size != size:
-            return f"{path.relative_to(folder)} has {path.stat().st_size} bytes and was saved with {size}"
-    for path, (_, checksum) in expected.items() if contents else ():
-        if not is_unchanged(path, checksum):
-            return f"{path.relative_to(folder)} was changed after it was saved"
+        return f"its manifest {FINISHED} has format {shorten(version)}, and this version reads format {FORMAT}"
+    try:
+        for path, (size, _) in expected.items():
+            name = cut(str(path.relative_to(folder)), 200)
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes and was saved with {size}"
+        for path, (_, checksum) in expected.items() if contents else ():
+            if not is_unchanged(path, checksum):
+                return f"{cut(str(path.relative_to(folder)), 200)} was changed after it was saved"
+    except (OSError, ValueError) as error:  # a name that no file can have, or one outside of the folder
+        return f"its manifest {FINISHED} names a file that cannot be read ({cut(str(error), 200)})"
     return None
+
+
+def _size_and_checksum(file: Any) -> tuple[int, str]:
+    size, checksum = file["size"], file["checksum"]
+    if not isinstance(size, int) or not isinstance(checksum, str):
+        raise TypeError(f"size {shorten(size)}, checksum {shorten(checksum)}")
+    return size, checksum
 
 
 def _finished(output_dir: str | Path) -> list[str]:
@@ -150,7 +163,7 @@ def _finished(output_dir: str | Path) -> list[str]:
     steps = {}
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if step.isdigit() and (path / FINISHED).is_file():
+        if step.isascii() and step.isdigit() and (path / FINISHED).is_file():
             steps[int(step)] = str(path)
     return [steps[step] for step in sorted(steps, reverse=True)]
 

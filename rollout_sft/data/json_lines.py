@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
     Raises:
         `ValueError`: a line is empty, not UTF-8, not JSON, too long or nested too deeply, or holds an integer of
-            thousands of digits or half of a surrogate pair; the message names file and line.
+            thousands of digits, a key twice or half of a surrogate pair; the message names file and line.
         `FileNotFoundError`: the file does not exist.
     """
     if not _is_file(path):
@@ -38,6 +38,29 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             number += 1
             place = f"{path}:{number}"
             yield place, _parse(line, cut(place, 200), first=number == 1)
+
+
+class DuplicateKeyError(ValueError):
+    """Raised for an object that gives a key twice, of which `json` would drop the first value."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of JSON (`object_pairs_hook`); refuses one that gives a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = first_repeated([key for key, _ in pairs])
+        raise DuplicateKeyError(f"an object gives the key {shorten(twice)} twice; keep one.")
+    return found
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Returns the first name that was there before; None if there is none."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _is_file(path: Path) -> bool:
@@ -51,7 +74,9 @@ def _parse(line: bytes, place: str, *, first: bool) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"{place}: longer than {MAX_LINE_BYTES} bytes; give one JSON object per line.")
     try:
-        value = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        value = json.loads(line.decode("utf-8-sig" if first else "utf-8"), object_pairs_hook=unique_keys)
+    except DuplicateKeyError as error:
+        raise ValueError(f"{place}: {error}") from None
     except json.JSONDecodeError as error:
         what = "the line is empty" if not line.strip() else f"not JSON: {error.msg} at column {error.colno}"
         raise ValueError(f"{place}: {what}; give one JSON object per line.") from None

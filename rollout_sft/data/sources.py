@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout_sft.config.shorten import cut, shorten
-from rollout_sft.data.json_lines import check_value, read_json_lines
+from rollout_sft.data.json_lines import DuplicateKeyError, check_value, first_repeated, read_json_lines, unique_keys
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 MAX_JSON_BYTES = 256 * 1024**2
@@ -70,6 +70,10 @@ def check_sources(source: str | Sequence[str]) -> None:
             raise FileNotFoundError(
                 f"{cut(str(path), 400)}: no such file; the path is taken from {cut(os.getcwd(), 200)}. It is a local "
                 "path, so it is not looked up on a hub."
+            )
+        if not path.is_dir() and not path.is_file():
+            raise ValueError(
+                f"{cut(str(path), 200)}: a pipe or a device, which may never end; write its rows to a file first."
             )
         if not path.is_dir() and _suffix(path) not in _READERS:
             raise ValueError(
@@ -128,7 +132,9 @@ def _read_json(path: Path) -> Iterator[Row]:
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{place}: {size} bytes are more than the {MAX_JSON_BYTES} of a .json file; write .jsonl.")
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
+    except DuplicateKeyError as error:
+        raise ValueError(f"{place}: {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: not UTF-8: {error.reason}; save the file as UTF-8.") from None
     except (ValueError, RecursionError) as error:
@@ -144,6 +150,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
+            twice = first_repeated(reader.fieldnames or ())
+            if twice is not None:
+                raise ValueError(f"{place}:1: the header gives the column {shorten(twice)} twice; keep one.")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():

@@ -10,10 +10,21 @@ import pytest
 import torch
 
 from rollout_sft.checkpoint.atomic_files import checksums, is_unchanged, write_atomically
-from rollout_sft.checkpoint.manifest import FINISHED, DamagedCheckpointError, mark_finished, read_finished
+from rollout_sft.checkpoint.manifest import (
+    FINISHED,
+    DamagedCheckpointError,
+    last_finished_checkpoint,
+    mark_finished,
+    read_finished,
+)
 
-WITH = {"settings": {"training.seed": 1}}
+WITH = {"settings": {"training.seed": 1}, "how_long": {}, "versions": {}}
 BLOCK = 2**20
+
+
+def whole(**changes):
+    """A manifest with some parts changed."""
+    return json.dumps({"format": 1, "files": {}, "trained_with": WITH, **changes})
 
 
 @pytest.fixture
@@ -69,13 +80,31 @@ def test_the_last_good_checkpoint_is_one_that_is_whole(checkpoint):
         ("{", "its manifest finished cannot be read"),
         ("[]", "its manifest finished cannot be read"),
         ('{"format": 1, "files": {"a": {}}, "trained_with": {}}', "its manifest finished cannot be read"),
-        ('{"format": 2, "files": {}, "trained_with": {}}', "has format 2, and this version reads format 1"),
+        ("[" * 100_000, "its manifest finished cannot be read .RecursionError"),
+        (whole(trained_with={}), "its manifest finished cannot be read .KeyError: 'settings'"),
+        (whole(trained_with={**WITH, "settings": None}), "its manifest finished cannot be read .AttributeError"),
+        (whole(trained_with={**WITH, "how_long": "x"}), "its manifest finished cannot be read .AttributeError"),
+        (whole(files={"model.bin": {"size": 2560, "checksum": 5}}), "cannot be read .TypeError: size 2560, checksum 5"),
+        (whole(files={"a" * 5000: {"size": 1, "checksum": ""}}), "names a file that cannot be read"),
+        (whole(files={"/dev/null": {"size": 0, "checksum": ""}}), "names a file that cannot be read"),
+        (whole(files={"a\0": {"size": 0, "checksum": ""}}), "a.* is missing"),
+        (whole(format="x" * 100_000), "has format 'xxx"),
+        (whole(format=2), "has format 2, and this version reads format 1"),
     ],
 )
 def test_a_damaged_manifest_is_called_that(checkpoint, text, message):
     (checkpoint / FINISHED).write_text(text)
-    with pytest.raises(DamagedCheckpointError, match=message):
+    with pytest.raises(DamagedCheckpointError, match=message) as raised:
         read_finished(checkpoint)
+    assert len(str(raised.value)) < 1000
+    assert str(raised.value).endswith("checkpoint-2.")
+
+
+def test_folders_with_other_digits_are_no_checkpoints(checkpoint):
+    for step in ("\u00b2", "\u0663", "04x"):
+        (checkpoint.parent / f"checkpoint-{step}").mkdir()
+        (checkpoint.parent / f"checkpoint-{step}" / FINISHED).touch()
+    assert last_finished_checkpoint(checkpoint.parent) == str(checkpoint)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_taken_with_a_warning(checkpoint, caplog):

@@ -42,6 +42,18 @@ HOSTILE = {
         r"objects\[0\]\.bbox_2d is str '999.*four finite numbers",
     ),
     "an id of 2 MB": (with_field(id="x" * 2_000_000), "id is 'xxx.*give a text or an integer of 1 to 200"),
+    "a key twice": (
+        '{"prompt": "a", "objects": [], "prompt": "b"}',
+        "an object gives the key 'prompt' twice; keep one",
+    ),
+    "a key twice in an object": (
+        with_field(x=0).replace("0}", '{"a": 1, "a": 2}}'),
+        "an object gives the key 'a' twice",
+    ),
+    "150,000 keys, the last one twice": (
+        json.dumps({f"k{i}": 1 for i in range(150_000)}).replace("k149999", "k149998"),
+        "an object gives the key 'k149998' twice",
+    ),
     "an empty id": (with_field(id=""), "id is ''; give a text or an integer of 1 to 200"),
     "an id that is a list": (with_field(id=[1]), r"id is \[1\]; give a text or an integer"),
 }

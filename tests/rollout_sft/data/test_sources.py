@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pyarrow
 import pytest
@@ -77,6 +78,16 @@ def test_names_are_left_to_datasets():
 REFUSED = {
     "text file": ("data.txt", "{}", r"data\.txt: files of this kind are not read; give \.jsonl, \.json, \.csv or"),
     "JSON cut off": ("data.json", '[{"prompt": "a"', r"data\.json: not JSON: .*give a list of objects"),
+    "JSON key twice": (
+        "data.json",
+        '[{"prompt": "a", "prompt": "b"}]',
+        r"data\.json: an object gives the key 'prompt' tw",
+    ),
+    "CSV column twice": (
+        "data.csv",
+        "prompt,prompt\na,b\n",
+        r"data\.csv:1: the header gives the column 'prompt' twice",
+    ),
     "JSON deep": ("data.json", '[{"a": ' + "[" * 70 + "]" * 70 + "}]", r"data\.json\[0\]: more than 64 objects"),
     "CSV cell too many": ("data.csv", "prompt,objects\na,[],3\n", r"data\.csv:2: 3 cells, but the header has 2"),
     "CSV cell too few": ("data.csv", "prompt,objects\na\n", r"data\.csv:2: 1 cells, but the header has 2"),
@@ -91,6 +102,15 @@ def test_a_damaged_file_is_refused_by_its_name_and_row(tmp_path, name):
     (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=message):
         load_records(str(tmp_path / file), WORDS)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_pipe_or_a_device_is_refused_before_it_is_opened(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(ValueError, match=rf"{name}\{suffix}: a pipe or a device, which may never end"):
+            list(read_rows(str(tmp_path / f"{name}{suffix}")))
 
 
 def test_what_datasets_cannot_load_is_named(monkeypatch):
