@@ -8,7 +8,7 @@ The rule is one pure function, [`Endings.ends_at`]: seed, batch, engine and mome
 early where they can, with a [`Watch`] for each response; what they generated too much is cut off at the same token. The
 response then counts as a truncated one.
 
-Price: for each token one call of the builder's reader, and with `looping` about 0.2 microseconds more.
+Price: 2 to 11 microseconds for each token, most of it the builder's reader; the same for every length.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from rollout_sft.reporting.metrics import Counters
@@ -138,22 +139,29 @@ class Watch:
 
     def _look(self, new: Sequence[int]) -> int | None:
         """Reads on; returns the first length at which the response ends."""
-        kept: list[int] = []
-        start, over = self._read, False
+        for begin in range(0, len(new), _BLOCK):
+            end = self._look_at_block(new[begin : begin + _BLOCK])
+            if end is not None:
+                return end
+        return None
+
+    def _look_at_block(self, new: Sequence[int]) -> int | None:
+        start, kept, steady = self._read, self._reader.kept, len(new)
         for token in new:
             self._reader.read(token)
-            kept.append(self._reader.kept)
-            if over := self._reader.over:
+            self._read += 1
+            if self._reader.kept != kept:
+                steady = min(steady, self._read - start - 1)
+            if self._reader.over:
                 break
-        self._read += len(kept)
-        looping = self._loops.find(new[: len(kept)], start, kept) if self._loops else None
+        looping = self._loops.find(new[: self._read - start], start, kept, steady) if self._loops else None
         if looping is not None:
             return looping
-        return self._read if over else None
+        return self._read if self._reader.over else None
 
 
 class _Loops:
-    """Finds repetitions in a response that is given piece by piece. O(LONGEST_PERIOD) for each token, in numpy."""
+    """Finds repetitions in a response that is given block by block; numpy compares a block with all periods at once."""
 
     def __init__(self) -> None:
         # No token has a negative id: what would lie before the response repeats nothing.
@@ -161,34 +169,41 @@ class _Loops:
         self._unequal: NDArray[np.int64] = np.full(LONGEST_PERIOD, -1)
         """For each period the last position whose token differs from that one period earlier."""
 
-    def find(self, new: Sequence[int], start: int, kept: Sequence[int]) -> int | None:
+    def find(self, new: Sequence[int], start: int, kept: int, steady: int) -> int | None:
         """
         Returns the length of the response with which its last tokens are a loop.
 
         Args:
             new (`Sequence[int]`):
-                The tokens from position `start` on; not empty.
+                The tokens from position `start` on; at least one, at most [`_BLOCK`]. So a loop that is found in them
+                began before them, and nothing in it was completed in them.
             start (`int`):
                 Tokens that were given before.
-            kept (`Sequence[int]`):
-                After each new token the number of tokens that the target would contain.
+            kept (`int`):
+                How many of these a target would contain.
+            steady (`int`):
+                How many of the new tokens leave that number as it is.
         """
         tokens = np.concatenate([self._tail, np.asarray(new, dtype=np.int64)])
-        positions = np.arange(len(new))[:, None]
-        earlier = tokens[LONGEST_PERIOD + positions - _PERIODS]
-        unequal = np.where(earlier != tokens[LONGEST_PERIOD:, None], start + positions, self._unequal)
-        unequal = np.maximum.accumulate(unequal, axis=0)
-        self._tail, self._unequal = tokens[-LONGEST_PERIOD:], unequal[-1]
-        lengths = start + 1 + positions
-        # The loop begins one period before the first token that repeats one.
-        looping = (lengths - 1 - unequal + _PERIODS >= _LOOPS) & (np.asarray(kept)[:, None] <= lengths - _LOOPS)
-        found = looping.any(axis=1)
-        return start + 1 + int(found.argmax()) if found.any() else None
+        unequal = sliding_window_view(tokens[:-1], len(new)) != tokens[LONGEST_PERIOD:]
+        broken = unequal.any(axis=1)
+        repeating = np.where(broken, unequal.argmax(axis=1), len(new))
+        # The loop begins one period before the first token that repeats one, and behind what is kept.
+        lengths = np.maximum(self._unequal + 1 - _PERIODS, kept) + _LOOPS
+        found = lengths <= start + np.minimum(repeating, steady)
+        last = start + len(new) - 1 - unequal[:, ::-1].argmax(axis=1)
+        self._tail, self._unequal = tokens[-LONGEST_PERIOD:], np.where(broken, last, self._unequal)
+        return int(lengths[found].min()) if found.any() else None
 
 
-_PERIODS: NDArray[np.int64] = np.arange(1, LONGEST_PERIOD + 1)
+_BLOCK = 64
+"""Tokens that are compared at once: fewer than any loop has behind its first period."""
+
+_PERIODS: NDArray[np.int64] = np.arange(LONGEST_PERIOD, 0, -1)
 _LOOPS: NDArray[np.int64] = np.maximum(REPETITIONS * _PERIODS, SHORTEST_LOOP)
 """The tokens that the repetitions of each period have together, at the least."""
+
+assert (_LOOPS - _PERIODS).min() > _BLOCK
 
 
 def make_endings(how: str, builder: object) -> Endings | None:
