@@ -169,7 +169,14 @@ def servers(tmp_path_factory, request):
     """Four servers, which start while other tests run; `.wait()` before use."""
     if not any(
         item.path.name
-        in ("test_server.py", "test_streams.py", "test_hostile_proxy.py", "test_images.py", "test_two_ranks.py")
+        in (
+            "test_server.py",
+            "test_streams.py",
+            "test_waves.py",
+            "test_hostile_proxy.py",
+            "test_images.py",
+            "test_two_ranks.py",
+        )
         for item in request.session.items
     ):
         yield {}
