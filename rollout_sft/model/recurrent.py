@@ -61,10 +61,12 @@ ATTENTION_BY_ROW = {
     "BloomAttention",
     "FalconAttention",
     "GptOssAttention",
+    "InklingAttention",
     "MptAttention",
     "XGLMAttention",
 }
-"""Classes of attention whose models give them the mask of one long segment, whatever positions the model gets."""
+"""Classes of attention whose models give them the mask of one long segment, whatever positions the model gets, or that
+count positions from the start of the row (Inkling: its bias and its scale by length)."""
 
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Arguments that a layer does not get when each segment is alone."""
@@ -207,6 +209,8 @@ class _Borders:
 
     def __init__(self) -> None:
         self.given: Tensor | None = None
+        self.alone = False
+        """Whether a layer runs with one segment now: the layers inside it run as they are."""
         self._calls: dict[bool, _Calls] = {}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -318,7 +322,7 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     own = segments.own or MethodType(type(layer).forward, layer)
     borders: _Borders = segments.borders
     given = kwargs.get("cu_seq_lens_q")
-    if borders.given is None or (segments.kernel and given is not None and "seq_idx" in kwargs):
+    if borders.given is None or borders.alone or (segments.kernel and given is not None and "seq_idx" in kwargs):
         return own(*args, **kwargs)
     if given is not None and given is not borders.given:  # an earlier forward, computed again for its backward
         borders.set(given)
@@ -332,10 +336,14 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     kwargs = {name: value for name, value in kwargs.items() if name not in PACKED}
     positional = [now.split(value) for value in args]
     named = {name: now.split(value) for name, value in kwargs.items()}
-    results = [
-        own(*(parts[i] for parts in positional), **{name: parts[i] for name, parts in named.items()})
-        for i in range(len(now.shapes))
-    ]
+    borders.alone = True
+    try:
+        results = [
+            own(*(parts[i] for parts in positional), **{name: parts[i] for name, parts in named.items()})
+            for i in range(len(now.shapes))
+        ]
+    finally:
+        borders.alone = False
     return now.join(results)
 
 

@@ -3,10 +3,12 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
 from accelerate import PartialState
+from transformers import TrainerCallback
 
 from rollout_sft.ranks.distributed import leave_together
 from tests.distributed.windows import in_turn, is_sharded, train_window
@@ -56,10 +58,44 @@ def gradient(folder, family, *, sharded=False, layout="mixed", **overrides):
     }
 
 
+class Delete(TrainerCallback):
+    """Deletes a file after the first step."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.process_index == 0:
+            self.file.unlink(missing_ok=True)
+
+
+def deleted(folder, family):
+    """The file of an image of rank 1 disappears before its second window."""
+    model, file = image_model(family), folder / "gone.png"
+    adapter = adapter_of(family, model)
+    first, second = (make_samples(adapter, SIZES * 2, seed) for seed in range(2))
+    [picture] = second[len(SIZES)]["images"]
+    if dist.get_rank() == 0:
+        picture.pixels().save(file)
+    dist.barrier()
+    second[len(SIZES)]["images"] = (replace(picture, source=str(file)),)
+    trainer = image_trainer(
+        family, model, folder, samples=in_turn(first, second), callbacks=[Delete(file)], max_steps=2
+    )
+    try:
+        trainer.train()
+    except Exception as error:
+        words = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+        return {"error": "\n".join(words), "step": trainer.state.global_step}
+
+
 if __name__ == "__main__":
     PartialState(cpu=True)
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-    results = [gradient(folder / str(number), **case) for number, case in enumerate(cases)]
+    if cases == ["deleted"]:
+        results = [deleted(folder, "qwen3_vl")]
+    else:
+        results = [gradient(folder / str(number), **case) for number, case in enumerate(cases)]
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     if not any("error" in result for result in results):  # after an error the ranks have left each other
         leave_together()

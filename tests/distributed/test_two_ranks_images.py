@@ -51,6 +51,15 @@ def test_gradients_with_images_on_two_ranks_are_those_of_each_segment(tmp_path):
     assert max(differences(tmp_path, "qwen3_vl", SLICE).values()) < 1e-10
 
 
+def test_an_image_that_disappears_on_one_rank_ends_the_run_on_both(tmp_path):
+    ranks = on_two_ranks("tests.distributed.image_worker", tmp_path, str(tmp_path), json.dumps(["deleted"]), timeout=90)
+    for rank in ranks:
+        assert rank[0]["step"] == 1
+        assert "No such file" in rank[0]["error"], rank
+        assert "gone.png" in rank[0]["error"], rank
+    assert "rank 1 failed, so rank 0 stops too" in ranks[0][0]["error"]
+
+
 @pytest.mark.families
 def test_gradients_that_would_not_be_reduced_stop_the_run(tmp_path):
     cell = CELLS["DDP, micro, mixed, checkpointed"]
