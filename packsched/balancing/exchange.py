@@ -17,8 +17,6 @@ Held = list[list[HeldUnit]]
 _LIMITS = (10, 15)
 # Costs are counted in this many parts of the limit where a rank decides what to keep.
 _PARTS = 4096
-# Ranks with enough room for a unit's cost that are asked whether they have room for its tokens.
-_MOST_RECEIVERS = 64
 
 
 def level_ranks(lens: Sequence[Sequence[int]], costs: Sequence[Sequence[int]], tokens: int) -> Held:
@@ -92,10 +90,10 @@ def _level_to(
     for minus_cost, rank, at in sorted(given):
         length = lens[rank][at]
         place = bisect_left(rooms, (-minus_cost, -1))
-        last = min(len(rooms), place + _MOST_RECEIVERS)
-        while place < last and free[rooms[place][1]] < length:
+        # Nearly full ranks may have room for its cost and not for its tokens; all are asked.
+        while place < len(rooms) and free[rooms[place][1]] < length:
             place += 1
-        if place == last:
+        if place == len(rooms):
             if whole:
                 return None
             received[rank].append((rank, at))
