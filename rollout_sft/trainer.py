@@ -13,7 +13,7 @@ Trainer finds its synchronising step by counting them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -308,6 +308,14 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         loss = weighted_loss(logits if "logits_to_keep" in inputs else logits[supervised], targets, weights)
         loss = share_of_window(loss, window_weight=num_items_in_batch, ranks=self.args.world_size)
         return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Inputs) -> int:
+        """Estimates what `Trainer.floating_point_ops` does; counts the parameters once, not in every micro-step."""
+        return self._ops_of_one_token * inputs["input_ids"].numel()
+
+    @cached_property
+    def _ops_of_one_token(self) -> int:
+        return super().floating_point_ops({"input_ids": torch.zeros(1)})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics of the windows since the last line to a training line; see `Trainer.log`."""

@@ -19,7 +19,7 @@ def test_micro_steps_idle_on_every_rank_are_skipped_by_both(tmp_path, sharded):
         assert rank["sharded"] == sharded
         assert [synchronised for _, synchronised in rank["trained"]] == [False, True], "2 forwards for 3 micro-steps"
         assert rank["log"]["packing/idle_micro_steps"] == 1
-    assert ranks[1]["trained"][1][0] == 1, "where one rank has a pack, the other runs a dummy"
+    assert ranks[1]["trained"][1][0] == 2, "where one rank has a pack, the other runs a dummy of two tokens"
 
 
 @MODELS

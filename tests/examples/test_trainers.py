@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 import packsched.torch
 from examples import grpo_loop, lists, plain_loop, stock_trainer
 from examples.small import make_model, make_samples
-from packsched.torch import PackCollator, WindowBatchSampler, supervised_tokens
+from packsched.torch import PackCollator, WindowBatchSampler
 from rollout_sft.checks.leak_probe import LeakError
 
 EXAMPLES = sorted(Path(lists.__file__).parent.glob("*.py"))
@@ -126,14 +126,16 @@ def test_the_probe_of_the_page_passes_and_sees_a_batch_that_leaks():
 def test_the_loop_of_the_page_runs():
     model, samples, seen = make_model(), make_samples(40), []
 
-    def loss_sum(batch):
-        seen.append(supervised_tokens(batch))
-        return model(**batch, num_items_in_batch=1).loss
+    class Counting:
+        @staticmethod
+        def cross_entropy(logits, targets, **options):
+            seen.append(int((targets != -100).sum()))
+            return torch.nn.functional.cross_entropy(logits, targets, **options)
 
     names = {name: getattr(packsched.torch, name) for name in packsched.torch.__all__}
     names |= {"DataLoader": DataLoader, "samples": samples, "lengths": [len(s["input_ids"]) for s in samples]}
-    names |= {"rank": 0, "ranks": 1, "epochs": 2, "model": model, "loss_sum": loss_sum}
-    exec(on_page("sampler = "), names | {"optimizer": torch.optim.SGD(model.parameters())})
+    names |= {"rank": 0, "ranks": 1, "epochs": 2, "ddp_model": model, "device": model.device, "torch": torch}
+    exec(on_page("def loss_sum"), names | {"F": Counting, "optimizer": torch.optim.SGD(model.parameters())})
     each = sum(len(s["input_ids"]) - 3 for s in samples)
     assert len(seen) == 2 * 2, "a window of 32 samples and one of 8, twice, and each fits one pack of eight"
     assert sum(seen) == 2 * each

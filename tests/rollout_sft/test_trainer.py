@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Trainer, TrainingArguments, set_seed
 
 from examples.digits.data import DigitsDataset
 from rollout_sft import RolloutSFTConfig
@@ -282,3 +282,11 @@ def test_data_parallel_is_refused_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))  # this machine has no GPU
     with pytest.raises(ValueError, match=r"2 GPUs in one process.*DataParallel.*one process per GPU"):
         RolloutSFTConfig(output_dir=str(tmp_path), global_max_length=64, use_cpu=True)
+
+
+def test_operations_are_those_that_the_trainer_counts_in_each_micro_step(make_trainer):
+    trainer = make_trainer()
+    for width in (1, 0, 7):
+        inputs = {"input_ids": torch.zeros((1, width), dtype=torch.int64)}
+        assert trainer.floating_point_ops(inputs) == Trainer.floating_point_ops(trainer, inputs)
+    assert trainer.floating_point_ops(inputs) > 0

@@ -109,7 +109,7 @@ REFUSED = {
     "no type": ({"r": 4}, r"model\.peft\.peft_type is ''; it takes "),
     "field": (
         {"peft_type": "LORA", "rank": 4},
-        r"unknown key model\.peft\.rank: the nearest valid key is rank_pattern",
+        r"unknown key model\.peft\.rank: the nearest valid key is r \(",
     ),
     "value": (
         {"peft_type": "LORA", "r": 4, "layers_to_transform": 1, "target_modules": "x"},

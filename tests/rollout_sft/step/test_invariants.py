@@ -7,6 +7,7 @@ import pytest
 from packsched import FillStats
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.rollouts.base import Rollout
+from rollout_sft.rollouts.check_answers import AnswerLimits
 from rollout_sft.step.asked import names
 from rollout_sft.step.build import WindowBuilder
 from rollout_sft.step.collate import collate_pack
@@ -47,7 +48,7 @@ def build(folder, packs, micro_steps, **settings):
         target_builder=None,
         backend=Silent(),
         collate=collate,
-        limits=None,
+        limits=AnswerLimits(vocab_size=8, max_new_tokens=4, end_ids=frozenset({0})),
         rank=0,
     )
     return builder.build(iter(()), micro_steps, 0)
