@@ -148,7 +148,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             rank=args.process_index,
             adapter=self.inputs,
         )
-        unsupported.check_waves(args, self.generation.train, deepspeed=self.is_deepspeed_enabled)
+        unsupported.check_waves_run_here(args, self.generation.train, deepspeed=self.is_deepspeed_enabled)
         self.denominator = Denominator()
         self.response_lens = []
         self.media = MediaLoader(self.inputs)

@@ -126,7 +126,7 @@ def reject_virtual_tokens(model: nn.Module) -> None:
         )
 
 
-def check_waves(config: RolloutSFTConfig, backend: object, *, deepspeed: bool) -> None:
+def check_waves_run_here(config: RolloutSFTConfig, backend: object, *, deepspeed: bool) -> None:
     """
     Raises `ValueError` for waves with DeepSpeed, and warns where a backend hands out all rollouts together.
 

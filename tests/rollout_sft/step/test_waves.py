@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from packsched import InfeasibleWindowError
-from rollout_sft.checks.unsupported import check_waves
+from rollout_sft.checks.unsupported import check_waves_run_here
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.step.denominator import Denominator, scale_gradients
@@ -274,4 +274,4 @@ def test_deepspeed_is_refused_because_it_hides_its_gradients(tmp_path):
         post_rollout_pack_scope="window",
     )
     with pytest.raises(ValueError, match="DeepSpeed hides them"):
-        check_waves(config, ScriptedBackend(), deepspeed=True)
+        check_waves_run_here(config, ScriptedBackend(), deepspeed=True)
