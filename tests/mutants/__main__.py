@@ -5,10 +5,12 @@ Changes one token of the sources at a time and runs the nearest tests: do they n
     python -m tests.mutants --list     what would be changed
 
 Ends with an error when a change survives that `reasons.py` does not explain: write a test that notices it, or the
-reason why nobody needs one.
+reason why nobody needs one. Results are kept in runs/mutants.jsonl, so a run that was stopped goes on where it was:
+a change that was noticed is not tested again while its file stays the same, one that survived while the tests do too.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,6 +28,7 @@ from tests.mutants.reasons import REASONS
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "mutants.md"
+KEPT = ROOT / "runs" / "mutants.jsonl"
 SEED = 0
 
 
@@ -96,21 +100,49 @@ def nearest_first(tests, path):
     return sorted(tests, key=lambda test: (stem not in test, Path(path).parent.name not in test, test))
 
 
+class Results:
+    """Outcomes of earlier runs, and of this one."""
+
+    def __init__(self, tests):
+        self._tests = sha256(b"".join((ROOT / path).read_bytes() for path in tests)).hexdigest()
+        kept = KEPT.read_text().splitlines() if KEPT.exists() else []
+        self._kept = {(line["source"], line["tests"]): line["outcome"] for line in map(json.loads, kept)}
+
+    def find(self, mutation):
+        """The outcome that a new run of the tests would repeat, or None."""
+        source = sha256(mutation.source.encode()).hexdigest()
+        noticed = {outcome for (of, _), outcome in self._kept.items() if of == source} - {"survived"}
+        return noticed.pop() if noticed else self._kept.get((source, self._tests))
+
+    def keep(self, mutation, outcome):
+        source = sha256(mutation.source.encode()).hexdigest()
+        KEPT.parent.mkdir(exist_ok=True)
+        with KEPT.open("a") as file:
+            file.write(json.dumps({"source": source, "tests": self._tests, "outcome": outcome}) + "\n")
+
+
 def examine(sample, copies, jobs):
     """(mutation, outcome) of every mutation of a sample."""
     mutations = draw(ROOT, files(sample.sources, "*.py"), sample.size, SEED)
     tests = files(sample.tests, "test_*.py")
+    results = Results(tests)
+    outcomes = [results.find(mutation) for mutation in mutations]
+    if None not in outcomes:
+        return list(zip(mutations, outcomes, strict=True))
     outcome, seconds = copies.run(tests, limit=3600)
     assert outcome == "survived", f"the tests of {sample.name} fail without any change"
 
-    def judge(mutation):
+    def judge(mutation, kept):
+        if kept is not None:
+            return mutation, kept
         outcome, took = copies.run(nearest_first(tests, mutation.path), 60 + 5 * seconds, mutation)
+        results.keep(mutation, outcome)
         print(f"{outcome:9} {took:4.0f} s  {mutation.path}:{mutation.number}  {mutation.before}  ->  {mutation.after}")
         sys.stdout.flush()
         return mutation, outcome
 
     with ThreadPoolExecutor(jobs) as threads:
-        return list(threads.map(judge, mutations))
+        return list(threads.map(judge, mutations, outcomes))
 
 
 def report(results: dict[str, list[tuple[Mutation, str]]]) -> str:
