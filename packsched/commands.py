@@ -34,7 +34,26 @@ commands = typer.Typer(
     help="See what packing does to your lengths, before you train.",
 )
 
-TraceFile = Annotated[str, typer.Argument(help="JSON lines, CSV, .npy or .parquet; - reads standard input.")]
+PLOTS = (".png", ".svg", ".pdf", ".html")
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuses a file that cannot be written, before anything is computed for it."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"{path}: there is no folder {path.parent}.")
+    return path
+
+
+def _a_plot(path: Path | None) -> Path | None:
+    if path is not None and path.suffix not in PLOTS:
+        raise typer.BadParameter(f"{path}: the name must end in {', '.join(PLOTS)}.")
+    return _in_a_folder(path)
+
+
+TraceFile = Annotated[
+    str,
+    typer.Argument(help="A length on each line, JSON lines, CSV, .npy or .parquet; - reads standard input."),
+]
 Column = Annotated[str, typer.Option(help="Column of the lengths.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
@@ -57,7 +76,9 @@ def replay_command(
     ] = None,
     simulated_windows: Annotated[int, typer.Option(min=1, help="Windows to simulate with --ranks.")] = 10,
     seed: Seed = 0,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg) or a page (.html).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=_a_plot, help="Write a picture (.png, .svg, .pdf) or a page (.html).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay a trace of lengths under every scope, policy and objective."""
@@ -183,7 +204,9 @@ def lengths_command(
     column: Annotated[
         list[str] | None, typer.Option(help="Column to count; may be repeated.  [default: messages, prompt, text]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the trace here instead of standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=_in_a_folder, help="Write the trace here instead of standard output.")
+    ] = None,
 ) -> None:
     """Count the tokens of a data set's records; the result is a trace."""
     with _user_errors():
@@ -246,6 +269,7 @@ def _draw(report: Report, target: Path) -> None:
     from packsched.plots import draw
 
     draw(report, target)
+    _console(stderr=True).print(f"written: {escape(str(target))}", highlight=False)
 
 
 def _print_report(report: Report) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -129,7 +130,7 @@ def _loading(key: str, value: Any) -> Iterator[None]:
         raise FileNotFoundError(f"{key} is {shorten(value)}: no such folder; the path is taken from {os.getcwd()}.")
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ImportError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if "attn_implementation" in str(error) or "FlashAttention" in str(error):
             raise ValueError(
                 f"model.attn_implementation cannot be used: {cut(str(error), 600)} On a CPU leave it out."

@@ -107,7 +107,12 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         unsupported.reject_wrong_types(model, args, tokenizer)
         unsupported.reject_hooks(kwargs)
         look_for_unused_parameters(model, args)
-        super().__init__(model=model, args=args, processing_class=tokenizer, **{**kwargs, "data_collator": collate_raw})
+        if not kwargs.get("optimizer_cls_and_kwargs") and not any(kwargs.get("optimizers") or ()):
+            unsupported.check_optimizer(model, args)
+        with unsupported.naming_reports(args):
+            super().__init__(
+                model=model, args=args, processing_class=tokenizer, **{**kwargs, "data_collator": collate_raw}
+            )
         # transformers before 5.19 reads this instead of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
         plain = self.accelerator.unwrap_model(self.model)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import has_length
+from transformers.training_args import OptimizerNames
 
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.inputs.segment import SUPERVISED, Segment
@@ -69,6 +71,27 @@ def reject_hooks(arguments: Mapping[str, Any]) -> None:
     for name, reason in _HOOKS.items():
         if arguments.get(name) is not None:
             raise ValueError(f"{name} is refused, since it would never be called: {reason}.")
+
+
+@contextmanager
+def naming_reports(config: RolloutSFTConfig) -> Iterator[None]:
+    """Raises `ValueError` with the key where a service of `training.report_to` needs a package that is missing."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "to be installed" not in str(error):
+            raise
+        services = ", ".join(config.report_to or ())
+        raise ValueError(f"training.report_to is {services}, which cannot be used here: {error}") from error
+
+
+def check_optimizer(model: nn.Module, config: RolloutSFTConfig) -> None:
+    """Raises `ValueError` for an optimizer that cannot be made here, hours before the first step would fail on it."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(config, model)  # type: ignore[arg-type]
+    except (ImportError, ValueError) as error:
+        name = OptimizerNames(config.optim).value
+        raise ValueError(f"training.optim is {name}, which cannot be used here: {error}") from error
 
 
 def check_model(model: nn.Module, config: RolloutSFTConfig, *, sharded: bool) -> None:

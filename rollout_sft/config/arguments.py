@@ -222,6 +222,8 @@ class RolloutSFTConfig(TrainingArguments):
         assert isinstance(self.accelerator_config, AcceleratorConfig)
         check_dispatch(self.accelerator_config.dispatch_batches)
         self.accelerator_config.dispatch_batches = False
+        if self.device.type == "cpu":  # there is nothing to pin memory for, and torch would warn
+            self.dataloader_pin_memory = False
         self._check_together()
         self._reject_data_parallel()
 

@@ -106,7 +106,19 @@ def _with_room(config: PretrainedConfig, tokenizer: Tokenizer) -> PretrainedConf
             f"model.config.vocab_size is {vocabulary}, but the tokenizer has {len(tokenizer)} tokens; leave it out, "
             "and it is taken from the tokenizer."
         )
+    _check_heads(config.get_text_config())
     return config
+
+
+def _check_heads(config: PretrainedConfig) -> None:
+    """Refuses heads that cannot share keys and values evenly; the first forward would fail on the shapes."""
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None)
+    if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+        raise ValueError(
+            f"model.config.num_attention_heads is {heads} and num_key_value_heads {shared}; the first must be a "
+            "multiple of the second, because so many heads share their keys and values."
+        )
 
 
 def reads_images(config: PretrainedConfig) -> bool:

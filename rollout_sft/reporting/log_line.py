@@ -46,9 +46,11 @@ def step_line(logs: Mapping[str, Any], step: int, max_steps: int, micro_steps: i
         parts.append(_part(scores, "runtime", "{:.1f} s"))
     else:
         shown = {name: text for name, text in _PARTS.items() if logs.get(name, 0.0) > logs.get("time/step_s", 0.0) / 20}
-        parts = [_part(logs, name, text) for name, text in {**_STEP, **shown, **_STEP_END}.items()]
+        parts = [_part(logs, name, text) for name, text in _STEP.items()]
         parts.insert(4, _part(logs, "packing/non_empty_packs", f"packs {{:.3g}}/{micro_steps}"))
+        # Before the parts that come and go, so that they stand in every line.
         parts += own_metrics(logs)
+        parts += [_part(logs, name, text) for name, text in {**shown, **_STEP_END}.items()]
     line = head
     for part in filter(None, parts):
         if len(line) + 2 + len(part) <= COLUMNS:

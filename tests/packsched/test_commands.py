@@ -167,6 +167,24 @@ def test_replay_draws_its_fill_packs_and_lengths(run, trace, tmp_path, name):
     assert page[page.index("<figure>") :] == again[again.index("<figure>") :], "the same replay draws the same"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["replay", "trace.jsonl", *BASIC, "--plot", "plot.docx"], "plot.docx: the name must end in .png, .svg, .pdf,"),
+        (["replay", "trace.jsonl", *BASIC, "--plot", "no/p.png"], "no/p.png: there is no folder no."),
+        (["lengths", "d.jsonl", "--tokenizer", "t", "--out", "no/l.jsonl"], "no/l.jsonl: there is no folder no."),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(run, trace, words, message):
+    trace([CAP + 1])  # replaying it would be an error of its own
+    printed = " ".join(run(*words, code=2).output.replace("│", " ").split())
+    assert message in printed
+
+
+def test_replay_says_where_it_drew(run, trace):
+    assert run("replay", trace(lengths()), *BASIC, "--plot", "plot.svg").stderr.splitlines() == ["written: plot.svg"]
+
+
 def test_a_trace_that_no_window_fits_is_drawn_without_plans(run, trace, tmp_path):
     run(
         "replay",

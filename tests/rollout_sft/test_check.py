@@ -58,6 +58,14 @@ def test_what_would_end_the_run_is_a_problem(run):
     assert run(cap=cap, rollouts=rollouts, skip=skip)[0] == 0
 
 
+def test_a_shape_that_transformers_refuses_ends_with_the_message_alone(run):
+    llama = [("model_type: qwen3", "model_type: llama"), ("hidden_size: 32", "hidden_size: 33")]
+    status, _, printed = run(**{old: (old, new) for old, new in llama})
+    assert status == 2
+    assert printed.startswith("error: model.config is {'model_type': 'llama', ")
+    assert "The hidden size (33) is not a multiple of the number of attention heads (2)" in printed
+
+
 def test_scope_micro_says_what_the_carry_buffer_may_take(run):
     status, page, _ = run(scope=("scope: window", "scope: micro"))
     assert status == 0

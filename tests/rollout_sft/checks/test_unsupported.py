@@ -39,6 +39,27 @@ class Stream(IterableDataset):
         return (self.rows[i] for i in range(len(self.rows)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optim": "adamw_bnb_8bit"}, r"^training.optim is adamw_bnb_8bit, which cannot be used here: .*bitsandbytes"),
+        ({"optim": "galore_adamw"}, r"^training.optim is galore_adamw, which cannot be used here: .*galore_torch"),
+        ({"report_to": ["mlflow"]}, r"^training.report_to is mlflow, which cannot be used here: .* mlflow to be inst"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_key_before_anything_runs(make_trainer, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**settings, **WINDOW)
+
+
+def test_an_optimizer_of_the_user_s_own_is_not_judged_by_training_optim(make_model, tokenizer, tmp_path):
+    model = make_model()
+    args = tiny_arguments(tmp_path, optim="adamw_bnb_8bit", **WINDOW)
+    optimizers = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+    trainer = RolloutSFTTrainer(model=model, args=args, processing_class=tokenizer, optimizers=optimizers)
+    assert trainer.optimizer is optimizers[0]
+
+
 @pytest.mark.parametrize("max_steps", [-1, 2])
 def test_an_empty_data_set_is_named(make_trainer, max_steps):
     with pytest.raises(ValueError, match=r"the training data set has 0 samples.*check data.train"):

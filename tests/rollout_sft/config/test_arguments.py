@@ -90,3 +90,7 @@ def test_numbers_are_converted_to_the_type_of_their_field(tmp_path, value):
     config = tiny_arguments(tmp_path, reference_fraction=value, packing_buffer=value)
     assert (config.reference_fraction, config.packing_buffer) == (1.0, 1)
     assert (type(config.reference_fraction), type(config.packing_buffer)) == (float, int)
+
+
+def test_memory_is_not_pinned_where_there_is_no_accelerator(tmp_path):
+    assert not RolloutSFTConfig(output_dir=str(tmp_path), report_to="none", global_max_length=8).dataloader_pin_memory

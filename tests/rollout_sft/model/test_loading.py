@@ -36,6 +36,13 @@ def test_a_tokenizer_without_image_tokens_is_refused():
         load_config(spec(), MAKERS["words"]())
 
 
+@pytest.mark.parametrize("shared", [3, 8])
+def test_heads_that_cannot_share_their_keys_are_refused(shared):
+    fields = {"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": shared}
+    with pytest.raises(ValueError, match=f"^model.config.num_attention_heads is 4 and num_key_value_heads {shared}; "):
+        load_config(spec(fields), MAKERS["words"]())
+
+
 def test_other_image_models_are_not_built_from_fields(tokenizer):
     with pytest.raises(ValueError, match=r"builds the image models qwen2_vl.*, and model_type is internvl; save"):
         load_config(spec({"model_type": "internvl"}), tokenizer)

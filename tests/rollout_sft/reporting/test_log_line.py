@@ -56,6 +56,15 @@ def test_the_user_s_own_metrics_are_shown():
     assert "accepted 0.75" in step_line({"eval_runtime": 1.0, "eval_answers/accepted": 0.75}, 1, 9, 4)
 
 
+def test_own_metrics_stand_before_the_parts_that_come_and_go():
+    logs = {**STEP, "time/step_s": 2.0, "time/wait_s": 0.25, "time/build_s": 0.3, "answers/right": 0.5}
+    line = step_line(logs, 7, 2000, 4)
+    assert line.index("train 0.40 s") < line.index("right 0.5") < line.index("build 0.30 s")
+    crowded = step_line({**logs, "time/other_s": 0.3, "time/exchange_s": 0.3}, 7, 2000, 4)
+    assert "right 0.5" in crowded
+    assert "lr" not in crowded, "it is what does not fit"
+
+
 @pytest.mark.parametrize("further", range(0, 40, 3))
 def test_no_line_is_wider_than_a_terminal(further):
     many = {f"answers/metric_number_{i}": 123456.789 for i in range(further)}
