@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -22,10 +23,19 @@ RUN = {
 }
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """Where the first test that needs it leaves its run for the others."""
+    return tmp_path_factory.mktemp("saved") / "run"
+
+
 @pytest.fixture
-def saved(make_trainer, tmp_path):
-    """The checkpoint of step 2 of a run of two steps, which is one epoch."""
-    make_trainer(max_steps=2, **RUN).train()
+def saved(first_run, make_trainer, tmp_path):
+    """The checkpoint of step 2 of a run of two steps, which is one epoch; each test has a copy of its own."""
+    if not first_run.exists():
+        make_trainer(max_steps=2, **RUN).train()
+        (tmp_path / "run").rename(first_run)
+    shutil.copytree(first_run, tmp_path / "run")
     return str(tmp_path / "run" / "checkpoint-2")
 
 

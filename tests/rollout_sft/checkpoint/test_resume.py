@@ -63,14 +63,13 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Scope -> the folder of a run that nobody kills, in a new interpreter: its hashes have another seed."""
-    folders = {}
-    for scope in ("micro", "window"):
-        folders[scope] = tmp_path_factory.mktemp(scope)
-        command = [sys.executable, "-m", WORKER, str(folders[scope]), scope, "-1", "0"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=processes.ROOT, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
+    """Scope -> the folder of a run that nobody kills, both in a new interpreter: its hashes have another seed."""
+    folders = {scope: tmp_path_factory.mktemp(scope) for scope in ("micro", "window")}
+    runs = "; ".join(f"main({str(folder)!r}, {scope!r}, -1, 0)" for scope, folder in folders.items())
+    command = [sys.executable, "-c", f"from {WORKER} import main; {runs}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=processes.ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folders
 
 

@@ -1,8 +1,6 @@
 """What `rollout_matching.vllm` takes; none of it needs vLLM."""
 
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 
 from rollout_sft.config.run import load_run
 from rollout_sft.config.vllm import VLLMConfig
+from tests import processes
 
 BASE = """
 global_max_length: 512
@@ -86,13 +85,9 @@ def test_an_unused_section_is_not_judged():
     assert VLLMConfig().mode == "colocate"
 
 
-def test_vllm_is_not_imported_before_it_is_used():
-    modules = (
-        "rollout_sft.train, rollout_sft.serve, rollout_sft.rollouts.vllm.colocated, rollout_sft.rollouts.vllm.server"
-    )
-    code = f"import sys, {modules}; print('vllm' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() == "False"
+def test_vllm_is_not_imported_before_it_is_used(tmp_path):
+    done = processes.run("tests.rollout_sft.config.vllm_imports", output=tmp_path / "output.txt")
+    assert (done.returncode, done.text().strip()) == (0, "False"), done.text()
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
