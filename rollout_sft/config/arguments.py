@@ -252,6 +252,8 @@ class RolloutSFTConfig(TrainingArguments):
         check_waves(self)
         if self.rollout_backend == "vllm":
             self.vllm.check_usable()
+        else:
+            self.vllm.check_unused(self.rollout_backend)
 
     def _reject_keeping_the_last(self) -> None:
         if self.packing and self.post_rollout_pack_scope == "micro":

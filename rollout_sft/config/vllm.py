@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -76,6 +76,15 @@ class VLLMConfig:
                 "rollout_matching.vllm.base_url holds a user name or a password. Addresses are written to logs and "
                 "checkpoints: put what the server takes as the header Authorization into the environment variable "
                 "ROLLOUT_SERVER_AUTHORIZATION instead, for instance 'Bearer ...'."
+            )
+
+    def check_unused(self, backend: str) -> None:
+        """Raises `ValueError` when a value differs from its default though `backend` reads none of them."""
+        changed = [spec.name for spec in fields(self) if getattr(self, spec.name) != getattr(VLLMConfig(), spec.name)]
+        if changed:
+            raise ValueError(
+                f"rollout_matching.vllm sets {', '.join(changed)}, but rollout_matching.rollout_backend is {backend}, "
+                "which reads nothing of that section. Set rollout_backend: vllm, or remove the section."
             )
 
     def check_usable(self) -> None:

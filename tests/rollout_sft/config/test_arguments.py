@@ -66,6 +66,7 @@ def test_arguments_survive_json_and_make_the_same_arguments(tmp_path):
         tmp_path,
         decoding={"temperature": 0.7},
         eval_decoding={"max_new_tokens": 5},
+        rollout_backend="vllm",
         vllm={"mode": "server", "base_url": ["http://a:1"], "engine_args": {"block_size": 16}},
     )
     written = json.loads(config.to_json_string())
@@ -78,11 +79,13 @@ def test_arguments_survive_json_and_make_the_same_arguments(tmp_path):
     assert "'max_new_tokens': 5" in str(config)
 
 
-def test_the_section_of_a_backend_that_is_not_used_is_not_judged(tmp_path):
-    unusable = {"mode": "server"}
-    assert tiny_arguments(tmp_path, vllm=unusable).vllm == VLLMConfig(mode="server")
+def test_a_section_that_its_backend_does_not_read_is_refused_by_name(tmp_path):
+    unusable = {"mode": "server", "retries": 0}
+    with pytest.raises(ValueError, match=r"vllm sets mode, retries, but rollout_matching.rollout_backend is hf, which"):
+        tiny_arguments(tmp_path, vllm=unusable)
     with pytest.raises(ValueError, match=r"vllm\.base_url is missing"):
         tiny_arguments(tmp_path, vllm=unusable, rollout_backend="vllm")
+    assert tiny_arguments(tmp_path, vllm={"mode": "colocate"}).vllm == VLLMConfig(), "the defaults change nothing"
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1"])
