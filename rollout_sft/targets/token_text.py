@@ -18,6 +18,15 @@ from tokenizers.decoders import DecodeStream
 Span = tuple[int, int]
 """Half-open range of characters."""
 
+_TAIL = 5
+"""Tokens that show whether a text ends in a character: one more than a character has bytes."""
+
+_MOST_STEPS = 8
+"""
+Tokens in a row that may complete no character before a look at the last ones precedes each step of the decoder, which
+reads all of them again: a run of bytes that are no text would cost the square of its length.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SpelledText:
@@ -86,6 +95,8 @@ class Speller:
         self._backend.no_truncation()
         # A description that contains "<eos>" is text, not the end of the answer.
         self._backend.encode_special_tokens = True
+        pieces = {self._backend.token_to_id(f"<0x{byte:02X}>"): f"<0x{byte:02X}>" for byte in range(256)}
+        self._byte_ids = {i for i, piece in pieces.items() if i is not None and self._backend.decode([i]) != piece}
         self._anchor = ""
         self._bracket = self._ids("[")
         # SentencePiece tokenizers put a space before all text that they encode. After a line break, which is cut
@@ -133,20 +144,39 @@ class Speller:
         Joined they are the text of [`spell`].
         """
         stream, backend = DecodeStream(skip_special_tokens=False), self._backend
+        held: list[int] = []  # tokens that the stream has not seen
+        pending = 0
+        tail: list[int] = []  # the last tokens, without those that hold no characters
 
         def spell_next(token: int) -> str:
-            nonlocal stream
+            nonlocal stream, held, pending
+            held.append(token)
+            pending += 1
+            if backend.id_to_token(token) is not None:
+                tail[:] = [*tail[1 - _TAIL :], token]
+            if pending > _MOST_STEPS and not self._may_complete_character(tail):
+                return ""
+            given, held = held, []
             try:
-                return stream.step(backend, token) or ""
+                chunk = stream.step(backend, given) or ""
             except Exception as error:
                 if "Invalid prefix" not in str(error):
                     raise
                 # Byte tokens that are no UTF-8 change how the decoder reads the ones before them, which are already
                 # text. What is pending is no character.
                 stream = DecodeStream(skip_special_tokens=False)
-                return "\N{REPLACEMENT CHARACTER}" + (stream.step(backend, token) or "")
+                chunk = "\N{REPLACEMENT CHARACTER}" + (stream.step(backend, token) or "")
+            if chunk:
+                pending = 0
+            return chunk
 
         return spell_next
+
+    def _may_complete_character(self, tail: Sequence[int]) -> bool:
+        """Returns False if the text still ends in something that is no character, as its last tokens show."""
+        if self._byte_ids.issuperset(tail):
+            return False  # they are read as one, and the first of them already were no UTF-8
+        return not self._backend.decode(tail, skip_special_tokens=False).endswith("\N{REPLACEMENT CHARACTER}")
 
     def read(self, ids: Sequence[int]) -> SpelledText:
         """Returns the tokens with their text and their ends, from [`spell`]."""

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.decoders import DecodeStream
 
+from rollout_sft.targets import token_text
 from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 from rollout_sft.targets.token_text import Speller
 from tests.rollout_sft.targets.tokenizers import MAKERS, sentencepiece_like, slow_ends, slow_text, tokenizer_named, wrap
@@ -131,3 +133,60 @@ def test_byte_tokens_that_are_no_text_end_in_a_mark_and_not_in_an_error():
     assert [speller.spell(ids[:n]) for n in range(len(ids))] == [
         (text[:e], ends[:n]) for n, e in enumerate([0, *ends[:-1]])
     ]
+
+
+def bytes_that_are_no_text(tokenizer):
+    """Tokens that are a part of a character, and those of one whole character of three bytes."""
+    vocab = tokenizer.get_vocab()
+    snowman = Speller(tokenizer).encode("\N{SNOWMAN}")
+    if "<0xFF>" in vocab:
+        return [vocab[f"<0x{byte:02X}>"] for byte in (0x41, 0x80, 0xC3, 0xFF)], snowman
+    return [i for i in vocab.values() if slow_text(tokenizer, [i]) == "\N{REPLACEMENT CHARACTER}"], snowman
+
+
+@pytest.mark.parametrize("name", ["characters", "straddling", "sentencepiece"])
+@given(data=st.data())
+def test_long_runs_of_such_bytes_read_as_if_each_token_were_decoded(name, data):
+    tokenizer = tokenizer_named(name)
+    speller, (broken, snowman) = Speller(tokenizer), bytes_that_are_no_text(tokenizer)
+    parts = st.one_of(
+        st.lists(st.sampled_from(broken), max_size=30),
+        st.sampled_from([snowman, snowman[:2], speller.encode("[7]"), [len(tokenizer) + 7] * 3]),
+    )
+    ids = [token for part in data.draw(st.lists(parts, max_size=8)) for token in part]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_text, "_MOST_STEPS", len(ids))
+        expected = speller.spell(ids)
+    assert speller.spell(ids) == expected
+
+
+@pytest.mark.parametrize("name", ["characters", "straddling", "sentencepiece"])
+@pytest.mark.parametrize("kind", ["parts", "parts and bytes that would be text", "ids beyond the vocabulary"])
+def test_a_run_of_such_bytes_costs_the_same_for_every_token(name, kind, monkeypatch):
+    tokenizer = tokenizer_named(name)
+    speller, (broken, _) = Speller(tokenizer), bytes_that_are_no_text(tokenizer)
+    decoded = 0
+
+    class Counted:
+        """Counts the tokens that each step reads again."""
+
+        def __init__(self, **options):
+            self.stream, self.pending = DecodeStream(**options), 0
+
+        def step(self, backend, ids):
+            nonlocal decoded
+            self.pending += len(ids)
+            decoded += self.pending
+            chunk = self.stream.step(backend, ids)
+            self.pending = 0 if chunk else self.pending
+            return chunk
+
+    monkeypatch.setattr(token_text, "DecodeStream", Counted)
+    run = {
+        "parts": broken[-1:] * 2000,
+        "parts and bytes that would be text": [broken[-1], *broken[:1] * 2000],
+        "ids beyond the vocabulary": [broken[-1], *[len(tokenizer) + 7] * 2000],
+    }[kind]
+    text, _ = speller.spell([*run, *speller.encode("[")])
+    assert text.endswith("[")
+    assert decoded < 2 * len(run)
