@@ -1,6 +1,7 @@
 """Windows that are trained in waves: the gradient, the micro-steps and the errors of one wave."""
 
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -209,6 +210,39 @@ def test_low_precision_gradients_stay_finite_and_close(tmp_path, dtype):
     assert sum(line["packing/early_packs"] for line in lines(four)) > 0
     bound = 1e-5 if dtype is torch.float32 else 3e-2
     assert relative(four.catch.gradients[1].float(), one.catch.gradients[1].float()) < bound
+
+
+class Scaler(torch.amp.GradScaler):
+    """Passes on a factor in float32, which `float64_throughout` keeps in float64."""
+
+    def _unscale_grads_(self, optimizer, inv_scale, *args):
+        return super()._unscale_grads_(optimizer, inv_scale.type(torch.float32), *args)
+
+
+def with_scaler(trainer, monkeypatch, **scaler):
+    """Trains with the scaler and the autocast of `fp16: true`, which accelerate leaves out on a CPU."""
+    monkeypatch.setattr(trainer.accelerator.state, "_mixed_precision", "fp16")
+    trainer.accelerator.native_amp = True
+    trainer.accelerator.scaler = Scaler("cpu", **scaler)
+    return run(trainer)
+
+
+def test_a_scaler_of_float16_changes_no_gradient_of_a_wave(tmp_path, one_wave, monkeypatch):
+    trainer = with_scaler(wave_trainer(tmp_path, 4), monkeypatch, growth_interval=3)
+    assert trainer.accelerator.scaler.get_scale() == 2.0**19, "it has not scaled"
+    assert sum(line["packing/early_packs"] for line in lines(trainer)) > 0
+    pairs = zip(trainer.catch.gradients, one_wave.catch.gradients, strict=True)
+    assert max(relative(a, b) for a, b in pairs) < 1e-10
+    assert (weights(trainer.model) - weights(one_wave.model)).abs().max() < 1e-10
+
+
+def test_an_overflow_of_float16_skips_all_waves_of_a_window(tmp_path, monkeypatch):
+    trainer = wave_trainer(tmp_path, 4, dtype=torch.float32, max_steps=6)
+    with_scaler(trainer, monkeypatch, init_scale=2.0**40, backoff_factor=2.0**-14)
+    early = [line["packing/early_packs"] > 0 for line in lines(trainer)]
+    kept = [a == b for a, b in pairwise(trainer.catch.hashes)]
+    assert kept == [True, False, False, False, False], "steps one and two overflow"
+    assert early[1:3] == [True, True], "the second step had only one wave: nothing is shown"
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])
