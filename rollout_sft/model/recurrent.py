@@ -20,15 +20,15 @@ import inspect
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rollout_sft.model.shared_calls import SAME_CALL, SharedCalls
 from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)
@@ -61,19 +61,24 @@ ATTENTION_BY_ROW = {
     "BloomAttention",
     "FalconAttention",
     "GptOssAttention",
+    "Inkling2FullAttention",
+    "Inkling2SlidingAttention",
     "InklingAttention",
     "MptAttention",
     "XGLMAttention",
 }
 """Classes of attention whose models give them the mask of one long segment, whatever positions the model gets, or that
-count positions from the start of the row (Inkling: its bias and its scale by length)."""
+count positions from the start of the row. Inkling computes its bias for the square of the row, in padding and for
+neighbours too."""
 
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Arguments that a layer does not get when each segment is alone."""
 
-SAME_CALL = 64
-"""Segments up to this many tokens shorter than the longest one share its call. PyTorch's fallbacks for the kernels
-compute in chunks of as many tokens, so that the padding costs little."""
+TOKEN_BY_TOKEN = {"mamba_selective_scan"}
+"""Functions whose fallback computes token by token. Their backward fills the states of the whole call with zeros for
+each token, so that the cost of a call grows with the square of its longest segment, in every row."""
+SAME_SCAN = 4
+"""What [`SAME_CALL`] is for layers that call one of them: more padding costs more than it saves in calls."""
 
 
 class RecurrentLayers:
@@ -127,7 +132,11 @@ class RecurrentLayers:
         own = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
         for name, layer in layers.items():
             layer._segments = _Segments(  # type: ignore[assignment]
-                borders, own[name], kernel=name in self.by_kernel, masked=name in self.attention
+                borders,
+                own[name],
+                kernel=name in self.by_kernel,
+                masked=name in self.attention,
+                spread=SAME_SCAN if _called(layer) & TOKEN_BY_TOKEN else SAME_CALL,
             )
             # A bound method, so that a deep copy of the model calls the copy's layer.
             layer.forward = MethodType(_apart, layer)
@@ -180,15 +189,18 @@ def _attention_by_row(model: nn.Module) -> dict[str, nn.Module]:
 
 def kept_apart(layer: nn.Module) -> bool:
     """Says whether every kernel that this recurrent layer calls is installed and keeps packed segments apart."""
-    names: set[str] = set()
-    for member in vars(type(layer)).values():
-        if inspect.isfunction(member):
-            names |= set(inspect.unwrap(member).__code__.co_names)
+    names = _called(layer)
     if hasattr(layer, "A_log") and not names & set(SCANS):  # the state is computed here, behind no kernel
         return False
     space, borders = vars(sys.modules[type(layer).__module__]), {**CONVOLUTION, **SCANS}
     called = names & set(borders)
     return bool(called) and all(_is_kernel(space[name], borders[name]) for name in called)
+
+
+def _called(layer: nn.Module) -> set[str]:
+    """The names that the methods of this layer's class use, the functions that they call among them."""
+    methods = [inspect.unwrap(member) for member in vars(type(layer)).values() if inspect.isfunction(member)]
+    return {name for method in methods for name in method.__code__.co_names}
 
 
 def _is_kernel(function: Any, border: str | None) -> bool:
@@ -211,7 +223,7 @@ class _Borders:
         self.given: Tensor | None = None
         self.alone = False
         """Whether a layer runs with one segment now: the layers inside it run as they are."""
-        self._calls: dict[bool, _Calls] = {}
+        self._calls: dict[tuple[bool, int], SharedCalls] = {}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -222,97 +234,32 @@ class _Borders:
         """Takes the borders of one forward, or None for a forward that is not packed."""
         self.given, self._calls = given, {}
 
-    def calls(self, *, masked: bool) -> _Calls:
-        """How a layer is called; a masked one gets each segment in a call of its own."""
-        if masked not in self._calls:
+    def calls(self, *, masked: bool, spread: int) -> SharedCalls:
+        """How a layer is called; layers that are called alike share what was computed for the first of them."""
+        if (masked, spread) not in self._calls:
             assert self.given is not None
-            self._calls[masked] = _Calls(self.given, masked=masked)
-        return self._calls[masked]
+            self._calls[masked, spread] = SharedCalls(self.given, masked=masked, spread=spread)
+        return self._calls[masked, spread]
 
 
 class _Segments:
-    """What a replaced layer needs: the borders, its own forward, whether its kernels keep segments apart, or a mask."""
+    """What a replaced layer needs: the borders, its own forward, and how it is called.
 
-    def __init__(self, borders: _Borders, own: Any, *, kernel: bool, masked: bool):
+    Args:
+        kernel (`bool`):
+            Whether its own kernels keep segments apart.
+        masked (`bool`):
+            Whether it gets a mask.
+        spread (`int`):
+            How many tokens shorter a segment may be than the longest one of its call.
+    """
+
+    def __init__(self, borders: _Borders, own: Any, *, kernel: bool, masked: bool, spread: int):
         self.borders = borders
         self.own = own
         self.kernel = kernel
         self.masked = masked
-
-
-class _Calls:
-    """Tells which segments share a call of a layer, and where their tokens lie; the same for all layers of a forward.
-
-    Args:
-        borders (`Tensor` of shape `(segments + 1,)`):
-            Where each segment begins and ends.
-        masked (`bool`):
-            Whether the layer gets a mask, or a bias for each key: its part is cut out, and no padding is added.
-    """
-
-    def __init__(self, borders: Tensor, *, masked: bool):
-        bounds = borders.tolist()
-        self.total: int = bounds[-1]
-        lens = [end - start for start, end in pairwise(bounds)]
-        self._spans = list(pairwise(bounds)) if masked else []
-        groups = [[i] for i in range(len(lens))] if masked else calls(lens)
-        place = torch.empty(self.total, dtype=torch.int64)
-        self.shapes, tokens, before = [], [], 0
-        for group in groups:
-            width = max(bounds[i + 1] - bounds[i] for i in group)
-            for row, i in enumerate(group):
-                start, end = bounds[i], bounds[i + 1]
-                # Behind a segment its last token is repeated: zeros could be special to a layer, a token is not.
-                tokens.append(torch.arange(start, start + width).clamp_(max=end - 1))
-                place[start:end] = before + row * width + torch.arange(end - start)
-            self.shapes.append((len(group), width))
-            before += len(group) * width
-        self._tokens = torch.cat(tokens).to(borders.device)
-        self._place = place.to(borders.device)
-
-    def split(self, value: Any) -> list[Any]:
-        """Returns the part of an argument that each call gets; what does not run along the row is shared."""
-        if isinstance(value, tuple | list):
-            return list(zip(*(self.split(part) for part in value), strict=True)) or [value] * len(self.shapes)
-        if self._spans and isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] == (self.total,) * 2:
-            return [value[:, :, start:end, start:end] for start, end in self._spans]
-        if self._spans and isinstance(value, Tensor) and value.shape[1:] == (1, self.total):
-            return [
-                value[:, :, : end - start] for start, end in self._spans
-            ]  # counts from the first key, as when alone
-        if not isinstance(value, Tensor) or value.shape[:2] != (1, self.total):
-            return [value] * len(self.shapes)
-        spread = value[0].index_select(0, self._tokens)
-        parts = spread.split([rows * width for rows, width in self.shapes])
-        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-    def join(self, values: Sequence[Any]) -> Any:
-        """Undoes [`split`] for what the calls returned. States become None: there is none for the whole row."""
-        if isinstance(values[0], tuple | list):
-            return tuple(self.join(column) for column in zip(*values, strict=True))
-        if not all(isinstance(v, Tensor) and v.shape[:2] == s for v, s in zip(values, self.shapes, strict=True)):
-            return None
-        return torch.cat([value.flatten(0, 1) for value in values]).index_select(0, self._place)[None]
-
-
-def calls(lens: Sequence[int]) -> list[list[int]]:
-    """
-    Groups segments of similar length, which share a call of a layer.
-
-    Args:
-        lens (`Sequence[int]`):
-            The length of each segment.
-
-    Returns:
-        `list[list[int]]`: the indices of each call, long segments first.
-    """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lens)), key=lambda i: (-lens[i], i)):
-        if groups and lens[i] >= lens[groups[-1][0]] - SAME_CALL:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
+        self.spread = spread
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -326,7 +273,7 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return own(*args, **kwargs)
     if given is not None and given is not borders.given:  # an earlier forward, computed again for its backward
         borders.set(given)
-    now = borders.calls(masked=segments.masked)
+    now = borders.calls(masked=segments.masked, spread=segments.spread)
     tokens = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).shape[1]
     if tokens != now.total:
         raise ValueError(
