@@ -56,8 +56,17 @@ def in_yaml_terms(sample_id: str = "", *, ranks: int = 1) -> Iterator[None]:
 
 
 def _of_ranks(error: PackingError, ranks: int) -> str:
+    """Says, in scope `global`, that the numbers are those of all ranks, and how many micro-steps each would need."""
     if ranks == 1 or not isinstance(error, (InfeasibleWindowError, UndecidedWindowError)):
         return ""
+    given = error.micro_steps // ranks
+    text = f" In scope global this is the window of all {ranks} ranks, with {_count(given, 'micro-step')} each"
     missing = error.bound - error.micro_steps
-    short = f", {missing} packs too few" if missing > 0 else ""
-    return f" Scope global: the segments of {ranks} ranks, {error.micro_steps // ranks} micro-steps each{short}."
+    if missing <= 0:
+        return f"{text}."
+    needed = _count(-(-error.bound // ranks), "micro-step")
+    return f"{text}; at least {_count(missing, 'more pack')} would be needed, so at least {needed} for each rank."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

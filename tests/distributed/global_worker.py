@@ -60,17 +60,16 @@ def _weights(model):
 
 def train(folder, *, sharded, **overrides):
     tokenizer = build_digits_tokenizer()
-    config = tiny_arguments(
-        folder,
-        global_max_length=LENGTH,
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=MICRO_STEPS,
-        max_steps=STEPS,
-        reference_fraction=1.0,
-        check_isolation=False,
-        learning_rate=1e-3,
-        **overrides,
-    )
+    settings = {
+        "global_max_length": LENGTH,
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": MICRO_STEPS,
+        "max_steps": STEPS,
+        "reference_fraction": 1.0,
+        "check_isolation": False,
+        "learning_rate": 1e-3,
+    }
+    config = tiny_arguments(folder, **(settings | overrides))
     set_seed(0)
     model = Qwen3ForCausalLM(tiny_config(tokenizer)).double()
     if sharded:
@@ -147,8 +146,24 @@ def compare_images(folder):
     return {"gradient": float((plain - level).norm() / plain.norm()), "images": [sum(before), sum(after)]}
 
 
+def refuse(folder):
+    """One micro-step for the segments of three: they do not fit the packs of all ranks together."""
+    try:
+        train(
+            folder,
+            sharded=False,
+            post_rollout_pack_scope="global",
+            per_device_train_batch_size=BATCH * MICRO_STEPS,
+            gradient_accumulation_steps=1,
+        )
+    except PackingError as error:
+        return [type(error).__name__, str(error)]
+    raise AssertionError("the window was planned")
+
+
 if __name__ == "__main__":
     work_folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     results = [compare(str(work_folder), **case) if case else compare_images(str(work_folder)) for case in cases]
+    results.append(refuse(str(work_folder)))
     (work_folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results))
     leave_together()

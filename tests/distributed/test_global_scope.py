@@ -1,6 +1,7 @@
 """Scope `global` on real ranks (gloo): segments change ranks, and neither gradient nor weights show it."""
 
 import json
+import re
 
 import pytest
 
@@ -14,12 +15,17 @@ IMAGES = {}
 
 def compare(folder, ranks, *cases):
     found = on_ranks("tests.distributed.global_worker", folder, str(folder), json.dumps(cases), ranks=ranks)
-    return [[rank[number] for rank in found] for number in range(len(cases))]
+    return [[rank[number] for rank in found] for number in range(len(cases) + 1)]
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.ranks)])
 def test_ten_steps_equal_scope_window_though_segments_change_ranks(tmp_path, ranks):
-    *texts, images = compare(tmp_path, ranks, DDP, FSDP2, IMAGES)
+    *texts, images, refused = compare(tmp_path, ranks, DDP, FSDP2, IMAGES)
+    kind, message = refused[0]
+    assert refused == [refused[0]] * ranks, "every rank raises, with the same numbers"
+    assert kind == "InfeasibleWindowError"
+    assert re.search(f"window of all {ranks} ranks, with 1 micro-step each; at least . more packs? would be", message)
+    assert message.endswith("or set on_infeasible: extra_steps.")
     for rank in images:
         assert rank["gradient"] <= 1e-10
     if ranks == 2:

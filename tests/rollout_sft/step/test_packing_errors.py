@@ -11,6 +11,7 @@ from packsched import (
     MissingBinpackingError,
     OversizedSegmentError,
     PackingError,
+    UndecidedWindowError,
     WindowBuffer,
     plan_ranks,
 )
@@ -60,10 +61,21 @@ def test_a_window_that_does_not_fit_names_the_keys_that_make_room():
 def test_ranks_that_do_not_fit_together_say_by_how_much_and_what_to_change():
     with pytest.raises(InfeasibleWindowError) as caught, in_yaml_terms(ranks=2):
         plan_ranks([[60, 60], [60, 60, 60]], 60, 2)
-    message = str(caught.value)
-    assert "5 segments of 300 tokens" in message
-    assert "Scope global: the segments of 2 ranks, 2 micro-steps each, 1 packs too few." in message
-    assert "on_infeasible: extra_steps" in message
+    assert str(caught.value) == (
+        "5 segments of 300 tokens in all need at least 5 packs of packing_length 60 (proof: volume), and the window "
+        "has 4 micro-steps, 240 tokens. To fix: use more micro_steps, fewer or shorter segments, or a larger "
+        "packing_length. In scope global this is the window of all 2 ranks, with 2 micro-steps each; at least 1 more "
+        "pack would be needed, so at least 3 micro-steps for each rank. In the YAML file: raise "
+        "gradient_accumulation_steps, lower per_device_train_batch_size, raise global_max_length, lower "
+        "max_new_tokens, or set on_infeasible: extra_steps."
+    )
+
+
+def test_ranks_without_a_plan_or_a_proof_claim_no_missing_packs():
+    with pytest.raises(UndecidedWindowError) as caught, in_yaml_terms(ranks=2):
+        plan_ranks([[6, 6, 6], [1]], 10, 2, groups=[[0, 0, 0], [0]], cost=lambda length: 1)
+    assert " In scope global this is the window of all 2 ranks, with 2 micro-steps each. In the" in str(caught.value)
+    assert "would be needed" not in str(caught.value)
 
 
 def test_a_refused_argument_gets_no_advice_about_lengths():
