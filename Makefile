@@ -39,7 +39,7 @@ quickstart-images-micro: install  ## The same in scope micro
 
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
-		--doctest-modules packsched tests benchmarks/step_time/test_step_time.py benchmarks/peers benchmarks/waves
+		--doctest-modules packsched tests benchmarks/step_time benchmarks/peers benchmarks/waves
 
 test-families: install  ## Every hybrid and image family on one and two ranks; writes benchmarks/results/families.md (half an hour)
 	$(BIN)/python -m pytest -m families tests/rollout_sft tests/distributed
@@ -98,8 +98,9 @@ bench: install  ## Every goal of packsched measured, and packsched beside the al
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.packsched
 
-bench-step: install  ## Seconds per optimizer step, from padded batches to the limit, on a CPU (half an hour)
+bench-step: install  ## Seconds per optimizer step, from padded batches to the limit, and how they grow, on a CPU (45 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_time --preset cpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_time.growth
 
 bench-gpu:  ## The same on a GPU, with the python of GPU_PYTHON, whose torch has CUDA (half an hour)
 	CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON) -m benchmarks.step_time --preset gpu --rounds 3

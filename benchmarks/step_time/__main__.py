@@ -16,18 +16,16 @@ import argparse
 import copy
 import logging
 import os
-import platform
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from benchmarks.step_time import report
+from benchmarks.step_time.machine import VERSIONS, cpu_name
 from benchmarks.step_time.variants import VARIANTS, Clock, Limit, Variant, flat_gradient
 from benchmarks.step_time.workloads import (
     QUICKSTART,
@@ -173,13 +171,6 @@ def measure(
     }
 
 
-def cpu_name() -> str:
-    """What /proc/cpuinfo calls the processor, where there is one."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.machine()
-
-
 def planned(preset: str, dry_run: bool) -> list[tuple[Workload, str]]:
     """Each workload with the shape of its model."""
     if dry_run:
@@ -210,8 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     load = os.getloadavg()[0]
     about = {
         "machine": machine,
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, accelerate {accelerate.__version__}",
+        "versions": VERSIONS,
         "command": f"python -m benchmarks.step_time --preset {args.preset}"
         + (f" --device {args.device}" if args.device else "")
         + (" --dry-run" if args.dry_run else "")
