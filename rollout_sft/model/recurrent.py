@@ -79,6 +79,9 @@ TOKEN_BY_TOKEN = {"mamba_selective_scan"}
 each token, so that the cost of a call grows with the square of its longest segment, in every row."""
 SAME_SCAN = 4
 """What [`SAME_CALL`] is for layers that call one of them: more padding costs more than it saves in calls."""
+CHUNKED = {"mamba2_chunk_scan"}
+"""Functions that pad each row to whole chunks of `layer.chunk_size` tokens (256 as a rule); the fallback pays for its
+square. Any size gives the same result, so chunks have at most [`SAME_CALL`] tokens while segments are alone."""
 
 
 class RecurrentLayers:
@@ -137,6 +140,7 @@ class RecurrentLayers:
                 kernel=name in self.by_kernel,
                 masked=name in self.attention,
                 spread=SAME_SCAN if _called(layer) & TOKEN_BY_TOKEN else SAME_CALL,
+                chunked=bool(_called(layer) & CHUNKED),
             )
             # A bound method, so that a deep copy of the model calls the copy's layer.
             layer.forward = MethodType(_apart, layer)
@@ -252,14 +256,17 @@ class _Segments:
             Whether it gets a mask.
         spread (`int`):
             How many tokens shorter a segment may be than the longest one of its call.
+        chunked (`bool`):
+            Whether it computes in chunks of its `chunk_size`.
     """
 
-    def __init__(self, borders: _Borders, own: Any, *, kernel: bool, masked: bool, spread: int):
+    def __init__(self, borders: _Borders, own: Any, *, kernel: bool, masked: bool, spread: int, chunked: bool):
         self.borders = borders
         self.own = own
         self.kernel = kernel
         self.masked = masked
         self.spread = spread
+        self.chunked = chunked
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -284,6 +291,9 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     positional = [now.split(value) for value in args]
     named = {name: now.split(value) for name, value in kwargs.items()}
     borders.alone = True
+    chunk: Any = layer.chunk_size if segments.chunked else None
+    if segments.chunked:
+        layer.chunk_size = min(chunk, SAME_CALL)
     try:
         results = [
             own(*(parts[i] for parts in positional), **{name: parts[i] for name, parts in named.items()})
@@ -291,6 +301,8 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         ]
     finally:
         borders.alone = False
+        if segments.chunked:
+            layer.chunk_size = chunk
     return now.join(results)
 
 

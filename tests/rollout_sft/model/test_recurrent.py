@@ -332,6 +332,23 @@ def test_segments_of_similar_length_share_a_call():
     assert calls([7, 300, 3, 296, 2, 295], spread=4) == [[1, 3], [5], [0, 2], [4]]
 
 
+def test_chunks_are_short_while_segments_are_alone(monkeypatch):
+    from transformers.models.mamba2 import modeling_mamba2
+
+    model, parts, seen, scan = hybrid("mamba2"), segments(), [], modeling_mamba2.mamba2_chunk_scan
+
+    def recorded(*args, **kwargs):
+        seen.append(kwargs["chunk_size"])
+        return scan(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_mamba2, "mamba2_chunk_scan", recorded)
+    with as_trained(model).active():
+        model(**packed(model, parts)[0])
+        model(**alone(parts)[0])
+    layers = len(recurrent_layers(model))
+    assert seen == [64, 64] * layers + [256] * layers, "two calls a layer in a pack; a plain forward runs as always"
+
+
 @pytest.mark.parametrize(("family", "rows"), [("mamba2", [1, 6]), ("mamba", [1, 2, 2, 2])])
 def test_scans_token_by_token_get_hardly_any_padding(family, rows):
     """LENGTHS in shared calls: 80 alone, then 12 to 1 together, or 12 and 12, 7 and 3, 2 and 1."""
