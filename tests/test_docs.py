@@ -30,6 +30,28 @@ def test_the_test_above_can_fail():
     assert dead_links(ROOT / "README.md", text) == ["docs/gone.md", "gone.png"]
 
 
+def swallowed_lists(text: str) -> list[int]:
+    """The lines of list items that follow a paragraph without an empty line; the site shows them as its text."""
+    found, block, fenced = [], "", False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            block, fenced = "", not fenced
+        elif not line.strip() or line.startswith("#"):
+            block = ""
+        elif not fenced:
+            item = re.match(r"\s*([-*+]|\d+\.) ", line)
+            if item and block == "text":
+                found.append(number)
+            block = block or ("list" if item else "text")
+    return found
+
+
+def test_every_list_begins_after_an_empty_line():
+    lists = {str(page.relative_to(ROOT)): swallowed_lists(page.read_text(encoding="utf-8")) for page in PAGES}
+    assert {page: lines for page, lines in lists.items() if lines} == {}
+    assert swallowed_lists("# Title\n- one\n  more\n\ntext:\n- two\n\n```\ncode\n- three\n```\n") == [6]
+
+
 PYTHON = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)```(?:\n\n```\n(.*?)```)?", re.DOTALL)
 
 
@@ -65,6 +87,33 @@ def test_a_page_that_shows_another_output_would_be_found():
 def test_every_error_class_has_an_entry_on_the_page_of_errors():
     entries = set(re.findall(r"^### `(\w+)`", (ROOT / "docs/errors.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert entries == set(errors())
+
+
+ASSERTED = re.compile(r"""raises\(\s*(\([^)]*\)|[\w.]+),\s*match=|["'](\w+): \w""")
+"""`pytest.raises(Kind, match=...)`, and the text `"Kind: message"` in which tests of several ranks report an error."""
+
+
+def asserted_kinds(text: str) -> set[str]:
+    """The error classes whose text a test compares."""
+    return {kind for names in ASSERTED.findall(text) for kind in re.findall(r"\w+", " ".join(names))}
+
+
+def test_a_test_compares_the_text_of_every_error_class():
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    asserted = set().union(*(asserted_kinds(path.read_text(encoding="utf-8")) for path in files))
+    assert [name for name in errors() if name not in asserted] == []
+
+
+def test_an_error_class_without_a_test_of_its_text_would_be_found():
+    text = """
+    with pytest.raises(AError): ...
+    with pytest.raises(BError, match="cause"): ...
+    with pytest.raises(
+        (CError, m.DError), match="cause"
+    ): ...
+    assert other.startswith(f"EError: rank 1 failed")
+    """
+    assert asserted_kinds(text) == {"BError", "CError", "m", "DError", "EError"}
 
 
 def errors() -> list[str]:

@@ -192,7 +192,8 @@ def test_results_in_the_output_folder_decide_whether_a_run_may_start(tmp_path, f
     problems = list(find_folder_problems(stages))
     assert len(problems) == refused
     assert all(file in problem for problem in problems)
-    with pytest.raises(OutputFolderError) if refused else nullcontext():
+    message = f"format holds the results of an earlier run \\({file}\\), which this run would replace. Name another"
+    with pytest.raises(OutputFolderError, match=message) if refused else nullcontext():
         check_output_folders(stages)
 
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from rollout_sft.data.json_lines import DuplicateKeyError, unique_keys
 from rollout_sft.data.records import load_records
 from tests.limits import refusal
 from tests.rollout_sft.targets.tokenizers import MAKERS, tokenizer_named
@@ -68,6 +69,11 @@ def test_a_hostile_line_is_refused_within_the_limits(tmp_path, name):
     assert refused is not None
     assert refused.startswith(f"{path}:2: ")
     assert re.search(message, refused), refused
+
+
+def test_a_key_twice_is_an_error_of_its_own():
+    with pytest.raises(DuplicateKeyError, match=r"^an object gives the key 'a' twice; keep one\.$"):
+        unique_keys([("a", 1), ("b", 2), ("a", 3)])
 
 
 def test_a_path_that_no_file_can_have_is_refused():
