@@ -10,21 +10,26 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rollout_sft.checkpoint.atomic_files import checksums, is_unchanged, write_atomically
+from rollout_sft.checkpoint.atomic_files import write_atomically
 from rollout_sft.config.shorten import cut, shorten
 
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished"
 """Name of the file that marks a checkpoint as complete."""
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's format; increased when an older reader would misread the manifest."""
+_UNCHECKED = 1
+"""The checksums of this earlier format are no longer computed; sizes and settings are compared."""
+_READ = 2**20
+"""Reads of this many bytes take the least time."""
 
 
 class DamagedCheckpointError(ValueError):
@@ -42,9 +47,8 @@ def mark_finished(checkpoint: str | Path, trained_with: Mapping[str, Any]) -> No
             What a run that resumes from it must have in common with this one, as JSON.
     """
     folder = Path(checkpoint)
-    sizes = _sizes(folder)
-    found = checksums(folder, sizes)
-    files = {name: {"size": size, "checksum": found[name]} for name, size in sizes.items()}
+    buffer = memoryview(bytearray(_READ))
+    files = {path[len(str(folder)) + 1 :]: _describe(path, buffer) for path in sorted(_files(str(folder)))}
     manifest = {"format": FORMAT, "files": files, "trained_with": trained_with}
     write_atomically(folder / FINISHED, json.dumps(manifest) + "\n")
 
@@ -109,19 +113,35 @@ def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str,
     damage = _damage(folder, text, contents)
     if damage is not None:
         raise DamagedCheckpointError(f"{checkpoint} is damaged: {damage}. {_last_good(folder)}")
-    trained_with: dict[str, Any] = json.loads(text)["trained_with"]
+    manifest = json.loads(text)
+    if manifest["format"] == _UNCHECKED:
+        logger.warning(
+            "an earlier version saved %s: the sizes of its files and the settings of its run are compared, not the "
+            "contents.",
+            checkpoint,
+        )
+    trained_with: dict[str, Any] = manifest["trained_with"]
     return trained_with
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Returns the size of every file below a folder but the mark, by its path in it."""
-    sizes = {}
-    for where, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(where, name)
-            if name != FINISHED and os.path.isfile(path):
-                sizes[os.path.relpath(path, folder)] = os.path.getsize(path)
-    return dict(sorted(sizes.items()))
+def _files(folder: str) -> Iterator[str]:
+    """Finds every file below a folder but the mark."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path)
+            elif entry.is_file() and entry.name != FINISHED:
+                yield entry.path
+
+
+def _describe(path: str | Path, buffer: memoryview) -> dict[str, Any]:
+    """Reads a whole file for its checksum; XXH3 runs at the speed of memory."""
+    checksum, size = xxhash.xxh3_128(), 0
+    with open(path, "rb", buffering=0) as file:
+        while read := file.readinto(buffer):
+            checksum.update(buffer[:read])
+            size += read
+    return {"size": size, "checksum": checksum.hexdigest()}
 
 
 def _damage(folder: Path, text: str, contents: bool) -> str | None:
@@ -134,8 +154,10 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
             manifest["trained_with"][part].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest {FINISHED} cannot be read ({type(error).__name__}: {cut(str(error), 200)})"
-    if version != FORMAT:
-        return f"its manifest {FINISHED} has format {shorten(version)}, and this version reads format {FORMAT}"
+    if version not in (_UNCHECKED, FORMAT):
+        read = f"{_UNCHECKED} and {FORMAT}"
+        return f"its manifest {FINISHED} has format {shorten(version)}, and this version reads formats {read}"
+    buffer = memoryview(bytearray(_READ))
     try:
         for path, (size, _) in expected.items():
             name = cut(str(path.relative_to(folder)), 200)
@@ -143,8 +165,8 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes and was saved with {size}"
-        for path, (_, checksum) in expected.items() if contents else ():
-            if not is_unchanged(path, checksum):
+        for path, (_, checksum) in expected.items() if contents and version == FORMAT else ():
+            if _describe(path, buffer)["checksum"] != checksum:
                 return f"{cut(str(path.relative_to(folder)), 200)} was changed after it was saved"
     except (OSError, ValueError) as error:  # a name that no file can have, or one outside of the folder
         return f"its manifest {FINISHED} names a file that cannot be read ({cut(str(error), 200)})"

@@ -24,13 +24,39 @@ from rollout_sft.config.shorten import cut, shorten
 _CHECKED_CHOICES = ("train_sampling_strategy", "log_level", "log_level_replica", "dataloader_multiprocessing_context")
 """Text fields that take only the listed choices; transformers accepts any text and falls back silently."""
 
-_RANGES = {
+_BETA = Range(takes="a number from 0 to below 1", at_least=0, less_than=1)
+_RATE = Range(takes="0 or more", at_least=0)
+_STEPS = Range(takes="a number of steps, or a share of all steps below 1; more than 0", more_than=0)
+RANGES = {
     "gradient_accumulation_steps": Range(takes="1 micro-batch or more", at_least=1),
     "per_device_train_batch_size": Range(takes="1 sample or more", at_least=1),
     "per_device_eval_batch_size": Range(takes="1 sample or more", at_least=1),
     "seed": Range(takes="0 to 4294967295", at_least=0, at_most=2**32 - 1),
     "data_seed": Range(takes="0 to 4294967295, or nothing", at_least=0, at_most=2**32 - 1),
+    "num_train_epochs": Range(takes="a number of epochs, 0 or more", at_least=0),
+    "max_steps": Range(takes="1 step or more, or -1 to train num_train_epochs", at_least=-1),
+    "learning_rate": _RATE,
+    "weight_decay": _RATE,
+    "warmup_steps": Range(takes="a number of steps, or a share of all steps below 1; 0 or more", at_least=0),
+    "adam_beta1": _BETA,
+    "adam_beta2": _BETA,
+    # With 0, a weight that has had no gradient becomes 0 / 0.
+    "adam_epsilon": Range(takes="more than 0", more_than=0),
+    "max_grad_norm": Range(takes="0 or more; 0 clips nothing", at_least=0),
+    "logging_steps": _STEPS,
+    "save_steps": _STEPS,
+    "eval_steps": _STEPS,
+    "eval_delay": Range(takes="a number of steps or epochs, 0 or more", at_least=0),
+    "save_total_limit": Range(takes="1 checkpoint or more, or nothing to keep all", at_least=1),
+    "eval_accumulation_steps": Range(takes="1 step or more, or nothing", at_least=1),
+    "torch_empty_cache_steps": Range(takes="1 step or more, or nothing", at_least=1),
+    "dataloader_num_workers": Range(takes="0 processes or more", at_least=0),
+    "dataloader_prefetch_factor": Range(takes="1 batch or more, or nothing", at_least=1),
+    "ddp_bucket_cap_mb": Range(takes="1 MiB or more, or nothing", at_least=1),
+    "ddp_timeout": Range(takes="1 second or more", at_least=1),
+    "local_rank": Range(takes="the rank of this process, or -1", at_least=-1),
 }
+"""Ranges of the numbers of `TrainingArguments`, which would reach the optimizer, the loader or torch unchecked."""
 
 _REFUSED = {
     "auto_find_batch_size": "it retries a window with other micro-batches; set per_device_train_batch_size",
@@ -86,15 +112,21 @@ def _check_numbers(arguments: TrainingArguments) -> None:
         value = getattr(arguments, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"training.{spec.name} is {value}; it takes a finite number.")
-    for name, bounds in _RANGES.items():
-        value = getattr(arguments, name)
-        if not isinstance(value, int | None) or not bounds.holds(value):
-            raise ValueError(f"training.{name} is {shorten(value)}; it takes {bounds.takes}.")
-    if arguments.num_train_epochs <= 0 and arguments.max_steps <= 0:
+    epochs, steps = arguments.num_train_epochs, arguments.max_steps
+    if _is_number(epochs) and _is_number(steps) and epochs <= 0 and steps <= 0:
         raise ValueError(
-            f"training.num_train_epochs is {arguments.num_train_epochs} and max_steps {arguments.max_steps}, so "
-            "nothing would be trained; give num_train_epochs more than 0, or max_steps 1 or more."
+            f"training.num_train_epochs is {epochs} and max_steps {steps}, so nothing would be trained; give "
+            "num_train_epochs more than 0, or max_steps 1 or more."
         )
+    for name, bounds in RANGES.items():
+        value = getattr(arguments, name)
+        empty = name == "max_steps" and value == 0  # transformers takes it as -1
+        if empty or not (value is None or _is_number(value)) or not bounds.holds(value):
+            raise ValueError(f"training.{name} is {shorten(value)}; it takes {bounds.takes}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_files(arguments: TrainingArguments) -> None:

@@ -33,7 +33,7 @@ class Range:
     Args:
         takes (`str`):
             The range in words, for messages.
-        at_least, more_than, at_most (`float`, *optional*):
+        at_least, more_than, at_most, less_than (`float`, *optional*):
             The bounds of the range.
     """
 
@@ -41,12 +41,15 @@ class Range:
     at_least: float = -math.inf
     more_than: float = -math.inf
     at_most: float = math.inf
+    less_than: float = math.inf
 
     def holds(self, value: float | None) -> bool:
         """Returns whether the value lies in the range."""
         if value is None:
             return True
-        return self.at_least <= value <= self.at_most and (value > self.more_than or self.more_than == -math.inf)
+        above = value > self.more_than or self.more_than == -math.inf
+        below = value < self.less_than or self.less_than == math.inf
+        return self.at_least <= value <= self.at_most and above and below
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,18 @@
 """`RolloutSFTConfig` made in Python: the same checks as in a file, dataclasses of mappings, and back to JSON."""
 
 import json
+import math
 import re
+import typing
 from dataclasses import replace
 
 import pytest
+from transformers import TrainingArguments
 
 from rollout_sft import RolloutSFTConfig
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.config.inherited_arguments import RANGES
+from rollout_sft.config.run import load_run
 from rollout_sft.config.vllm import VLLMConfig
 from tests.tiny import tiny_arguments
 
@@ -97,3 +102,51 @@ def test_numbers_are_converted_to_the_type_of_their_field(tmp_path, value):
 
 def test_memory_is_not_pinned_where_there_is_no_accelerator(tmp_path):
     assert not RolloutSFTConfig(output_dir=str(tmp_path), report_to="none", global_max_length=8).dataloader_pin_memory
+
+
+TAKEN = {
+    # which of -1, 0 and 2 each key takes; none takes infinity or NaN
+    (0,): "adam_beta1 adam_beta2 label_smoothing_factor neftune_noise_alpha",
+    (0, 2): "learning_rate weight_decay warmup_steps max_grad_norm eval_delay num_train_epochs dataloader_num_workers "
+    "seed data_seed",
+    (2,): "gradient_accumulation_steps per_device_train_batch_size per_device_eval_batch_size adam_epsilon "
+    "logging_steps save_steps eval_steps save_total_limit eval_accumulation_steps torch_empty_cache_steps "
+    "dataloader_prefetch_factor ddp_bucket_cap_mb ddp_timeout",
+    (-1, 2): "max_steps",
+    (-1, 0, 2): "local_rank",
+}
+TAKES = {name: values for values, names in TAKEN.items() for name in names.split()}
+WITH = {
+    "num_train_epochs": {"max_steps": 5},
+    "dataloader_prefetch_factor": {"dataloader_num_workers": 1},
+    "eval_steps": {"eval_strategy": "steps"},
+    "save_steps": {"save_strategy": "steps"},
+}
+
+
+def test_every_number_of_the_trainer_is_named_with_what_it_takes(tmp_path):
+    hints = typing.get_type_hints(TrainingArguments)
+    members = {name: {hint, *typing.get_args(hint)} for name, hint in hints.items() if not name.startswith("_")}
+    assert {name for name, kinds in members.items() if kinds & {int, float}} == set(TAKES), "a new key needs a range"
+    for name, takes in TAKES.items():
+        for value in (-1, 0, 2, math.inf, math.nan):
+            if value in takes:
+                assert getattr(tiny_arguments(tmp_path, **{**WITH.get(name, {}), name: value}), name) == value
+                continue
+            what = "takes" if name in RANGES or not math.isfinite(value) else "is refused"
+            with pytest.raises(ValueError, match=rf"^training\.{name} is {value}[^ ]* .*{what}") as raised:
+                tiny_arguments(tmp_path, **{**WITH.get(name, {}), name: value})
+            assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["max_grad_norm: -1", "warmup_steps: -2", "dataloader_num_workers: -1", "adam_beta1: 2", "save_total_limit: 0"],
+)
+def test_numbers_of_a_file_are_refused_before_anything_is_loaded(tmp_path, line):
+    path = tmp_path / "run.yaml"
+    parts = "global_max_length: 64\nmodel: {model_name_or_path: /nowhere}\ndata: {train: {source: nowhere.jsonl}}\n"
+    path.write_text(f"{parts}training: {{{line}}}\n")
+    name = line.split(":")[0]
+    with pytest.raises(ValueError, match=rf"training\.{name} is .*; it takes "):
+        load_run(path)
