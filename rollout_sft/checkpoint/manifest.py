@@ -28,8 +28,8 @@ FORMAT = 2
 """Version of the manifest's format; increased when an older reader would misread the manifest."""
 _UNCHECKED = 1
 """The checksums of this earlier format are no longer computed; sizes and settings are compared."""
-_READ = 2**20
-"""Reads of this many bytes take the least time."""
+_READ = 2**19
+"""Larger reads are hardly faster, and the memory for them has to be cleared first."""
 
 
 class DamagedCheckpointError(ValueError):

@@ -68,7 +68,7 @@ def test_off_and_no_are_texts_where_texts_are_taken(load_over):
 def test_booleans_keep_all_their_spellings(load_over, spelling):
     (stage,) = load_over(f"""
         training: {{use_cpu: true, save_only_model: {spelling}, resume_from_checkpoint: {spelling}}}
-        rollout_matching: {{supervise_desc: {spelling}, vllm: {{sleep: {spelling}}}}}
+        rollout_matching: {{supervise_desc: {spelling}, rollout_backend: vllm, vllm: {{sleep: {spelling}}}}}
     """)
     config = stage.training
     assert (config.save_only_model, config.supervise_desc, config.vllm.sleep) == (True, True, True)
