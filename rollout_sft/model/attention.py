@@ -50,12 +50,12 @@ def mark_packed(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         inputs (`dict`):
             Keyword arguments of the model's forward.
         model (`nn.Module`):
-            The model, wrapped or not.
+            The model without its wrappers.
 
     Returns:
         `dict`: `inputs`; packed ones get the mark as `attention_mask`.
     """
-    config: Any = getattr(base_model(model), "config", None)
+    config: Any = getattr(model, "config", None)
     if "cu_seq_lens_q" not in inputs or getattr(config, "_attn_implementation", None) != VARLEN:
         return inputs
     mark = torch.empty((1, 1, 0, 0), dtype=torch.bool, device=inputs["input_ids"].device)

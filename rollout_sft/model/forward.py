@@ -28,8 +28,8 @@ def prepare_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Inputs:
     Returns:
         `dict`: the keyword arguments of `model(**...)`.
     """
-    base = base_model(model)
-    names = forward_names(base)
+    base = base_model(model)  # once: it looks at every module of the model
+    names = _argument_names(base)
     taken = {name: value for name, value in inputs.items() if names is None or name in names}
     return mark_packed(taken, base)
 
@@ -45,7 +45,11 @@ def forward_names(model: nn.Module) -> set[str] | None:
     Returns:
         `set[str]` or `None`: the names to keep when a batch is passed.
     """
-    parameters = inspect.signature(base_model(model).forward).parameters
+    return _argument_names(base_model(model))
+
+
+def _argument_names(base: nn.Module) -> set[str] | None:
+    parameters = inspect.signature(base.forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "logits_to_keep" in parameters:
         return None
     return set(parameters)
