@@ -52,7 +52,7 @@ def test_the_servers_answer_before_the_training_starts_with_their_addresses(caps
     (tmp_path / "my.yaml").write_text(CONFIG)
     text = dry_run(capsys, "--config", str(tmp_path / "my.yaml"), "--nodes", "2", "--gpus", "8", "--server-nodes", "1")
     environment = stand_ins(
-        tmp_path / "bin", f'echo "$@" >> {tmp_path}/calls; [[ "$*" == *serve* ]] && sleep 30; exit 0'
+        tmp_path / "bin", f'echo "$@" >> {tmp_path}/calls; [[ "$*" == *rollout_sft.serve* ]] && sleep 30; exit 0'
     )
     subprocess.run(["bash"], input=text, text=True, check=True, env={**environment, "HOSTS": "a1,a2,b1"}, timeout=60)
     calls = (tmp_path / "calls").read_text().splitlines()
