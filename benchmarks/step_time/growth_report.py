@@ -117,7 +117,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for panel in panels.flat[:used]:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
-    figure.suptitle("A step: no solid line (the trainer) should be steeper than its dashed (the model)", fontsize=11)
+    figure.suptitle("No solid line (the trainer) should be steeper than its dashed one (the model)", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
