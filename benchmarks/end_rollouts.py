@@ -1,10 +1,10 @@
 """What `end_rollouts` saves with a model of which half of the responses loop, and that what is trained stays the same.
 
-    python -m benchmarks.end_rollouts [--engine hf|vllm] [--write FILE]
+    python -m benchmarks.end_rollouts [--engine hf colocate server] [--write FILE]
 
 A small model learns to copy the objects of its prompt into an answer. Prompts that begin with one of two marks are
 answered by a loop instead of the end of the list: `"3""3""3"...` as a description, or `4, 4, 4, ...` as a box. Takes
-two minutes on one thread; `vllm` runs in the environment of `make test-vllm`.
+two minutes on one thread for each engine; those of vLLM run in the environment of `make test-vllm`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import argparse
 import json
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, set_seed
 
+from benchmarks.served import server
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import Rollout, RolloutRequest
 from rollout_sft.config.decoding import Decoding
@@ -35,6 +38,7 @@ from rollout_sft.step.loss import weighted_loss
 from rollout_sft.targets.objects.builder import ObjectsTargetBuilder
 
 CAP = 1024
+DECODING = Decoding(max_new_tokens=CAP, temperature=0.0)
 PROMPTS = 32
 STEPS = 500
 LOOPS = {"<c01>": '"3"', "<c02>": "4, "}
@@ -123,33 +127,60 @@ def answer_loss(model: PreTrainedModel, tasks: list[Task]) -> Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
-def hf_backend(model: PreTrainedModel) -> Callable[[Endings | None], Any]:
+Make = Callable[[Endings | None], Any]
+"""Makes a backend that ends rollouts by a rule."""
+
+
+@contextmanager
+def hf_backends(model: PreTrainedModel) -> Iterator[Make]:
     def make(endings: Endings | None) -> HFBackend:
         return HFBackend(
             lambda: model,
-            Decoding(max_new_tokens=CAP, temperature=0.0),
+            DECODING,
             eos_token_ids=[TOKENIZER.eos_token_id],
             pad_token_id=TOKENIZER.pad_token_id,
             batch_size=PROMPTS,
             endings=endings,
         )
 
-    return make
+    yield make
 
 
-def vllm_backend(model: PreTrainedModel) -> Callable[[Endings | None], Any]:
+@contextmanager
+def colocated_backends(model: PreTrainedModel) -> Iterator[Make]:
     from rollout_sft.rollouts.vllm.backend import VLLMBackend
     from rollout_sft.rollouts.vllm.colocated import ColocatedEngine
 
     config = VLLMConfig(engine_args={"kv_cache_memory_bytes": 256 << 20})
     engine, weights = ColocatedEngine(config, longest=CAP + 64, dtype="float32"), LiveWeights(lambda: model)
     engine.load(weights)
+    yield lambda endings: VLLMBackend(
+        engine, weights, DECODING, eos_token_ids=[TOKENIZER.eos_token_id], endings=endings
+    )
 
-    def make(endings: Endings | None) -> VLLMBackend:
-        decoding = Decoding(max_new_tokens=CAP, temperature=0.0)
-        return VLLMBackend(engine, weights, decoding, eos_token_ids=[TOKENIZER.eos_token_id], endings=endings)
 
-    return make
+@contextmanager
+def served_backends(model: PreTrainedModel) -> Iterator[Make]:
+    from rollout_sft.rollouts.vllm.served import ServedBackend
+    from rollout_sft.rollouts.vllm.server import ServerEngine
+    from rollout_sft.rollouts.vllm.weight_transfer import make_transfer
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        TOKENIZER.save_pretrained(folder)
+        with server(folder, max_model_len=CAP + 64) as url:
+            config = VLLMConfig(mode="server", base_url=url)
+            engine = ServerEngine(config, make_transfer(config, default_folder=folder / "sent"), show_progress=False)
+            weights = LiveWeights(lambda: model)
+            engine.load(weights)
+            yield lambda endings: ServedBackend(
+                engine, weights, DECODING, eos_token_ids=[TOKENIZER.eos_token_id], endings=endings
+            )
+            engine.close()
+
+
+ENGINES = {"hf": hf_backends, "colocate": colocated_backends, "server": served_backends}
 
 
 def gradient(model: PreTrainedModel, segments: list[Segment]) -> Tensor:
@@ -167,10 +198,8 @@ def equal(a: Segment, b: Segment) -> bool:
     return a.indices.keys() == b.indices.keys() and all(torch.equal(x, y) for x, y in pairs)
 
 
-def measure(engine: str) -> list[str]:
+def measure(engine: str, model: PreTrainedModel, make: Make) -> list[str]:
     """Generates with each setting three times, in turn; returns the table's lines."""
-    model = make_model()
-    make = {"hf": hf_backend, "vllm": vllm_backend}[engine](model)
     rng = random.Random(1)
     tasks = [make_task(rng, loop=i % 2 == 0, longest_loop=24) for i in range(PROMPTS)]
     requests = [RolloutRequest(prompt_ids=task.sample["prompt_ids"], seed=i) for i, task in enumerate(tasks)]
@@ -219,12 +248,16 @@ HEADER = """\
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
+    parser.add_argument("--engine", choices=list(ENGINES), nargs="+", default=["hf"])
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    text = "\n".join([HEADER, *measure(given.engine)]) + "\n"
-    print(text)
+    model, lines = make_model(), [HEADER]
+    for engine in given.engine:
+        with ENGINES[engine](model) as make:
+            lines += measure(engine, model, make)
+        print("\n".join(lines), flush=True)
+    text = "\n".join(lines) + "\n"
     if given.write:
         given.write.write_text(text, encoding="utf-8")
 

@@ -13,25 +13,20 @@ import argparse
 import os
 import random
 import statistics
-import subprocess
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
+from benchmarks.served import server
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.inputs.segment import Segment
-from rollout_sft.serve import server_command, server_environment
 from rollout_sft.targets.base import Target
 
-CAP, PROMPT, PACKING_LENGTH, PORT = 640, 192, 1024, 8123
+CAP, PROMPT, PACKING_LENGTH = 640, 192, 1024
 TRAINER_CORE, SERVER_CORE = 0, 1
 
 
@@ -57,31 +52,6 @@ def make_model(tokenizer: Any, hidden: int) -> Qwen3ForCausalLM:
             vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.1, **shape, **heads, **ends
         )
     )
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Serves the model of a folder on its own core."""
-    command = [*server_command(folder, port=PORT, max_model_len=PROMPT + CAP), "--dtype", "float32", "--enforce-eager"]
-    # On a CPU vLLM 0.30 cannot read a part of a prompt whose response is sampled with a seed.
-    command += ["--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(1 << 29)]
-    command = ["taskset", "-c", str(SERVER_CORE), *command]
-    environment = {**os.environ, **server_environment(), "OMP_NUM_THREADS": "1"}
-    url = f"http://127.0.0.1:{PORT}"
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        while True:
-            assert process.poll() is None, (folder / "server.log").read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def train(folder: Path, url: str, waves: int, arguments: argparse.Namespace) -> tuple[list[dict[str, float]], Any]:
@@ -140,7 +110,7 @@ def main() -> None:
         tokenizer = build_digits_tokenizer()
         make_model(tokenizer, arguments.hidden).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        with server(folder) as url:
+        with server(folder, max_model_len=PROMPT + CAP, core=SERVER_CORE) as url:
             runs = {waves: train(folder, url, waves, arguments) for waves in arguments.waves}
     first = runs[arguments.waves[0]]
     print("| waves | s per step | rollout | train | packs | of them early | speed | weights apart |")

@@ -1,4 +1,4 @@
-"""Windows in waves on two ranks: the gradients of one wave under DDP and FSDP2, and one failure for all."""
+"""Windows in waves on two ranks: the gradients of one wave under DDP and FSDP2, one failure for all, ended rollouts."""
 
 import pytest
 
@@ -42,3 +42,13 @@ def test_a_backend_that_fails_in_a_later_wave_stops_both_ranks(ranks):
     assert error.startswith("PeerError: rank 1 failed, so rank 0 stops too. ConnectionError: the server is gone")
     assert "in step 2 on rank 1" in error
     assert closed == [True], "rank 0 ended the rollouts that it no longer needs"
+
+
+def test_a_sharded_model_ends_the_rollouts_that_a_whole_one_ends(ranks):
+    for rank in ranks:
+        found = rank["ended"]
+        assert found["sharded"]
+        assert found["same"]
+        assert found["by the rule"]
+        assert sum(found["ended"]) >= 2, "nothing ended: nothing is shown"
+    assert max(ranks[0]["ended"]["lengths"]) != max(ranks[1]["ended"]["lengths"]), "one rank waits for the other"
