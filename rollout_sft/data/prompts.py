@@ -13,6 +13,7 @@ from typing import Any
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.images import Image
+from rollout_sft.inputs.placeholders import check_places
 
 PLACE = "<image>"
 _AROUND = ("<|vision_start|>", "<|vision_end|>")
@@ -66,7 +67,7 @@ class Prompts:
 
     def check(self, record: Mapping[str, Any], place: str, *, longest: int | None) -> None:
         """
-        Encodes a normalised record of an image model once and checks the result.
+        Checks a normalised record of an image model; encodes those with images once.
 
         Args:
             record (`Mapping`):
@@ -90,7 +91,16 @@ class Prompts:
                 raise ValueError(f"{place}: images[{i}], {size} pixels, is refused: {error}.") from None
         if "messages" in record:
             self._check_template(record["messages"], len(images), place)
+            texts = [part["text"] for message in record["messages"] for part in message["content"] if "text" in part]
+        else:
+            texts = [record["prompt"]]
+        names = self._tokenizer.convert_ids_to_tokens(sorted(self._adapter.media_token_ids))
+        if not images and not any(name in text for name in names for text in texts):
+            return  # nothing to refuse; encoding a megabyte takes a second
         try:
+            if "prompt" in record:
+                token = self._tokenizer.convert_ids_to_tokens(self._adapter.image_token_id)
+                check_places(record["prompt"].count(token), len(images), token)
             ids = self.encode(record)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None

@@ -23,17 +23,25 @@ def expand(prompt_ids: Sequence[int], runs: Sequence[Sequence[int]], image_token
     Raises:
         `ValueError`: there are more or fewer placeholders than images.
     """
-    places = sum(1 for token in prompt_ids if token == image_token_id)
-    if places != len(runs):
-        raise ValueError(
-            f"the prompt has {places} places for images (token {image_token_id}) and {len(runs)} images; give one "
-            "image for each place, in order."
-        )
-    remaining = iter(runs)
+    ids = list(prompt_ids)
+    check_places(ids.count(image_token_id), len(runs), image_token_id)
     expanded: list[int] = []
-    for token in prompt_ids:
-        expanded.extend(next(remaining) if token == image_token_id else (token,))
-    return expanded
+    start = 0
+    for run in runs:
+        place = ids.index(image_token_id, start)
+        expanded += ids[start:place]
+        expanded += run
+        start = place + 1
+    return expanded + ids[start:]
+
+
+def check_places(places: int, images: int, image_token: int | str) -> None:
+    """Raises `ValueError` unless a prompt has one place for each image."""
+    if places != images:
+        raise ValueError(
+            f"the prompt has {places} places for images (token {image_token}) and {images} images; give one image for "
+            "each place, in order."
+        )
 
 
 def find(

@@ -79,7 +79,7 @@ def test_booleans_keep_all_their_spellings(load_over, spelling):
 def test_falsehoods_keep_all_their_spellings(load_over, spelling):
     (stage,) = load_over(f"""
         training: {{packing: {spelling}, fsdp: {spelling}, resume_from_checkpoint: {spelling}}}
-        rollout_matching: {{check_isolation: {spelling}, vllm: {{sleep: {spelling}}}}}
+        rollout_matching: {{check_isolation: {spelling}, rollout_backend: vllm, vllm: {{sleep: {spelling}}}}}
     """)
     config = stage.training
     assert (config.packing, config.check_isolation, config.vllm.sleep) == (False, False, False)

@@ -6,8 +6,10 @@ import re
 import pytest
 
 from rollout_sft.data.json_lines import DuplicateKeyError, unique_keys
+from rollout_sft.data.prompts import PLACE
 from rollout_sft.data.records import load_records
 from tests.limits import refusal
+from tests.rollout_sft.data.image_models import image_adapter, image_tokenizer
 from tests.rollout_sft.targets.tokenizers import MAKERS, tokenizer_named
 
 WORDS = tokenizer_named("words")
@@ -91,3 +93,19 @@ def test_nesting_within_the_limit_is_read(tmp_path):
     path = tmp_path / "good.jsonl"
     path.write_text(with_field(x=0).replace("0}", "[" * 63 + "]" * 63 + "}"))
     assert len(load_records(str(path), WORDS)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "as_messages"),
+    [("a b " * 500_000, False), ("a b " * 500_000, True), (PLACE * 280_000, False)],
+    ids=["prompt", "messages", "places"],
+)
+def test_a_prompt_of_2_mb_for_an_image_model_is_read_within_the_limits(tmp_path, text, as_messages):
+    path = tmp_path / "data.jsonl"
+    given = {"messages": [{"role": "user", "content": text}]} if as_messages else {"prompt": text}
+    path.write_text(json.dumps({**given, "images": [], "objects": []}))
+    tokenizer = image_tokenizer()
+    adapter = image_adapter(tokenizer)
+    message = refusal(lambda: load_records(str(path), tokenizer, adapter=adapter, longest_prompt=1000))
+    assert (message is None) == (PLACE not in text)
+    assert message is None or re.search(r"280000 places for images .* 0", message)
