@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
 from benchmarks.peers.workloads import as_dataset
-from benchmarks.step_time.variants import Clock, Nothing, flat_gradient
+from benchmarks.step_time.variants import Clock, NoRollouts, flat_gradient
 from benchmarks.step_time.workloads import FixedRollouts, Workload
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
@@ -118,7 +118,7 @@ def ours(
         processing_class=build_digits_tokenizer(),
         train_dataset=window,
         target_builder=window,
-        rollout_backend=Nothing(),
+        rollout_backend=NoRollouts(),
     )
     trainer.pop_callback(LogLineCallback)
     return trainer

@@ -33,8 +33,8 @@ from benchmarks.step_time.workloads import (
     FixedRollouts,
     Workload,
     image_workload,
+    inputs_of,
     make_model,
-    reads_of,
     useful_flops,
     workloads,
 )
@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[2]
 def reference_gradient(
     model: PreTrainedModel, segments: list[Segment], adapter: InputAdapter = TEXT[0]
 ) -> torch.Tensor:
-    """Each segment alone, unpacked, by transformers' own attention and a plain cross-entropy, all in float32."""
+    """Runs each segment alone, unpacked, by transformers' own attention and a plain cross-entropy, all in float32."""
     if model.dtype != torch.float32:
         model = copy.deepcopy(model).float()
     model.set_attn_implementation("sdpa")
@@ -67,7 +67,7 @@ def reference_gradient(
 
 
 def waits(variant: Variant) -> str:
-    """Runs the windows with waiting for the device made an error from the rollouts to the gradient."""
+    """Runs the windows with waiting for the device made an error, and says whether anything waited."""
     if not variant.steps.clock.cuda:
         return "not checked: no GPU"
     variant.steps.must_not_wait = True
@@ -84,7 +84,7 @@ def waits(variant: Variant) -> str:
 
 
 def peak(variant: Variant | Limit, device: torch.device) -> int:
-    """Bytes of tensors at the worst moment, without the weights."""
+    """Returns the bytes of tensors at the worst moment, without the weights."""
     if device.type != "cuda":
         return peak_bytes(variant.run)
     before = torch.cuda.memory_allocated()
@@ -94,7 +94,7 @@ def peak(variant: Variant | Limit, device: torch.device) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product on this machine, the best of five."""
+    """Returns the operations per second of a large matrix product on this machine, the best of five."""
     n, clock = (8192, Clock(device)) if device.type == "cuda" else (1024, Clock(device))
     a = torch.randn(n, n, device=device, dtype=dtype)
     a @ a
@@ -111,7 +111,7 @@ def measure(
 ) -> dict[str, Any]:
     model = make_model(shape, dtype, device)
     cpu = device.type == "cpu"
-    data = FixedRollouts(workload, windows, model.config.get_text_config().vocab_size, reads_of(shape))
+    data = FixedRollouts(workload, windows, model.config.get_text_config().vocab_size, inputs_of(shape))
     trainers = [Variant(name, workload, data, model, cpu) for name in VARIANTS]
     runners: list[Variant | Limit] = [*trainers, Limit(workload, data, model, trainers[-1].attention)]
     first = data.segments[: workload.window]
@@ -172,7 +172,7 @@ def measure(
 
 
 def planned(preset: str, dry_run: bool) -> list[tuple[Workload, str]]:
-    """Each workload with the shape of its model."""
+    """Returns each workload with the shape of its model."""
     if dry_run:
         text = [(replace(w, gradient_accumulation_steps=4), "tiny") for w in workloads(64)]
         return [*text, (replace(image_workload(64), gradient_accumulation_steps=4, batch_size=3), "tiny images")]

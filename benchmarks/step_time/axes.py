@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from benchmarks.step_time.answers import MadeAnswers, box_tokenizer
 from benchmarks.step_time.timed import common_arguments, plain_trainer, rollout_trainer, tiny_model
-from benchmarks.step_time.variants import Nothing
+from benchmarks.step_time.variants import NoRollouts
 from benchmarks.step_time.workloads import FixedRollouts, Workload, lognormal
 from examples.digits.images import build_image_tokenizer
 from rollout_sft import RolloutSFTTrainer
@@ -146,7 +146,7 @@ def _plain(segments: Sequence[Segment], workload: Workload, vocabulary: int) -> 
 def _ours(data: FixedRollouts, workload: Workload, vocabulary: int, **settings: Any) -> RolloutSFTTrainer:
     arguments = {**_arguments(workload), **_packing(workload), "reference_fraction": 1.0, **settings}
     return rollout_trainer(
-        tiny_model(vocabulary), build_image_tokenizer(), data, arguments, builder=data, backend=Nothing()
+        tiny_model(vocabulary), build_image_tokenizer(), data, arguments, builder=data, backend=NoRollouts()
     )
 
 

@@ -1,4 +1,4 @@
-"""Tables and chart of `benchmarks.step_time`."""
+"""Writes the tables and draws the chart of `benchmarks.step_time`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """One group of bars per table: useful tokens per second relative to padded micro-batches."""
+    """Draws one group of bars per table: useful tokens per second relative to padded micro-batches."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -12,7 +12,7 @@ import rollout_sft.trainer
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time import report
 from benchmarks.step_time.variants import LIMIT, VARIANTS, Variant
-from benchmarks.step_time.workloads import FixedRollouts, make_model, model_spec, reads_of, workloads
+from benchmarks.step_time.workloads import FixedRollouts, inputs_of, make_model, model_spec, workloads
 from examples.digits.images import build_image_tokenizer
 from rollout_sft.model.loading import load_config
 
@@ -151,7 +151,7 @@ def test_the_gpu_preset_is_what_the_issue_asks_for():
 def test_the_images_of_the_gpu_preset_have_the_lengths_of_the_log():
     workload, shape = step_time.planned("gpu", dry_run=False)[-1]
     data = FixedRollouts(
-        replace(workload, gradient_accumulation_steps=1, images=workload.images[:1]), 1, 151936, reads_of(shape)
+        replace(workload, gradient_accumulation_steps=1, images=workload.images[:1]), 1, 151936, inputs_of(shape)
     )
     assert [data.adapter.image_tokens(i) for s in data.segments for i in s.images] == [2116] * 4
     with torch.device("meta"):

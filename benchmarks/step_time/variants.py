@@ -1,4 +1,4 @@
-"""What is compared: the real trainer in five configurations, and the limit without one."""
+"""Runs what is compared: the real trainer in five configurations, and the limit without one."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ LIMIT = "limit: full packs, no Trainer"
 
 
 def pack_per_micro_batch(micro_batches: list[list[Segment]], micro_steps: int) -> ScheduledWindow:
-    """Each raw micro-batch is one pack, however long."""
+    """Makes one pack of each raw micro-batch, however long."""
     return ScheduledWindow(packs=[pack_of(batch) for batch in micro_batches], fill=FillStats(), counters={})
 
 
 class Clock:
-    """Processor time on the CPU; wall time on a GPU, once it is done."""
+    """Reads the processor time on a CPU; on a GPU, waits for it and reads the wall clock."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -53,10 +53,10 @@ class Clock:
 
 class Steps(TrainerCallback):
     """
-    Seconds of each optimizer step, from its first raw micro-batch on, and the gradient of the first.
+    Times each optimizer step, from its first raw micro-batch on, and keeps the gradient of the first.
 
-    With `must_not_wait`, waiting for the GPU is an error from there until the gradient is there: while the window is
-    built, collated and copied, in every micro-step, and in what the Trainer does between them.
+    With `must_not_wait`, waiting for the GPU is an error from the first raw micro-batch until the gradient is complete:
+    while the window is built, collated and copied, in every micro-step, and in what the Trainer does between them.
     """
 
     def __init__(self, clock: Clock):
@@ -80,16 +80,16 @@ class Steps(TrainerCallback):
 
 
 class Variant:
-    """One trainer on the shared model; `run` trains the windows once more."""
+    """Holds one trainer on the shared model; `run` trains the windows once more."""
 
     def __init__(self, name: str, workload: Workload, data: FixedRollouts, model: PreTrainedModel, cpu: bool):
         batches = [data.segments[i : i + workload.batch_size] for i in range(0, len(data), workload.batch_size)]
         longest = max(sum(s.encoded_len for s in batch) for batch in batches)
-        own = name == "packed per micro-batch"
+        unplanned = name == "packed per micro-batch"
         self.folder = tempfile.TemporaryDirectory()
         args = RolloutSFTConfig(
             output_dir=self.folder.name,
-            global_max_length=max(longest, workload.packing_length) if own else workload.packing_length,
+            global_max_length=max(longest, workload.packing_length) if unplanned else workload.packing_length,
             per_device_train_batch_size=workload.batch_size,
             gradient_accumulation_steps=workload.gradient_accumulation_steps,
             post_rollout_pack_scope="window",
@@ -113,11 +113,11 @@ class Variant:
             image_processor=data.image_processor,
             train_dataset=data,
             target_builder=data,
-            rollout_backend=Nothing(),
+            rollout_backend=NoRollouts(),
         )
         self.trainer.fill_estimate._due = []  # it takes its second once in a run, not in each step
         self.attention = model.config._attn_implementation
-        if own:
+        if unplanned:
             self.trainer.schedule.schedule = pack_per_micro_batch
         self.steps = Steps(Clock(args.device))
         self.trainer.pop_callback(LogLineCallback)
@@ -163,15 +163,17 @@ class Variant:
         self.trainer.accelerator.free_memory()
 
     def seconds(self) -> float:
-        """Mean of the steps after the first, which warms up."""
+        """Returns the mean of the steps after the first, which warms up."""
         return statistics.mean(self.steps.seconds[1:])
 
     def overhead(self) -> float:
-        """Share of scheduling and collating in the steps after the first."""
+        """Returns the share of scheduling and collating in the steps after the first."""
         return self.packing / sum(self.steps.seconds[1:])
 
 
-class Nothing:
+class NoRollouts:
+    """A backend that is never asked: every sample is trained on its reference."""
+
     def __init__(self):
         self.counters = {}
 
@@ -182,7 +184,7 @@ class Nothing:
 
 class Limit:
     """
-    The same tokens in perfectly full packs, cut where a pack ends, in a bare loop with nothing around it.
+    Trains the same tokens in perfectly full packs, cut where a pack ends, in a bare loop with nothing around it.
 
     An image cannot be cut: segments with images stay whole, in the fewest packs, and their pixels are made beforehand.
     """
@@ -252,8 +254,10 @@ class Limit:
             self.times.append(self.clock.now() - start)
 
     def seconds(self) -> float:
+        """Returns the mean of the steps after the first, which warms up."""
         return statistics.mean(self.times[1:])
 
 
 def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
+    """Returns the gradients of all parameters in one row."""
     return torch.cat([p.grad.detach().reshape(-1) for p in model.parameters()])

@@ -45,13 +45,13 @@ class Workload:
 
 
 def lognormal(mean: float, sigma: float, cap: int) -> Callable[[np.random.Generator, int], np.ndarray]:
-    """Lengths whose mean is about `mean` (the cap lowers it), none above `cap`."""
+    """Returns lengths whose mean is about `mean` (the cap lowers it), none above `cap`."""
     mu = np.log(mean) - sigma**2 / 2
     return lambda rng, n: np.clip(rng.lognormal(mu, sigma, n).round(), 16, cap).astype(int)
 
 
 def bimodal(short: float, long: float, cap: int) -> Callable[[np.random.Generator, int], np.ndarray]:
-    """Three short ones for each long one."""
+    """Returns lengths around `short`, and around `long` for one in four."""
 
     def draw(rng: np.random.Generator, n: int) -> np.ndarray:
         mean = np.where(rng.random(n) < 0.25, long, short)
@@ -61,7 +61,7 @@ def bimodal(short: float, long: float, cap: int) -> Callable[[np.random.Generato
 
 
 def digits(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Lengths of the quickstart's training samples."""
+    """Returns the lengths of the quickstart's training samples."""
     from examples.digits.data import DigitsDataset
     from examples.digits.tokenizer import build_digits_tokenizer
     from rollout_sft.config.arguments import RolloutSFTConfig
@@ -188,7 +188,7 @@ VL_SHAPES = {
 
 
 def model_spec(shape: str) -> ModelSpec:
-    """The section `model` of a Qwen3 or Qwen3-VL of that shape."""
+    """Makes the section `model` of a Qwen3 or Qwen3-VL of that shape."""
     common = {"max_position_embeddings": 32768, "tie_word_embeddings": True}
     config: dict[str, Any] = {"model_type": "qwen3", **common, **SHAPES.get(shape, {})}
     if shape in VL_SHAPES:
@@ -202,13 +202,13 @@ def model_spec(shape: str) -> ModelSpec:
     return ModelSpec(config=config, tokenizer_name_or_path=TOKENIZER)
 
 
-Reads = tuple[InputAdapter, Any]
+ModelInputs = tuple[InputAdapter, Any]
 """The input adapter of a model, and its image processor."""
-TEXT: Reads = (TextInputs(), None)
+TEXT: ModelInputs = (TextInputs(), None)
 
 
-def reads_of(shape: str) -> Reads:
-    """What a model of that shape reads besides token ids."""
+def inputs_of(shape: str) -> ModelInputs:
+    """Makes what turns samples into the inputs of a model of that shape."""
     spec = model_spec(shape)
     config = load_config(spec, build_image_tokenizer())
     image_processor = load_image_processor(spec, config)
@@ -216,7 +216,7 @@ def reads_of(shape: str) -> Reads:
 
 
 def make_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A Qwen3 or Qwen3-VL of that shape with random weights, drawn where they stay."""
+    """Makes a Qwen3 or Qwen3-VL of that shape, with random weights drawn on the device."""
     torch.manual_seed(0)
     config = load_config(model_spec(shape), build_image_tokenizer())
     auto = AutoModelForImageTextToText if shape in VL_SHAPES else AutoModelForCausalLM
@@ -225,7 +225,7 @@ def make_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrain
 
 
 def useful_flops(model: PreTrainedModel, segments: list[Segment], adapter: InputAdapter) -> float:
-    """Operations that the segments alone need, there and back: no padding, no dummy, attention halved by causality."""
+    """Counts the operations of the segments alone, forward and backward: no padding, no dummy, causal attention."""
     config = model.config.get_text_config()
     head = config.vocab_size * config.hidden_size
     tower = sum(p.numel() for name, p in model.named_parameters() if ".visual." in name)
@@ -244,11 +244,11 @@ def useful_flops(model: PreTrainedModel, segments: list[Segment], adapter: Input
 
 
 class FixedRollouts(Dataset[dict[str, object]]):
-    """A data set and target builder in one: sample i is segment i."""
+    """Serves as data set and target builder: sample i is segment i."""
 
-    def __init__(self, workload: Workload, windows: int, vocabulary: int, reads: Reads = TEXT):
+    def __init__(self, workload: Workload, windows: int, vocabulary: int, inputs: ModelInputs = TEXT):
         rng = np.random.default_rng(0)
-        self.adapter, self.image_processor = reads
+        self.adapter, self.image_processor = inputs
         self._lowest = len(build_image_tokenizer()) if workload.images else 0  # those below may stand for images
         self._vocabulary = vocabulary
         self.segments = [

@@ -54,19 +54,19 @@ def summarise(log_history: Sequence[dict[str, Any]], before: dict[str, float], a
     """
     lines = [entry for entry in log_history if "time/train_s" in entry]
 
-    def column(name: str) -> list[float]:
-        return [entry[name] for entry in lines if name in entry]
-
     steps = [entry["step"] for entry in lines]
     covered = [step - before for before, step in pairwise((0, *steps))]
     """Each line holds means over the optimizer steps since the one before it."""
 
+    def held(name: str) -> list[tuple[float, int]]:
+        return [(entry[name], count) for entry, count in zip(lines, covered, strict=True) if name in entry]
+
     def total(name: str) -> float:
-        return sum(entry.get(name, 0.0) * count for entry, count in zip(lines, covered, strict=True))
+        return sum(value * count for value, count in held(name))
 
     def mean(name: str) -> float | None:
-        values = column(name)
-        return sum(values) / len(values) if values else None
+        count = sum(count for _, count in held(name))
+        return total(name) / count if count else None
 
     found: dict[str, float | str | None] = {
         "f1_before": before.get("eval_rollout/f1"),

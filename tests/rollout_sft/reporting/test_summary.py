@@ -23,7 +23,7 @@ def test_own_metrics_are_summarised_beside_ours():
     assert not {name for name in numbers if "runtime" in name or "epoch" in name or name == "loss"}
 
 
-def test_the_largest_part_is_named_and_totals_count_every_step():
+def test_the_largest_part_is_named_and_numbers_count_every_step():
     """A line of logging_steps 5 holds means over five steps."""
     log = [
         {
@@ -45,6 +45,7 @@ def test_the_largest_part_is_named_and_totals_count_every_step():
     ]
     numbers = summarise(log, {}, {})
     assert (numbers["steps"], numbers["rollout_s"], numbers["train_s"]) == (6.0, 15.0, 14.0)
+    assert numbers["step_s"] == 29 / 6, "the mean over steps, not over lines"
     assert (numbers["largest_part"], numbers["largest_part_share"]) == ("rollout", 15 / 29)
     assert (numbers["tokens_generated"], numbers["tokens_kept"]) == (460.0, 0.0)
 
