@@ -12,19 +12,26 @@ Under data parallelism the step waits for the slowest rank's whole window. So:
 4. Packs of the costliest ranks exchange single segments until these cost at most 1.5 per cent more than the mean.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import SupportsIndex
 
-from packsched.arguments import check_ordered, checked_count, checked_lengths
+from packsched.arguments import checked_count
 from packsched.balancing.easy_windows import plan_easy_windows
 from packsched.balancing.exchange import Held, level_ranks, own_first
-from packsched.balancing.given import GivenWindow, Groups
+from packsched.balancing.given import (
+    Cost,
+    GivenWindow,
+    checked_costs_of_ranks,
+    checked_groups,
+    checked_lens_of_ranks,
+)
 from packsched.balancing.pooling import fit_every_rank
 from packsched.balancing.swaps import PackedRanks
-from packsched.costs import DEFAULT_COST, checked_costs, costs_by_length
+from packsched.balancing.trades import trade_places
+from packsched.costs import DEFAULT_COST
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
 from packsched.planner.bounds import lower_bound
 from packsched.planner.cost_levelling import exchange
@@ -32,15 +39,14 @@ from packsched.planner.greedy import best_fit_decreasing
 from packsched.planner.stages import Packs
 from packsched.window import Objective, WindowPlan, checked_effort, plan_checked, plan_of_packs, plan_window
 
-Cost = Callable[[int], int] | Sequence[Sequence[SupportsIndex]]
-"""The cost of a segment by its length; or, for each rank, the cost of each of its segments."""
-
 # How much of the usual work goes into each attempt at exchanging segments between ranks.
 _TRIAL_EFFORT = 0.1
 # The most that a rank may cost after an exchange that finds a place, in thousandths of the mean; at last any cost.
 _LIMITS = (1015, 1030, None)
 # Ranks that cost more than this, in thousandths of the mean, exchange single segments.
 _LEVEL = 1015
+# Where numpy adds costs up, they are scaled down to at most so many bits in all.
+_COST_BITS = 60
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,11 +158,8 @@ def plan_ranks(
     multiple = checked_count("multiple_of", multiple_of)
     if steps is not None and multiple != 1:
         raise PackingError(f"multiple_of is {multiple}, but micro_steps is {steps}; it rounds up what None finds.")
-    check_ordered("encoded_lens_by_rank is", encoded_lens_by_rank, "sequences of lengths, one for each rank")
-    lens = [_of_rank(rank, checked_lengths, rank_lens, cap) for rank, rank_lens in enumerate(encoded_lens_by_rank)]
-    if not lens:
-        raise PackingError("there are no ranks; encoded_lens_by_rank holds one sequence of lengths for each rank.")
-    given = GivenWindow(lens, _checked(cost, lens), _checked_groups(groups, lens), cap)
+    lens = checked_lens_of_ranks(encoded_lens_by_rank, cap)
+    given = GivenWindow(lens, checked_costs_of_ranks(cost, lens), checked_groups(groups, lens), cap)
     window = _Ranks(given, objective, checked_effort(effort))
     if steps is not None:
         return window.plan(steps)
@@ -185,6 +188,8 @@ class _Ranks:
         if None in plans:
             self._refuse_what_is_proven(steps)
             self._find_places(held, plans, steps)
+        if None in plans and self.groups is None:
+            self._trade_places(held, plans, steps)
         if None in plans:
             self._fit(held, plans, steps)
         costs = self._costs_after(_moves(held))
@@ -278,6 +283,17 @@ class _Ranks:
                     break
         self._adopt(packed, held, plans, steps)
 
+    def _trade_places(self, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
+        """Places ranks without a plan by trades of whole segments; the plan stays None where none helps."""
+        shift = max(0, sum(self.costs_before).bit_length() - _COST_BITS)
+        costs = [[cost >> shift for cost in rank] for rank in self.costs]
+        most = (sum(self.costs_before) * _LIMITS[1] // (1000 * len(self.lens))) >> shift
+
+        def plan(here: Sequence[tuple[int, int]]) -> WindowPlan | None:
+            return self._plan_rank(here, steps, self.effort * _TRIAL_EFFORT)
+
+        trade_places(held, self.lens, costs, self.cap * steps, most, plans, plan)
+
     def _fit(self, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
         def plan(lengths: Sequence[int], trial: bool) -> WindowPlan | None:
             # Costs decide nothing here; `_searched` levels them when all ranks have a place.
@@ -340,37 +356,6 @@ def _moves(held: Held) -> list[tuple[int, int, int]]:
                 break
             received.append((from_rank, segment, rank))
     return [(segment, from_rank, rank) for from_rank, segment, rank in sorted(received)]
-
-
-def _of_rank(rank: int, check: Callable[..., list[int]], *arguments: object) -> list[int]:
-    try:
-        return check(*arguments)
-    except PackingError as error:
-        refused = error.with_message(f"rank {rank}: {error}")
-        refused.rank = rank
-        raise refused from None
-
-
-def _checked(cost: Cost, lens: Sequence[Sequence[int]]) -> list[list[int]]:
-    if callable(cost):
-        table = costs_by_length(cost, chain.from_iterable(lens))
-        return [list(map(table.__getitem__, rank)) for rank in lens]
-    check_ordered("cost is", cost, "sequences of costs, one for each rank")
-    if len(cost) != len(lens):
-        raise PackingError(f"cost holds {len(cost)} ranks, but there are {len(lens)}.")
-    return [_of_rank(rank, checked_costs, cost[rank], len(rank_lens)) for rank, rank_lens in enumerate(lens)]
-
-
-def _checked_groups(groups: Sequence[Sequence[SupportsIndex]] | None, lens: Sequence[Sequence[int]]) -> Groups | None:
-    if groups is None:
-        return None
-    check_ordered("groups is", groups, "sequences of integers, one for each rank")
-    if [len(rank) for rank in groups] != [len(rank) for rank in lens]:
-        raise PackingError(
-            f"groups holds {[len(rank) for rank in groups]} segments for the ranks, but they have "
-            f"{[len(rank) for rank in lens]}; give one integer for each segment."
-        )
-    return [[checked_count("a group", group, minimum=0) for group in rank] for rank in groups]
 
 
 def _over_mean(highest: int, costs: Sequence[int]) -> float:

@@ -19,11 +19,11 @@ MOST_KARMARKAR_KARP = 64
 """With more ranks, Karmarkar-Karp with its members takes minutes."""
 
 
-def draw(seed: int, ranks: int, segments: int, load: float) -> list[list[int]]:
+def draw(seed: int, ranks: int, segments: int, load: float, micro_steps: int = MICRO_STEPS) -> list[list[int]]:
     """Log-normal lengths (sigma .6, none over the cap) that fill the packs of all ranks to `load`."""
     lens = np.random.default_rng(seed).lognormal(0, 0.6, (ranks, segments))
     for _ in range(5):
-        lens = np.clip(lens * (load * CAP * MICRO_STEPS * ranks / lens.sum()), 8, CAP)
+        lens = np.clip(lens * (load * CAP * micro_steps * ranks / lens.sum()), 8, CAP)
     return lens.astype(int).tolist()
 
 

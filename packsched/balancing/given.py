@@ -1,12 +1,19 @@
-"""Holds what all ranks have before anything moves, and the bounds that no plan of it can beat."""
+"""Checks and holds what all ranks have before anything moves, and the bounds that no plan of it can beat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import SupportsIndex
 
+from packsched.arguments import check_ordered, checked_count, checked_lengths
 from packsched.balancing.bounds import least_given
+from packsched.costs import checked_costs, costs_by_length
+from packsched.errors import PackingError
 from packsched.planner.levelling import load_bound
+
+Cost = Callable[[int], int] | Sequence[Sequence[SupportsIndex]]
+"""The cost of a segment by its length; or, for each rank, the cost of each of its segments."""
 
 Groups = Sequence[Sequence[int]]
 """For each rank the group of each of its segments; the segments of a group stay on one rank."""
@@ -50,6 +57,53 @@ class GivenWindow:
         return sum(
             least_given(self.lens[rank], self.costs[rank], limit, self.packing_length, micro_steps) for rank in givers
         )
+
+
+def checked_lens_of_ranks(
+    encoded_lens_by_rank: Iterable[Iterable[SupportsIndex]], packing_length: int
+) -> list[list[int]]:
+    """Returns the lengths of each rank's segments, or refuses them."""
+    check_ordered("encoded_lens_by_rank is", encoded_lens_by_rank, "sequences of lengths, one for each rank")
+    lens = [
+        _of_rank(rank, checked_lengths, rank_lens, packing_length)
+        for rank, rank_lens in enumerate(encoded_lens_by_rank)
+    ]
+    if not lens:
+        raise PackingError("there are no ranks; encoded_lens_by_rank holds one sequence of lengths for each rank.")
+    return lens
+
+
+def checked_costs_of_ranks(cost: Cost, lens: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Returns the cost of each segment of each rank, or refuses them."""
+    if callable(cost):
+        table = costs_by_length(cost, chain.from_iterable(lens))
+        return [list(map(table.__getitem__, rank)) for rank in lens]
+    check_ordered("cost is", cost, "sequences of costs, one for each rank")
+    if len(cost) != len(lens):
+        raise PackingError(f"cost holds {len(cost)} ranks, but there are {len(lens)}.")
+    return [_of_rank(rank, checked_costs, cost[rank], len(rank_lens)) for rank, rank_lens in enumerate(lens)]
+
+
+def checked_groups(groups: Sequence[Sequence[SupportsIndex]] | None, lens: Sequence[Sequence[int]]) -> Groups | None:
+    """Returns the group of each segment of each rank, or refuses them."""
+    if groups is None:
+        return None
+    check_ordered("groups is", groups, "sequences of integers, one for each rank")
+    if [len(rank) for rank in groups] != [len(rank) for rank in lens]:
+        raise PackingError(
+            f"groups holds {[len(rank) for rank in groups]} segments for the ranks, but they have "
+            f"{[len(rank) for rank in lens]}; give one integer for each segment."
+        )
+    return [[checked_count("a group", group, minimum=0) for group in rank] for rank in groups]
+
+
+def _of_rank(rank: int, check: Callable[..., list[int]], *arguments: object) -> list[int]:
+    try:
+        return check(*arguments)
+    except PackingError as error:
+        refused = error.with_message(f"rank {rank}: {error}")
+        refused.rank = rank
+        raise refused from None
 
 
 def _members(groups: Sequence[int]) -> list[list[int]]:
