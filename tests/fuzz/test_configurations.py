@@ -35,6 +35,7 @@ training:
   report_to: none
 rollout_matching:
   decoding: {max_new_tokens: 192, temperature: .7}
+  rollout_backend: vllm
   vllm: {mode: server, base_url: ['http://a:1']}
 stages:
   - name: one
