@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="few values and steps: shows that it runs")
     parser.add_argument("--only", help="part of an axis' name, or memory; the other results are kept")
     parser.add_argument("--steps", type=int, default=2000, help="optimizer steps of the runs whose memory is measured")
-    parser.add_argument("--out", help="folder of the results; benchmarks/results when not given")
+    parser.add_argument("--out", help="folder of the results")
     args = parser.parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     load = os.getloadavg()[0]
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     steps = 40 if args.dry_run else args.steps
     runs = memory.measure(steps) if not args.only or args.only in "memory" else []
-    folder = Path(args.out) if args.out else ROOT / "benchmarks" / "results"
+    folder = Path(args.out) if args.out else ROOT / ("runs" if args.dry_run else "benchmarks/results")
     path = folder / "step_growth.json"
     kept = json.loads(path.read_text()) if args.only and path.exists() else {"tables": {}, "memory": []}
     tables = kept["tables"] | tables
@@ -91,13 +91,13 @@ def main(argv: list[str] | None = None) -> None:
     results["about"] = {
         "machine": f"{cpu_name()}, one thread",
         "versions": VERSIONS,
-        "command": f"python -m benchmarks.step_time.growth --steps {steps}",
+        "command": f"python -m benchmarks.step_time.growth{' --dry-run' * args.dry_run} --steps {steps}",
         "load average": f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end",
     }
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     growth_report.write(results, path.with_suffix(".md"))
-    if not args.out:
+    if not args.out and not args.dry_run:
         growth_report.draw(results, ROOT / "docs" / "images" / "step_growth.png")
 
 
