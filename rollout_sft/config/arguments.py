@@ -68,7 +68,8 @@ class RolloutSFTConfig(TrainingArguments):
             micro-steps at once and carries nothing; `global` does so after moving segments between ranks, so that every
             rank's window fits and all cost the same.
         pack_policy (`str`, *optional*, defaults to `"binpacking"`):
-            Scope `micro`: which segments join the oldest one (`binpacking`, `fifo`, `optimal`).
+            Scope `micro`: which segments join the oldest one (`binpacking`, `fifo`, `optimal`). The time of
+            `binpacking` grows with the square of the segments that wait; take `optimal` where hundreds wait.
         pack_objective (`str`, *optional*, defaults to `"dense"`):
             Scopes `window` and `global`: `dense` fills the fewest packs, `balanced` lowers the longest one,
             `cost` the costliest one.
