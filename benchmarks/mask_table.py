@@ -50,6 +50,7 @@ HALVES = {
 ENCODERS = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "git"} - HALVES
 REASONS = {
     "cpmant": "It attends both ways inside its prompt, by a bias over the whole row.",
+    "deepseek_v4": "The cause is not known; its keys are compressed in blocks. The probe refuses it.",
     "mimo_v2_flash": "The tiny configuration does not fit; nothing is known.",
     "openai-gpt": "Its attention holds one triangle for the whole row and gets no mask.",
     "xlnet": "It attends by a permutation of the whole row.",
@@ -69,6 +70,8 @@ passes. What holds for your model, attention and dtype is measured again before 
 - isolated: the logits of the neighbours did not move when a segment was changed, or by the number given.
 - **leaks**: they moved; the number is relative to the largest logit (at most 1e-5 counts as isolated); *positions*: the
   logits of segments behind the first changed. Such a model does not train on packs.
+- **differs**: no segment sees another, but a packed segment has other logits than in the model's plain forward, by the
+  number given (RoBERTa and its relatives number tokens from the padding id on). Such a model does not train on packs.
 - refuses: the forward raises because of the packing, so nothing can leak silently. Hybrids do in the columns of an
   attention alone, since no kernel of their recurrent layers is installed on a CPU.
 - fails: the forward raises for another reason, as a rule a size of the tiny configuration; nothing is known.
@@ -132,6 +135,8 @@ def _verdict(model) -> str:
         if "blind" in text:
             return "probe blind"
         moved = re.search(r"by ([0-9.e+-]+|nan) of the largest logit", text)
+        if "does not have the logits" in text:
+            return f"**differs** ({moved[1] if moved else '?'})"
         reason = "positions, " if "behind another" in text else ""
         return f"**leaks** ({reason}{moved[1] if moved else '?'})"
     except Exception as error:
