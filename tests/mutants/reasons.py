@@ -69,4 +69,34 @@ REASONS: dict[tuple[str, str, str], str] = {
         "return loss * (ranks / window_weight + 0 * loss.detach())",
         "return loss * (ranks / window_weight - 0 * loss.detach())",
     ): "Equal: 0 times a finite loss is 0, and 0 times any other is NaN, with either sign.",
+    (
+        "packsched/advise.py",
+        "tight = (tokens - lens > micro_steps * (packing_length - lens)) & (np.cumsum(counts, axis=1) > micro_steps)",
+        "tight = (tokens + lens > micro_steps * (packing_length - lens)) & (np.cumsum(counts, axis=1) > micro_steps)",
+    ): "Equal but slower: more windows are in doubt, and a plan decides about those.",
+    (
+        "packsched/plots.py",
+        'figure = Figure(figsize=(11, 10.5), layout="constrained")',
+        'figure = Figure(figsize=(11, 11.5), layout="constrained")',
+    ): "The height of a picture, in inches.",
+    (
+        "packsched/ranks.py",
+        "plan or self._plan_rank(here, steps, self.effort * _TRIAL_EFFORT)",
+        "plan or self._plan_rank(here, steps, self.effort // _TRIAL_EFFORT)",
+    ): WORK,
+    (
+        "packsched/simulate.py",
+        "done.rescued += misfits > 0",
+        "done.rescued += misfits != 0",
+    ): "Equal: a count is never below 0.",
+    (
+        "rollout_sft/step/build.py",
+        "response_lens=tuple(window.response_lens) if self._config.rollout_waves > 1 else (),",
+        "response_lens=tuple(window.response_lens) if self._config.rollout_waves > 0 else (),",
+    ): "Equal: with one wave nobody reads the lengths; they are only left out of what the ranks exchange.",
+    (
+        "rollout_sft/checks/probe_inputs.py",
+        "Image(source=draw.integers(0, 256, (height, width, 3), dtype=np.uint8), height=height, width=width)",
+        "Image(source=draw.integers(0, 255, (height, width, 3), dtype=np.uint8), height=height, width=width)",
+    ): "Any pixels do; these are drawn at random.",
 }

@@ -159,7 +159,8 @@ def test_replay_draws_its_fill_packs_and_lengths(run, trace, tmp_path, name):
         return
     page = content.decode()
     assert page.count("<svg") == 3
-    for text in ("scope window, balanced", "Fill of the used packs", "tokens of a segment", "<td>dense</td>"):
+    legend = ">window, dense</text>"
+    for text in (legend, "scope window, balanced", "Fill of the used packs", "tokens of a segment", "<td>dense</td>"):
         assert text in page, text
     assert not re.search(r"<script|src=|<link|href=.http", page), "the page needs nothing from elsewhere"
     run("replay", "trace.jsonl", *BASIC, "--plot", "again.html")

@@ -147,6 +147,17 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
         load_tokenizer("any") if missing == "transformers" else list(read_records("any"))
 
 
+def test_the_command_counts_the_columns_that_are_named(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": '"3"', "question": '"3"' * 2, "context": '"3"' * 4}))
+    arguments = ["lengths", str(tmp_path / "data.jsonl"), "--tokenizer", str(tmp_path / "tokenizer")]
+    lens = [
+        CliRunner().invoke(commands, [*arguments, *columns]).stdout
+        for columns in ([], ["--column", "question"], ["--column", "question", "--column", "context"])
+    ]
+    assert lens == [f'{{"length": {n}}}\n' for n in (1, 2, 6)]
+
+
 def test_the_command_writes_a_trace_that_replay_reads(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     data, out = tmp_path / "data.jsonl", tmp_path / "trace.jsonl"
