@@ -59,7 +59,10 @@ def _draw_fill(figure: Any, report: Report) -> None:
                 means = np.add.reduceat(row.fills, starts) / np.diff(np.append(starts, len(row.fills)))
                 marker = "o" if len(means) <= 30 else None
                 label = f"{scope}, {rule}"
-                axes.plot(np.array(row.planned)[starts], means, color=colour, label=label, marker=marker, markersize=3)
+                # Where all packs are used, micro and balanced have the same fill: dashes on top show both.
+                style: Any = {"linestyle": "--", "zorder": 3} if scope == "micro" else {}
+                style |= {"color": colour, "label": label, "marker": marker, "markersize": 3}
+                axes.plot(np.array(row.planned)[starts], means, **style)
     averaged = "" if group == 1 else f" (each point averages {group} windows)"
     axes.set(title=f"Fill of the used packs{averaged}", xlabel="window", ylabel="tokens / packing length")
     axes.set_ylim(0, 1.02)

@@ -182,6 +182,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(run, trace, wo
     assert message in printed
 
 
+def test_lines_that_coincide_are_both_seen(run, trace, tmp_path):
+    run("replay", trace([200] * 200), *BASIC, "--plot", "plot.html")
+    page = (tmp_path / "plot.html").read_text()
+    fill = page[page.index("<svg") : page.index("</svg>")]
+    assert fill.index("#e69f00") < fill.index("stroke-dasharray"), "the dashes of micro lie on balanced's line"
+
+
 def test_replay_says_where_it_drew(run, trace):
     assert run("replay", trace(lengths()), *BASIC, "--plot", "plot.svg").stderr.splitlines() == ["written: plot.svg"]
 
