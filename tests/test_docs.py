@@ -52,6 +52,23 @@ def test_every_list_begins_after_an_empty_line():
     assert swallowed_lists("# Title\n- one\n  more\n\ntext:\n- two\n\n```\ncode\n- three\n```\n") == [6]
 
 
+def missing_files(text: str) -> list[str]:
+    """Python files named in backquotes, such as `step/loss.py`, that neither package nor the tests have."""
+    files = [
+        f"/{path.relative_to(ROOT)}"
+        for top in ("packsched", "rollout_sft", "tests")
+        for path in ROOT.glob(f"{top}/**/*.py")
+    ]
+    return [
+        name for name in re.findall(r"`([\w/]+\.py)`", text) if not any(file.endswith(f"/{name}") for file in files)
+    ]
+
+
+def test_every_file_that_the_architecture_names_exists():
+    assert missing_files((ROOT / "docs/architecture.md").read_text(encoding="utf-8")) == []
+    assert missing_files("see `step/loss.py`, `streaming.py` and `step/gone.py`") == ["step/gone.py"]
+
+
 PYTHON = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)```(?:\n\n```\n(.*?)```)?", re.DOTALL)
 
 
