@@ -45,7 +45,7 @@ _TRIAL_EFFORT = 0.1
 _LIMITS = (1015, 1030, None)
 # Ranks that cost more than this, in thousandths of the mean, exchange single segments.
 _LEVEL = 1015
-# Where numpy adds costs up, they are scaled down to at most so many bits in all.
+# numpy adds costs in 64 bits. Larger costs are scaled down until their sum has at most this many bits.
 _COST_BITS = 60
 
 

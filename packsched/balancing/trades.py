@@ -1,8 +1,8 @@
 """Lets a rank whose segments fit its packs' tokens, but not its packs, trade segments with another rank.
 
-In a nearly full window no pack has room to exchange anything. So two ranks trade one or two segments for as many of
-about the same tokens, and both are planned anew. Most sets of segments can be packed even then, so a few trades are
-tried, those first that move the fewest tokens.
+In a nearly full window no pack has room to exchange anything. So two ranks trade: one gives one or two segments and
+gets one or two, and both are planned anew. Most sets of segments can be packed even then, so a few trades are tried,
+in the order of the tokens that they move.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,9 @@ def trade_places(
         plans: For each rank its plan, or None.
         plan: Plans the segments of a rank.
     """
-    for rank in [rank for rank, found in enumerate(plans) if found is None]:
+    for rank in range(len(plans)):
+        if plans[rank] is not None:  # also where an earlier rank's trade has placed it
+            continue
         used = [sum(lens[home][at] for home, at in here) for here in held]
         others = sorted((other for other in range(len(held)) if other != rank), key=lambda other: (used[other], other))
         asked = others[:_PARTNERS]

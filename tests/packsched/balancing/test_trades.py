@@ -36,6 +36,14 @@ def test_two_ranks_trade_the_shortest_segments_that_let_both_be_placed():
     assert sum(lens[1 - rank][at] for rank, at in away) == 10, "6 for 4: neither 5 nor two segments move"
 
 
+def test_a_rank_that_a_trade_has_placed_does_not_trade_again():
+    lens = [[6, 5, 6], [4, 5, 7, 4]]  # neither fits two packs of 10
+    held, placed = traded(lens, 10, 2)
+    assert placed == [True, True]
+    away = [lens[home][at] for rank, here in enumerate(held) for home, at in here if home != rank]
+    assert sum(away) == 13, "a second trade would move 22 tokens"
+
+
 def test_a_trade_that_costs_too_much_is_not_made():
     lens = [[6, 6, 6, 1], [5, 4, 4, 4, 1]]
     held, placed = traded(lens, 10, 2, most_cost=19)
