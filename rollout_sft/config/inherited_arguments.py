@@ -10,6 +10,7 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,12 +122,23 @@ def _check_numbers(arguments: TrainingArguments) -> None:
     for name, bounds in RANGES.items():
         value = getattr(arguments, name)
         empty = name == "max_steps" and value == 0  # transformers takes it as -1
-        if empty or not (value is None or _is_number(value)) or not bounds.holds(value):
+        kind = value is None or (_is_number(value) and (isinstance(value, int) or float in _kinds(name)))
+        if empty or not kind or not bounds.holds(value):
             raise ValueError(f"training.{name} is {shorten(value)}; it takes {bounds.takes}.")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kinds(name: str) -> set[Any]:
+    hint = _hints()[name]
+    return {hint, *typing.get_args(hint)}
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(TrainingArguments)
 
 
 def _check_files(arguments: TrainingArguments) -> None:
@@ -226,8 +238,7 @@ def _check_best_metric(arguments: TrainingArguments) -> None:
 
 def _choices() -> dict[str, tuple[str, ...]]:
     """Returns, for each field that takes fixed texts, these texts."""
-    hints = typing.get_type_hints(TrainingArguments)
-    found = {name: values for name, hint in hints.items() if (values := tuple(enum_values(hint)))}
+    found = {name: values for name, hint in _hints().items() if (values := tuple(enum_values(hint)))}
     metadata = {spec.name: spec.metadata for spec in fields(TrainingArguments)}
     for name in _CHECKED_CHOICES:
         if "choices" in metadata.get(name, {}):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -80,11 +81,13 @@ class VLLMConfig:
 
     def check_unused(self, backend: str) -> None:
         """Raises `ValueError` when a value differs from its default though `backend` reads none of them."""
-        changed = [spec.name for spec in fields(self) if getattr(self, spec.name) != getattr(VLLMConfig(), spec.name)]
-        if changed:
+        defaults = asdict(VLLMConfig())
+        unread = {name: default for name, default in defaults.items() if getattr(self, name) != default}
+        if unread:
             raise ValueError(
-                f"rollout_matching.vllm sets {', '.join(changed)}, but rollout_matching.rollout_backend is {backend}, "
-                "which reads nothing of that section. Set rollout_backend: vllm, or remove the section."
+                f"rollout_matching.vllm sets {', '.join(unread)}, but rollout_matching.rollout_backend is {backend}, "
+                "which reads nothing of that section. Set rollout_backend: vllm, or remove the section; a file that "
+                f"extends another one sets the defaults instead: vllm: {json.dumps(unread)}."
             )
 
     def check_usable(self) -> None:

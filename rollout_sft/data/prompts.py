@@ -94,7 +94,8 @@ class Prompts:
             texts = [part["text"] for message in record["messages"] for part in message["content"] if "text" in part]
         else:
             texts = [record["prompt"]]
-        names = self._tokenizer.convert_ids_to_tokens(sorted(self._adapter.media_token_ids))
+        tokens = self._tokenizer.convert_ids_to_tokens(sorted(self._adapter.media_token_ids))
+        names = [token for token in tokens if token is not None]  # the tokenizer may lack the token of videos
         if not images and not any(name in text for name in names for text in texts):
             return  # nothing to refuse; encoding a megabyte takes a second
         try:

@@ -117,7 +117,7 @@ def _check_heads(config: PretrainedConfig) -> None:
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
         raise ValueError(
             f"model.config.num_attention_heads is {heads} and num_key_value_heads {shared}; the first must be a "
-            "multiple of the second, because so many heads share their keys and values."
+            "multiple of the second, because each key-value head serves the same number of heads."
         )
 
 

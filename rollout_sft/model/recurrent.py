@@ -202,7 +202,7 @@ def kept_apart(layer: nn.Module) -> bool:
 
 
 def _called(layer: nn.Module) -> set[str]:
-    """The names that the methods of this layer's class use, the functions that they call among them."""
+    """Returns the names that the methods of this layer's class use; the functions that they call are among them."""
     methods = [inspect.unwrap(member) for member in vars(type(layer)).values() if inspect.isfunction(member)]
     return {name for method in methods for name in method.__code__.co_names}
 
@@ -239,7 +239,7 @@ class _Borders:
         self.given, self._calls = given, {}
 
     def calls(self, *, masked: bool, spread: int) -> SharedCalls:
-        """How a layer is called; layers that are called alike share what was computed for the first of them."""
+        """Returns how a layer is called; computed once for all layers with the same arguments."""
         if (masked, spread) not in self._calls:
             assert self.given is not None
             self._calls[masked, spread] = SharedCalls(self.given, masked=masked, spread=spread)

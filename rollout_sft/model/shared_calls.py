@@ -11,7 +11,7 @@ from torch import Tensor
 
 SAME_CALL = 64
 """Segments up to this many tokens shorter than the longest one share its call. PyTorch's fallbacks for the kernels
-compute in chunks of as many tokens, so that the padding costs little."""
+compute in chunks of this many tokens, so that the padding costs little."""
 
 
 class SharedCalls:

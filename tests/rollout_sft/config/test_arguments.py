@@ -137,6 +137,9 @@ def test_every_number_of_the_trainer_is_named_with_what_it_takes(tmp_path):
             with pytest.raises(ValueError, match=rf"^training\.{name} is {value}[^ ]* .*{what}") as raised:
                 tiny_arguments(tmp_path, **{**WITH.get(name, {}), name: value})
             assert len(str(raised.value)) < 200
+        if name in RANGES and float not in members[name]:
+            with pytest.raises(ValueError, match=rf"^training\.{name} is 1\.5; it takes "):
+                tiny_arguments(tmp_path, **{**WITH.get(name, {}), name: 1.5})
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,15 @@ def test_nccl_without_a_gpu_is_refused_before_anything_runs(load):
         load("{mode: server, base_url: 'http://a:1', weight_transfer: nccl}")
 
 
-def test_an_unused_section_is_not_judged():
-    assert VLLMConfig().mode == "colocate"
+def test_a_file_that_extends_one_for_vllm_can_put_its_defaults_back(load, tmp_path):
+    load("{mode: server, base_url: 'http://a:1', retries: 0}")
+    path, text = tmp_path / "local.yaml", "extends: config.yaml\nrollout_matching: {rollout_backend: hf%s}\n"
+    path.write_text(text % "")
+    with pytest.raises(ValueError, match="vllm sets mode, base_url, retries, but") as raised:
+        load_run(path)
+    defaults = re.search(r"sets the defaults instead: (vllm: .*)\.$", str(raised.value))[1]
+    path.write_text(text % f", {defaults}")
+    assert load_run(path)[0].training.vllm == VLLMConfig()
 
 
 def test_vllm_is_not_imported_before_it_is_used(tmp_path):

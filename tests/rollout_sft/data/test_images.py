@@ -54,6 +54,11 @@ def test_a_prompt_gets_the_tokens_of_its_images_in_order(folder):
     ]
 
 
+def test_a_tokenizer_that_lacks_the_token_of_videos_reads_texts(folder, monkeypatch):
+    monkeypatch.setattr(ADAPTER, "media_token_ids", ADAPTER.media_token_ids | {10**6})
+    assert len(load(folder, {**PROMPT, "prompt": "where?", "images": []})) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [
