@@ -40,6 +40,7 @@ def cells(seeds: list[int], *, vllm: bool) -> list[Cell]:
         ("decayed", ["requirement"], short),
         ("constant", ["requirement, half references"], full),
         ("decayed", ["expert, half references"], short),
+        ("labelled", ["expert, half references"], ninety),
     ]
     return [Cell(table, row, seed, marks) for table, rows, marks in plan for seed in seeds for row in rows]
 
