@@ -22,7 +22,7 @@ from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finis
 from rollout_sft.checkpoint.response_lens import save_response_lens
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
-from rollout_sft.step.non_finite import NonFiniteError, first_non_finite, norm_is_finite
+from rollout_sft.step.non_finite import NonFiniteError, first_non_finite, sum_is_finite
 from rollout_sft.step.schedule import MicroSchedule
 from rollout_sft.step.scheduled_window import Schedule
 
@@ -93,7 +93,7 @@ class SavingTrainer(Trainer):
         assert self.optimizer is not None
         # Frozen weights are what they were at the start, so those of the optimizer are enough.
         trained = (weight for group in self.optimizer.param_groups for weight in group["params"])
-        name = None if norm_is_finite(trained) else first_non_finite(model)
+        name = None if sum_is_finite(trained) else first_non_finite(model)
         if name is not None:
             last = last_finished_checkpoint(self._get_output_dir(trial=None))
             raise NonFiniteError(

@@ -45,17 +45,17 @@ def first_non_finite(model: nn.Module) -> str | None:
         `str` or `None`: the name of the first parameter that holds an infinity or NaN.
     """
     weights = dict(model.named_parameters())
-    if norm_is_finite(weights.values()):
+    if sum_is_finite(weights.values()):
         return None
-    bad = [name for name, part in weights.items() if not _own(part).isfinite().all()]  # or the norm alone overflowed
+    bad = [name for name, part in weights.items() if not _own(part).isfinite().all()]  # or the sum alone overflowed
     return bad[0].removeprefix("module.") if bad else None
 
 
-def norm_is_finite(weights: Iterable[Tensor]) -> bool:
+def sum_is_finite(weights: Iterable[Tensor]) -> bool:
     """
-    Returns whether the norm of weights is finite, and so every weight; waits for the device once.
+    Returns whether the sum of weights is finite, and so every weight; waits for the device once.
 
-    An infinity or NaN stays in a norm, which is ten times faster than a look at every value.
+    An infinity or NaN stays in a sum, which is ten times faster than a look at every value.
 
     Args:
         weights (`Iterable[Tensor]`):
@@ -63,7 +63,8 @@ def norm_is_finite(weights: Iterable[Tensor]) -> bool:
     """
     with torch.no_grad():
         parts = [part for part in map(_own, weights) if part.is_floating_point()]
-        return bool(torch.nn.utils.get_total_norm(parts).isfinite())
+        sums = [part.sum().to(parts[0].device, torch.float32) for part in parts]
+        return not sums or bool(torch.stack(sums).sum().isfinite())
 
 
 def _own(weight: Tensor) -> Tensor:
