@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
+from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_model, load_tokenizer
 from rollout_sft.train import run_stage
@@ -147,7 +148,7 @@ def train(cell: Cell, folder: Path, steps: Sequence[int] = ()) -> list[dict[str,
     for name, value in ROWS[cell.row].items():
         setattr(config, name, value)
     if config.rollout_backend == "vllm":
-        config.vllm = {"mode": "colocate", "enforce_eager": True, "engine_args": {"kv_cache_memory_bytes": 1 << 28}}
+        config.vllm = VLLMConfig(enforce_eager=True, engine_args={"kv_cache_memory_bytes": 1 << 28})
     config.learning_rate = LEARNING_RATE
     config.lr_scheduler_type = transformers.SchedulerType.CONSTANT_WITH_WARMUP
     config.lr_scheduler_kwargs = {}

@@ -50,9 +50,9 @@ order drawn anew, the median of their differences; CPU, one thread; the goals ar
 | a save, 7.8M (93 MB), processor time | 52.6 ms | +12.0 % (6.6 ms) | +0.8 % (0.4 ms) |
 | the same, seconds on the clock | 53.7 ms | +14.2 % | +2.1 % (1.2 ms) |
 
-All goals are met. `optimizer.pt` is written without the CRC-32 of each tensor, which `torch.load` never reads; one XXH3
-of the whole file takes half of its time; the sum of the weights finds values that are not finite (0.3 ms of a save of
-7 MB; the norm that it replaces took 0.4, and that save 5.1 %). `before` was measured with plain saves that shared some of our
+All goals are met. `optimizer.pt` is written without the CRC-32 of each tensor, which `torch.load` never reads; one
+XXH3 of the whole file takes half of its time; the sum of the weights finds values that are not finite (0.3 ms of a
+save of 7 MB; the norm that it replaces took 0.4, and that save 5.1 %). In `before` the plain saves shared some of our
 methods, so that its differences are too small.
 """
 
