@@ -31,6 +31,7 @@ from rollout_sft.rollouts.endings import Watch
 from rollout_sft.rollouts.live_weights import LiveWeights
 from rollout_sft.rollouts.vllm import WORKER_EXTENSION, image_prompts
 from rollout_sft.rollouts.vllm.backend import Answer
+from rollout_sft.rollouts.vllm.cpu import prepare_cpu
 from rollout_sft.rollouts.vllm.stepping import step_watched
 
 _ENVIRONMENT = {
@@ -181,6 +182,8 @@ class ColocatedEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in the process
         with _generators_untouched(), tempfile.TemporaryDirectory() as folder:
             LLM, platform = _import_vllm()
+            if platform.is_cpu():
+                prepare_cpu(model)
             self._sleeps = platform.is_sleep_mode_available() and self._config.sleep is not False
             if self._config.sleep and not self._sleeps:
                 raise ValueError("rollout_matching.vllm.sleep is true, but vLLM cannot sleep on this platform.")
@@ -222,11 +225,6 @@ def _import_vllm() -> tuple[Any, Any]:
             f"rollout_matching.rollout_backend is vllm, but vLLM cannot be imported ({error}). Install it: "
             "pip install 'packsched[train,vllm]', or see docs/vllm.md for machines without a GPU."
         ) from error
-    if current_platform.is_cpu():
-        import torch._dynamo
-
-        # The CPU engine compiles small functions, for which a machine may lack the compiler.
-        torch._dynamo.config.disable = True
     return LLM, current_platform
 
 
