@@ -122,6 +122,13 @@ def test_attention_that_counts_along_the_row_gets_each_segment_alone(family, sha
     assert relative_difference(found, expected) < TOLERANCE.get(family, 1e-10)
 
 
+def test_both_kinds_of_attention_of_inkling_2_get_each_segment_alone():
+    """Either gives the right gradient as it is, but computes its bias for the square of the pack."""
+    model = hybrid("inkling2_text", torch.float32)
+    found = {type(model.get_submodule(name)).__name__ for name in RecurrentLayers(model, device=CPU).attention}
+    assert found == {"Inkling2FullAttention", "Inkling2SlidingAttention"}
+
+
 def test_flash_attention_which_knows_the_borders_is_left_to_itself():
     model = hybrid("gpt_oss")
     assert RecurrentLayers(model, device=CPU).attention
