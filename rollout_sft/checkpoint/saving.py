@@ -90,9 +90,8 @@ class SavingTrainer(Trainer):
 
     def _reject_non_finite_weights(self, model: nn.Module) -> None:
         """Refuses to save weights that are not finite, which would replace the last good checkpoint."""
-        assert self.optimizer is not None
-        # Frozen weights are what they were at the start, so those of the optimizer are enough.
-        trained = (weight for group in self.optimizer.param_groups for weight in group["params"])
+        # Frozen weights are what they were at the start.
+        trained = (weight for weight in model.parameters() if weight.requires_grad)
         name = None if sum_is_finite(trained) else first_non_finite(model)
         if name is not None:
             last = last_finished_checkpoint(self._get_output_dir(trial=None))
