@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -113,6 +114,8 @@ def main(folder, scope, fault):
 
 
 if __name__ == "__main__":
+    # A job in a shell's background ignores interrupts, and so would the processes that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = json.loads(sys.argv[2])
     main(Path(sys.argv[1]), settings["scope"], Fault(**settings["fault"]) if settings["fault"] else None)
     leave_together()
