@@ -146,14 +146,15 @@ class Speller:
         stream, backend = DecodeStream(skip_special_tokens=False), self._backend
         held: list[int] = []  # tokens that the stream has not seen
         pending = 0
-        tail: list[int] = []  # the last tokens, without those that hold no characters
+        tail: list[int] = []  # the last tokens
 
         def spell_next(token: int) -> str:
             nonlocal stream, held, pending
+            if backend.id_to_token(token) is None:
+                return ""  # it holds no characters; the decoder would leave it out
             held.append(token)
             pending += 1
-            if backend.id_to_token(token) is not None:
-                tail[:] = [*tail[1 - _TAIL :], token]
+            tail[:] = [*tail[1 - _TAIL :], token]
             if pending > _MOST_STEPS and not self._may_complete_character(tail):
                 return ""
             given, held = held, []

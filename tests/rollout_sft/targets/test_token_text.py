@@ -160,6 +160,13 @@ def test_long_runs_of_such_bytes_read_as_if_each_token_were_decoded(name, data):
     assert speller.spell(ids) == expected
 
 
+def test_ids_beyond_the_vocabulary_do_not_part_the_bytes_of_a_character():
+    tokenizer = tokenizer_named("sentencepiece")
+    speller, (_, snowman) = Speller(tokenizer), bytes_that_are_no_text(tokenizer)
+    ids = [*snowman[:-1], *[len(tokenizer) + 7] * 6, snowman[-1]]
+    assert speller.spell(ids) == ("\N{SNOWMAN}", [0] * (len(ids) - 1) + [1])
+
+
 @pytest.mark.parametrize("name", ["characters", "straddling", "sentencepiece"])
 @pytest.mark.parametrize("kind", ["parts", "parts and bytes that would be text", "ids beyond the vocabulary"])
 def test_a_run_of_such_bytes_costs_the_same_for_every_token(name, kind, monkeypatch):
