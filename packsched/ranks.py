@@ -30,7 +30,7 @@ from packsched.balancing.given import (
 )
 from packsched.balancing.pooling import fit_every_rank
 from packsched.balancing.swaps import PackedRanks
-from packsched.balancing.trades import trade_places
+from packsched.balancing.trades import Trading
 from packsched.costs import DEFAULT_COST
 from packsched.errors import InfeasibleWindowError, PackingError, UndecidedWindowError
 from packsched.planner.bounds import lower_bound
@@ -292,7 +292,8 @@ class _Ranks:
         def plan(here: Sequence[tuple[int, int]]) -> WindowPlan | None:
             return self._plan_rank(here, steps, self.effort * _TRIAL_EFFORT)
 
-        trade_places(held, self.lens, costs, self.cap * steps, most, plans, plan)
+        tokens = self.cap * steps
+        Trading(lens=self.lens, costs=costs, tokens=tokens, most_cost=most, plan=plan).place(held, plans)
 
     def _fit(self, held: Held, plans: list[WindowPlan | None], steps: int) -> None:
         def plan(lengths: Sequence[int], trial: bool) -> WindowPlan | None:

@@ -5,9 +5,8 @@ import random
 import pytest
 
 from packsched import PackingError, UndecidedWindowError, plan_ranks, plan_window
-from packsched.balancing import trades
 from packsched.balancing.swaps import PackedRanks
-from packsched.balancing.trades import trade_places
+from packsched.balancing.trades import Trading
 from packsched.ranks import _Ranks
 from tests.packsched.test_ranks import assert_is_a_plan
 
@@ -24,7 +23,7 @@ def traded(lens, cap, packs, *, most_cost=10**9):
     held = [[(rank, at) for at in range(len(of))] for rank, of in enumerate(lens)]
     plans = [plan(here) for here in held]
     assert None in plans, "every rank is placed before: nothing is shown"
-    trade_places(held, lens, lens, cap * packs, most_cost, plans, plan)
+    Trading(lens=lens, costs=lens, tokens=cap * packs, most_cost=most_cost, plan=plan).place(held, plans)
     return held, [found is not None for found in plans]
 
 
@@ -55,7 +54,7 @@ def test_a_trade_that_costs_too_much_is_not_made():
 
 
 def test_groups_are_not_traded_apart(monkeypatch):
-    monkeypatch.setattr(trades, "_trade", lambda *_: pytest.fail("a segment of a group was offered"))
+    monkeypatch.setattr(Trading, "_trade", lambda *_: pytest.fail("a segment of a group was offered"))
     with pytest.raises(UndecidedWindowError):
         plan_ranks([[6, 6, 6], [1]], 10, 2, groups=[[0, 0, 0], [0]], cost=lambda length: 1)
 
