@@ -7,6 +7,7 @@ time of its process between the end of the exchange and the optimizer step; wait
 
 import argparse
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -112,6 +113,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of each of the four trainings")
     parser.add_argument("--write", type=Path, help="a file for the numbers, as JSON")
     options = parser.parse_args()
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        parser.error("it compares ranks; start two: torchrun --standalone --nproc_per_node 2 -m benchmarks.uneven_ranks")
     torch.set_num_threads(1)
     runs = [(scope, train(scope, options.steps)) for scope in ("window", "global", "window", "global")]
     everyone: list = [None] * dist.get_world_size()
