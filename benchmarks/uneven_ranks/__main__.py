@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="a file for the numbers, as JSON")
     options = parser.parse_args()
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
-        parser.error("it compares ranks; start two: torchrun --standalone --nproc_per_node 2 -m benchmarks.uneven_ranks")
+        parser.error("it compares ranks: torchrun --standalone --nproc_per_node 2 -m benchmarks.uneven_ranks")
     torch.set_num_threads(1)
     runs = [(scope, train(scope, options.steps)) for scope in ("window", "global", "window", "global")]
     everyone: list = [None] * dist.get_world_size()
