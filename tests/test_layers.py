@@ -1,10 +1,11 @@
 """Inside rollout_sft the folders are layers: each may import itself and the folders that its line names.
 
-`trainer`, `evaluation`, `train` and `serve` stand on top and may import all of them; no folder imports those four.
+The files beside the folders (`trainer`, `train` and others) stand on top and may import all of them, never the reverse.
 Sources are read, not run, so an import inside a function counts as well, but one for type checkers alone does not.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,28 @@ def test_the_layers_have_no_circle():
         lowest = {folder for folder, below in LAYERS.items() if folder not in placed and below <= placed}
         assert lowest, f"a circle among {set(LAYERS) - placed}"
         placed |= lowest
+
+
+def drawn_arrows(text: str) -> dict[str, set[str]]:
+    """Returns, for each folder in the picture of a page, the folders to which its arrows point."""
+    picture = re.sub(r"\[[^]]*\]", "", re.search(r"```mermaid\n(.*?)```", text, re.DOTALL)[1])
+    arrows: dict[str, set[str]] = {folder: set() for folder in LAYERS}
+    for start, ends in re.findall(r"^ *(\w+) --> (.*)$", picture, re.MULTILINE):
+        if start in LAYERS:
+            arrows[start] |= {end.strip() for end in ends.split("&")} & set(LAYERS)
+    return arrows
+
+
+def test_the_picture_of_the_layers_shows_what_each_may_import():
+    arrows = drawn_arrows((ROOT / "docs/architecture.md").read_text(encoding="utf-8"))
+    assert sum(map(len, arrows.values())) > len(LAYERS)
+    for folder, below in LAYERS.items():
+        assert arrows[folder] <= below, folder
+        reached, size = set(arrows[folder]), 0
+        while size < len(reached):
+            size = len(reached)
+            reached |= set().union(*(arrows[one] for one in reached))
+        assert below <= reached, folder
 
 
 @pytest.mark.parametrize(
