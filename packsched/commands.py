@@ -1,30 +1,28 @@
-"""Defines the three commands and prints what they find; `packsched.cli` runs them."""
+"""Defines the three commands; `packsched.terminal` prints what they find, and `packsched.cli` runs them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from packsched.advise import LEAST_INFEASIBLE, advise
 from packsched.candidates import MICRO_STEPS, best, candidates, enough_segments, packing_lengths_for, yaml_of
 from packsched.errors import PackingError
 from packsched.lengths import count_tokens, load_tokenizer, read_records
 from packsched.replay import replay, replays
-from packsched.report import Report, headline, simulated_lines, table, what_to_do, words
+from packsched.report import Report
 from packsched.simulate import simulate_ranks
 from packsched.steps import cut_steps
+from packsched.terminal import as_dict, console, print_candidates, print_json, print_report, progress
 from packsched.traces import Trace, TraceError, read_trace
 
 commands = typer.Typer(
@@ -98,9 +96,9 @@ def replay_command(
         if plot is not None:
             _draw(report, plot)
         if as_json:
-            _print_json(_as_dict(report))
+            print_json(as_dict(report))
         else:
-            _print_report(report)
+            print_report(report)
 
 
 @commands.command("advise")
@@ -130,7 +128,7 @@ def advise_command(
         caps = packing_length or packing_lengths_for(longest or max(lens))
         read.check_fits(min(caps))
         steps = micro_steps or list(MICRO_STEPS)
-        with _progress("draws windows", len(caps) * len(steps)) as advance:
+        with progress("draws windows", len(caps) * len(steps)) as advance:
             found = candidates(
                 lens,
                 packing_lengths=caps,
@@ -146,7 +144,7 @@ def advise_command(
         if not chosen.reaches:
             enough = enough_segments(lens, chosen, target=fill, infeasible=infeasible, longest=longest, seed=seed)
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "candidates": [dataclasses.asdict(candidate) for candidate in found],
                     "recommended": dataclasses.asdict(chosen),
@@ -155,43 +153,9 @@ def advise_command(
                 }
             )
             return
-        out = _console()
-        grid = Table(box=None, padding=(0, 2), header_style="bold")
-        for name in ("", "packing length", "micro-steps (GA)", "batch size", "segments of a window", "fill"):
-            grid.add_column(name, justify="right")
-        for one in found:
-            marks = (
-                "->" if one is chosen else "",
-                f"{one.packing_length:,}",
-                str(one.micro_steps),
-                str(one.batch_size),
-            )
-            grid.add_row(*marks, f"{one.segments:,}", f"{one.fill:.3f}", style="bold green" if one is chosen else None)
-        out.print(grid)
-        share = f"1 in {1 / infeasible:,.0f} windows"
-        out.print()
-        if enough is not None:
-            out.print(
-                f"[bold]This trace is too short for advice:[/bold] it has {len(lens):,} segments. The batch sizes "
-                "above are safe, but the longer segments that may still come decide them, not the lengths seen. Give "
-                f"at least {enough:,} segments, or --longest if you know the longest segment there can be."
-            )
-            return
-        if not chosen.reaches:
-            out.print(f"None reaches a fill of {fill} with less than {share} infeasible; -> comes closest.")
-        out.print(
-            f"The packs are {chosen.fill:.0%} full on average, and less than {share} of a rank is infeasible. This "
-            f"holds for 95 of 100 traces of {len(lens):,} segments, if segments are drawn independently. It counts "
-            f"{min(1, 3 / len(lens)):.2%} of the segments as {'a pack' if longest is None else f'{longest:,} tokens'} "
-            "long, because a trace of this size cannot rule them out."
+        print_candidates(
+            found, chosen, segments=len(lens), target=fill, infeasible=infeasible, longest=longest, enough=enough
         )
-        if not chosen.reaches:
-            out.print(
-                "Fuller packs: a longer trace, more --micro-steps, --longest if you know the longest segment there can "
-                "be, or --infeasible 0.01 with on_infeasible: extra_steps, which trains windows that do not fit."
-            )
-        out.print("\nTo paste:\n")
-        out.print(yaml_of(chosen), markup=False, highlight=False, end="")
 
 
 @commands.command("lengths")
@@ -212,7 +176,7 @@ def lengths_command(
     with _user_errors():
         counted = count_tokens(read_records(data, split=split), load_tokenizer(tokenizer), column or ())
         lens = []
-        with _progress("counts records", None) as advance:
+        with progress("counts records", None) as advance:
             for count in counted:
                 lens.append(count)
                 advance()
@@ -224,7 +188,7 @@ def lengths_command(
         else:
             out.write_text(lines)
         ordered = sorted(lens)
-        _console(stderr=True).print(
+        console(stderr=True).print(
             f"{len(lens):,} records, {sum(lens):,} tokens: mean {sum(lens) / len(lens):,.0f}, "
             f"median {ordered[len(lens) // 2]:,}, 90 % up to {ordered[ceil(0.9 * len(lens)) - 1]:,}, "
             f"longest {ordered[-1]:,}." + ("" if out is None else f" Next: packsched advise {out}")
@@ -235,7 +199,7 @@ def _replayed(read: Trace, cap: int, micro_steps: int, batch_size: int | None, p
     steps = cut_steps(
         read.encoded_lens, micro_steps=micro_steps, batch_size=batch_size, windows=read.windows, ranks=read.ranks
     )
-    with _progress("replays windows", replays(steps)) as advance:
+    with progress("replays windows", replays(steps)) as advance:
         rows = replay(steps, cap, packing_buffer=packing_buffer, advance=advance)
     return Report(
         trace=read.source,
@@ -251,7 +215,7 @@ def _replayed(read: Trace, cap: int, micro_steps: int, batch_size: int | None, p
 def _with_ranks(report: Report, read: Trace, ranks: int, windows: int, seed: int) -> Report:
     # A trace with windows says itself how many segments a rank has; whole micro-batches come closest.
     of_a_rank = len(read) / (len(report.steps) * report.ranks * report.micro_steps)
-    with _progress("simulates windows", windows) as advance:
+    with progress("simulates windows", windows) as advance:
         simulated = simulate_ranks(
             read.encoded_lens,
             report.packing_length,
@@ -269,69 +233,7 @@ def _draw(report: Report, target: Path) -> None:
     from packsched.plots import draw
 
     draw(report, target)
-    _console(stderr=True).print(f"written: {escape(str(target))}", highlight=False)
-
-
-def _print_report(report: Report) -> None:
-    out = _console()
-    out.print(f"[bold]{escape(report.trace)}[/bold]\n{headline(report)}", highlight=False)
-    names, rows = table(report)
-    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for name in names:
-        grid.add_column(name, justify="left" if name in ("scope", "rule") else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    out.print()
-    out.print(grid)
-    out.print()
-    _print_pairs(out, words(report), "dim")
-    if report.simulated is not None:
-        out.print(f"\n[bold]Scope global on {report.simulated.ranks} ranks, simulated[/bold]")
-        _print_pairs(out, simulated_lines(report.simulated), "")
-    out.print("\n[bold]What to do[/bold]")
-    for line in what_to_do(report):
-        out.print(f"- {line}", markup=False, highlight=False)
-
-
-def _print_pairs(out: Console, pairs: list[tuple[str, str]], style: str) -> None:
-    grid = Table(box=None, padding=(0, 1), show_header=False)
-    grid.add_column(style="bold")
-    grid.add_column(style=style)
-    for name, meaning in pairs:
-        grid.add_row(name, meaning)
-    out.print(grid)
-
-
-def _as_dict(report: Report) -> dict[str, Any]:
-    return {
-        "trace": report.trace,
-        "segments": sum(len(own) for step in report.steps for own in step.encoded_lens),
-        "windows": len(report.steps),
-        "ranks": report.ranks,
-        "packing_length": report.packing_length,
-        "micro_steps": report.micro_steps,
-        "batch_size": report.batch_size,
-        "packing_buffer": report.packing_buffer,
-        "rows": [{**dataclasses.asdict(row), "means": row.fill.metrics()} for row in report.rows],
-        "simulated": None if report.simulated is None else dataclasses.asdict(report.simulated),
-    }
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
-
-
-def _console(stderr: bool = False) -> Console:
-    return Console(stderr=stderr, width=None if sys.stdout.isatty() else 100, soft_wrap=False)
-
-
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[], object]]:
-    """Shows a bar on the terminal while work is done; nothing where standard error is a file."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+    console(stderr=True).print(f"written: {escape(str(target))}", highlight=False)
 
 
 @contextmanager

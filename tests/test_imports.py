@@ -29,6 +29,7 @@ FOR_TORCH = "packsched/torch.py"
 ANYWHERE = {
     FOR_TORCH: {"torch"},
     "packsched/commands.py": {"typer", "rich"},
+    "packsched/terminal.py": {"rich"},
     "packsched/plots.py": {"matplotlib"},
 }
 INSIDE_FUNCTIONS = {
