@@ -1,8 +1,9 @@
-"""Divides the losses of a window by its weight, also where the weight is known only at the window's end.
+"""Says what the losses of a window are divided by, also where the window's weight is known only at its end.
 
-A window whose packs are trained while its last rollouts are still generated divides by a power of two first, which is
-exact, and multiplies the gradients once, after the last backward and before they are clipped. The power is close to
-the weight that is expected, so that half-precision gradients neither overflow nor vanish.
+[`~rollout_sft.step.loss.share_of_window`] divides. A window whose packs are trained while its last rollouts are still
+generated divides by a power of two first, which is exact, and multiplies the gradients once, after the last backward
+and before they are clipped. The power is close to the weight that is expected, so that half-precision gradients
+neither overflow nor vanish.
 """
 
 from __future__ import annotations
