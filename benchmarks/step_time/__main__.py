@@ -3,6 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.step_time --preset cpu
     python -m benchmarks.step_time --preset gpu
     python -m benchmarks.step_time --preset gpu --device cpu --dry-run    what the GPU will run, on a tiny shape
+    python -m benchmarks.step_time --preset cpu --shape 110m --only "short rollouts, 1 at a time"
+                                                  what scheduling and collating cost beside a larger model
 
 The variants run in turns, round after round; a number is the median over the rounds, a ratio the median of the ratios
 within a round. Each variant's gradient of the first window is compared with that of its segments one by one. The CPU is
@@ -29,6 +31,7 @@ from benchmarks.step_time.machine import VERSIONS, cpu_name
 from benchmarks.step_time.variants import VARIANTS, Clock, Limit, Variant, flat_gradient
 from benchmarks.step_time.workloads import (
     QUICKSTART,
+    SHAPES,
     TEXT,
     FixedRollouts,
     Workload,
@@ -171,8 +174,10 @@ def measure(
     }
 
 
-def planned(preset: str, dry_run: bool) -> list[tuple[Workload, str]]:
+def planned(preset: str, dry_run: bool, only_shape: str | None = None) -> list[tuple[Workload, str]]:
     """Returns each workload with the shape of its model."""
+    if only_shape:
+        return [(w, only_shape) for w in workloads(1 if preset == "gpu" else 16)]
     if dry_run:
         text = [(replace(w, gradient_accumulation_steps=4), "tiny") for w in workloads(64)]
         return [*text, (replace(image_workload(64), gradient_accumulation_steps=4, batch_size=3), "tiny images")]
@@ -191,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--windows", type=int, default=2, help="the first of each run warms up")
     parser.add_argument("--only", help="part of a workload's name")
+    parser.add_argument("--shape", choices=list(SHAPES), help="another model than the preset's, without images")
     parser.add_argument("--out", help="folder of the results")
     args = parser.parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -205,20 +211,24 @@ def main(argv: list[str] | None = None) -> None:
         "command": f"python -m benchmarks.step_time --preset {args.preset}"
         + (f" --device {args.device}" if args.device else "")
         + (" --dry-run" if args.dry_run else "")
+        + (f" --shape {args.shape}" if args.shape else "")
+        + (f' --only "{args.only}"' if args.only else "")
         + f" --rounds {args.rounds} --windows {args.windows}",
     }
     tables = [
         measure(workload, shape, dtype, device, rounds=args.rounds, windows=args.windows)
-        for workload, shape in planned(args.preset, args.dry_run)
+        for workload, shape in planned(args.preset, args.dry_run, args.shape)
         if not args.only or args.only in workload.name
     ]
     about["load average"] = f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
     results = {"about": about, "tables": tables}
     usual = not args.dry_run and device.type == ("cuda" if args.preset == "gpu" else "cpu")
     name = f"step_time_{args.preset}" + ("" if usual else f"_on_{device.type}") + ("_dry_run" if args.dry_run else "")
-    folder = Path(args.out) if args.out else ROOT / ("benchmarks/results" if usual else "runs")
+    name += f"_{args.shape}" if args.shape else ""
+    whole = usual and (args.shape or not args.only)
+    folder = Path(args.out) if args.out else ROOT / ("benchmarks/results" if whole else "runs")
     report.write(results, folder / name, report.DRY_RUN if args.dry_run else report.NOTES[args.preset])
-    if usual and not args.only:
+    if whole and not args.shape:
         report.draw(results, ROOT / "docs" / "images" / f"{name}.png")
 
 

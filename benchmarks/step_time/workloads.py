@@ -161,6 +161,15 @@ SHAPES = {
         "head_dim": 16,
         "intermediate_size": 128,
     },
+    "110m": {
+        "vocab_size": 32768,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "head_dim": 64,
+        "intermediate_size": 2048,
+    },
     "0.6b": {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, **QWEN3},
     "1.7b": {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, **QWEN3},
 }

@@ -136,6 +136,13 @@ def test_bad_decoding_knobs_are_named(knob, value):
         Decoding(**{knob: value})
 
 
+def test_nothing_is_asked_of_the_model_where_nothing_is_generated(model, monkeypatch):
+    made = backend(model, batch_size=2, max_new_tokens=7)
+    monkeypatch.setattr(model, "eval", lambda: pytest.fail("the modes of all modules were changed"))
+    assert made.generate([]) == []
+    assert made.counters == {"rollout/padding": (0.0, 0.0)}
+
+
 def test_the_padding_of_a_call_is_counted(model):
     made = backend(model, batch_size=2, max_new_tokens=7)
     rollouts = made.generate(requests())
