@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.served import server
+from benchmarks.small_runs import ON_CPU
 from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
@@ -57,15 +58,12 @@ def train(engine: str, model: Path, folder: Path, windows: int) -> tuple[list[di
             lr_scheduler_kwargs={"min_lr_rate": 0.05},
             warmup_steps=10,
             train_sampling_strategy="sequential",
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
             post_rollout_pack_scope="window",
             idle_micro_steps="skip",
             prefix_supervision="expert",
             decoding=Decoding(max_new_tokens=192),
             logging_steps=1,
+            **ON_CPU,
             **backend,
         )
         trainer = RolloutSFTTrainer(

@@ -20,9 +20,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.small_runs import ON_CPU, OfLength
 from examples.digits.tokenizer import build_digits_tokenizer
-from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer, Target
-from rollout_sft.inputs.segment import Segment
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.step.non_finite import FiniteTrainer
 
 OUTPUT = Path(__file__).parent / "results" / "save_cost.json"
@@ -41,21 +41,6 @@ class Windows(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {"id": str(index), "prompt_ids": [5], "length": 60 + 10 * (index % 16)}
-
-
-class OfLength:
-    """Makes a segment of as many tokens as the sample says, a twelfth of them supervised."""
-
-    def build_reference(self, sample):
-        ids = [5 + at * 7 % 80 for at in range(sample["length"])]
-        weights = [float(at % 12 == 0) for at in range(len(ids) - 1)] + [0.0]
-        return Target(segment=Segment.from_lists(ids, ids, weights, sample_id=sample["id"]), counters={})
-
-    def build(self, sample, rollout):
-        return self.build_reference(sample)
-
-    def score(self, sample, rollout):
-        return {}
 
 
 class TakeTurns(TrainerCallback):
@@ -97,11 +82,8 @@ def make_trainer(folder, shape, steps):
         reference_fraction=1.0,
         max_steps=steps,
         train_sampling_strategy="sequential",
-        save_strategy="no",
         save_total_limit=1,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
+        **ON_CPU,
     )
     return RolloutSFTTrainer(
         model=Qwen3ForCausalLM(config),

@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.small_runs import ON_CPU
 from benchmarks.step_time.workloads import SHAPES
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.inputs.segment import Segment
@@ -97,10 +98,7 @@ def common_arguments(*, batch_size: int, micro_steps: int, steps: int) -> dict[s
         "learning_rate": 0.0,
         "max_grad_norm": 0.0,
         "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
+        **ON_CPU,
         "train_sampling_strategy": "sequential",
     }
 

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, set_seed
 
+from benchmarks.small_runs import ON_CPU, OfLength
 from examples.digits.tokenizer import build_digits_tokenizer
-from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer, Target
-from rollout_sft.inputs.segment import Segment
+from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.ranks.distributed import leave_together
 
 MICRO_STEPS, BATCH, LENGTH = 4, 4, 1024
@@ -40,22 +40,6 @@ class Samples(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         return {"id": str(index), "prompt_ids": [5], "length": self.lens[index]}
-
-
-class OfLength:
-    """Makes a segment of random tokens as long as the sample says, a twelfth of it supervised."""
-
-    def build_reference(self, sample: dict) -> Target:
-        generator = torch.Generator().manual_seed(int(sample["id"]))
-        ids = torch.randint(5, 90, (sample["length"],), generator=generator).tolist()
-        weights = [float(at % 12 == 0) for at in range(len(ids) - 1)] + [0.0]
-        return Target(segment=Segment.from_lists(ids, ids, weights, sample_id=sample["id"]), counters={})
-
-    def build(self, sample: dict, rollout: object) -> Target:
-        return self.build_reference(sample)
-
-    def score(self, sample: dict, rollout: object) -> dict:
-        return {}
 
 
 class Clock(TrainerCallback):
@@ -84,20 +68,17 @@ def train(scope: str, steps: int) -> dict:
             model=model,
             args=RolloutSFTConfig(
                 output_dir=folder,
-                use_cpu=True,
-                report_to="none",
-                disable_tqdm=True,
                 global_max_length=LENGTH,
                 per_device_train_batch_size=BATCH,
                 gradient_accumulation_steps=MICRO_STEPS,
                 max_steps=steps,
                 reference_fraction=1.0,
-                save_strategy="no",
                 train_sampling_strategy="sequential",
                 check_isolation=False,
                 post_rollout_pack_scope=scope,
                 pack_objective="cost",
                 on_infeasible="extra_steps",
+                **ON_CPU,
             ),
             processing_class=tokenizer,
             train_dataset=Samples(steps, dist.get_world_size() if dist.is_initialized() else 1),

@@ -21,6 +21,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from benchmarks.served import server
+from benchmarks.small_runs import ON_CPU
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.inputs.segment import Segment
@@ -65,10 +66,6 @@ def train(folder: Path, url: str, waves: int, arguments: argparse.Namespace) -> 
         gradient_accumulation_steps=arguments.samples // per_micro_batch,
         max_steps=arguments.steps,
         learning_rate=1e-6,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
         post_rollout_pack_scope="window",
         idle_micro_steps="skip",
         check_isolation=False,
@@ -76,6 +73,7 @@ def train(folder: Path, url: str, waves: int, arguments: argparse.Namespace) -> 
         vllm={"mode": "server", "base_url": url},
         decoding={"max_new_tokens": CAP, "temperature": 1.0},
         rollout_waves=waves,
+        **ON_CPU,
     )
     rng = random.Random(0)
     prompts = [
