@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rollout_sft.inputs.choose import why_refused
-from rollout_sft.model.recurrent import recurrent_layers
+from rollout_sft.model.layer_kinds import recurrent_layers
 from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,7 @@ replaced, in this one model, and they are put back afterwards.
 
 from __future__ import annotations
 
-import inspect
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,60 +26,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rollout_sft.model.layer_kinds import (
+    CHUNKED,
+    TOKEN_BY_TOKEN,
+    attention_by_row,
+    called_names,
+    kept_apart,
+    recurrent_layers,
+)
 from rollout_sft.model.shared_calls import SAME_CALL, SharedCalls
 from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)
 
-STATES = {"cache_params", "past_key_values", "state", "use_cache"}
-"""Arguments by which a layer takes a state; a layer that has one and a convolution along the row is recurrent."""
-
-WITHOUT_CONVOLUTION = {
-    "Inkling2DynamicShortConvolution",
-    "MiniMaxLightningAttention",
-    "Qwen4ExpTextNGramEmbedding",
-    "RwkvFeedForward",
-    "RwkvSelfAttention",
-}
-"""Classes of layers that mix along the row without attention, and hold no `nn.Conv1d` to recognise them by."""
-
-CONVOLUTION = {"causal_conv1d_fn": "seq_idx"}
-SCANS = {
-    "chunk_kimi_delta_attention": "cu_seqlens",
-    "mamba2_chunk_scan": "seq_idx",
-    "mamba2_split_conv1d_scan_combined": "seq_idx",
-    "mamba_inner_fn": None,
-    "mamba_selective_scan": None,
-    "torch_chunk_gated_delta_rule": "cu_seqlens",
-}
-"""The functions of transformers behind which a kernel may stand, and the argument that keeps segments apart, if any."""
-
-ATTENTION_BY_ROW = {
-    "BioGptAttention",
-    "BloomAttention",
-    "FalconAttention",
-    "GptOssAttention",
-    "Inkling2FullAttention",
-    "Inkling2SlidingAttention",
-    "InklingAttention",
-    "MptAttention",
-    "XGLMAttention",
-}
-"""Classes of attention whose models give them the mask of one long segment, whatever positions the model gets, or that
-count positions from the start of the row. Inkling computes its bias for the square of the row, in padding and for
-neighbours too."""
-
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Arguments that a layer does not get when each segment is alone."""
 
-TOKEN_BY_TOKEN = {"mamba_selective_scan"}
-"""Functions whose fallback computes token by token. Their backward fills the states of the whole call with zeros for
-each token, so that the cost of a call grows with the square of its longest segment, in every row."""
 SAME_SCAN = 4
-"""What [`SAME_CALL`] is for layers that call one of them: more padding costs more than it saves in calls."""
-CHUNKED = {"mamba2_chunk_scan"}
-"""Functions that pad each row to whole chunks of `layer.chunk_size` tokens (256 as a rule); the fallback pays for its
-square. Any size gives the same result, so chunks have at most [`SAME_CALL`] tokens while segments are alone."""
+"""What [`SAME_CALL`] is for layers that call one of [`TOKEN_BY_TOKEN`], where padding costs more than calls."""
 
 
 class RecurrentLayers:
@@ -109,7 +71,7 @@ class RecurrentLayers:
         found = recurrent_layers(self._model)
         self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
         self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
-        self.attention = _attention_by_row(self._model)
+        self.attention = attention_by_row(self._model)
         if found or self.attention:
             logger.info("layers of packs: %s.", self.summary)
 
@@ -139,8 +101,8 @@ class RecurrentLayers:
                 own[name],
                 kernel=name in self.by_kernel,
                 masked=name in self.attention,
-                spread=SAME_SCAN if _called(layer) & TOKEN_BY_TOKEN else SAME_CALL,
-                chunked=bool(_called(layer) & CHUNKED),
+                spread=SAME_SCAN if called_names(layer) & TOKEN_BY_TOKEN else SAME_CALL,
+                chunked=bool(called_names(layer) & CHUNKED),
             )
             # A bound method, so that a deep copy of the model calls the copy's layer.
             layer.forward = MethodType(_apart, layer)
@@ -152,72 +114,6 @@ class RecurrentLayers:
                 del layer.forward, layer._segments
                 if own[name] is not None:
                     layer.forward = own[name]  # type: ignore[assignment]
-
-
-def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """
-    Finds the layers that mix along the row and are not attention: those with a convolution along the row that take a
-    state, and a few classes without a convolution.
-
-    Args:
-        model (`nn.Module`):
-            The unwrapped model.
-
-    Returns:
-        `dict[str, nn.Module]`: the layers by their names in the model.
-    """
-    return {name: module for name, module in model.named_modules() if _is_recurrent(module)}
-
-
-def _is_recurrent(module: nn.Module) -> bool:
-    if type(module).__name__ in WITHOUT_CONVOLUTION:
-        return True
-    if not any(isinstance(child, nn.Conv1d) for child in module.children()):
-        return False
-    return bool(STATES & set(inspect.signature(type(module).forward).parameters))
-
-
-def padding_enters_state(model: nn.Module) -> bool:
-    """Says whether a recurrent layer of the model takes no mask, so that padding on the left changes what follows."""
-    masks = {"attention_mask", "conv_mask"}
-    layers = recurrent_layers(base_model(model)).values()
-    return any(not masks & set(inspect.signature(type(layer).forward).parameters) for layer in layers)
-
-
-def _attention_by_row(model: nn.Module) -> dict[str, nn.Module]:
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
-        return {}
-    return {name: module for name, module in model.named_modules() if type(module).__name__ in ATTENTION_BY_ROW}
-
-
-def kept_apart(layer: nn.Module) -> bool:
-    """Says whether every kernel that this recurrent layer calls is installed and keeps packed segments apart."""
-    names = _called(layer)
-    if hasattr(layer, "A_log") and not names & set(SCANS):  # the state is computed here, behind no kernel
-        return False
-    space, borders = vars(sys.modules[type(layer).__module__]), {**CONVOLUTION, **SCANS}
-    called = names & set(borders)
-    return bool(called) and all(_is_kernel(space[name], borders[name]) for name in called)
-
-
-def _called(layer: nn.Module) -> set[str]:
-    """Returns the names that the methods of this layer's class use; the functions that they call are among them."""
-    methods = [inspect.unwrap(member) for member in vars(type(layer)).values() if inspect.isfunction(member)]
-    return {name for method in methods for name in method.__code__.co_names}
-
-
-def _is_kernel(function: Any, border: str | None) -> bool:
-    """The fallback in PyTorch refuses the borders of segments before it looks at anything else."""
-    if border is None:
-        return False
-    try:
-        function(**{border: True})
-    except ValueError as error:
-        return "packed" not in str(error)
-    except TypeError:  # the kernel misses its other arguments
-        return True
-    return True
 
 
 class _Borders:

@@ -31,7 +31,7 @@ from transformers import (
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
-from rollout_sft.model.recurrent import padding_enters_state
+from rollout_sft.model.layer_kinds import padding_enters_state
 from rollout_sft.model.wrappers import evaluation_mode
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.reporting.metrics import Counters

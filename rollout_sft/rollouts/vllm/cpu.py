@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rollout_sft.model.recurrent import recurrent_layers
+from rollout_sft.model.layer_kinds import recurrent_layers
 from rollout_sft.model.wrappers import base_model
 
 COMPARED = ("falcon_h1", "granitemoehybrid", "mamba2")

@@ -3,21 +3,18 @@
 import copy
 import inspect
 import logging
-import re
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
 
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import prepare_forward
-from rollout_sft.model.recurrent import CONVOLUTION, SCANS, RecurrentLayers, kept_apart, recurrent_layers
+from rollout_sft.model.layer_kinds import recurrent_layers
+from rollout_sft.model.recurrent import RecurrentLayers
 from rollout_sft.model.shared_calls import calls
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.hf import HFBackend
@@ -25,7 +22,6 @@ from rollout_sft.step.collate import forward_inputs
 from tests.hybrids import FLOAT32, HYBRIDS, TOLERANCE, float64_throughout, hybrid
 from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
 from tests.rollout_sft.step.test_image_gradients import differences
-from tests.tiny_families import tiny_config
 from tests.tiny_images import CONFIGS
 
 CPU = torch.device("cpu")
@@ -317,23 +313,6 @@ def test_installed_kernels_get_the_borders_and_the_loop_is_left_out(monkeypatch,
     assert relative_difference(found, expected) < 1e-10
 
 
-@pytest.mark.parametrize("family", ["jamba", "zamba"])
-def test_a_state_without_borders_is_looped_although_the_convolution_knows_them(monkeypatch, family):
-    layer = next(iter(recurrent_layers(hybrid(family)).values()))
-    module = inspect.getmodule(type(layer))
-    for name in ("causal_conv1d_fn", "mamba_selective_scan", "mamba_inner_fn"):
-        monkeypatch.setattr(module, name, lambda x, weight, seq_idx=None: x, raising=False)
-    assert not kept_apart(layer)
-
-
-def test_every_function_behind_which_a_kernel_may_stand_is_known():
-    decorated = re.compile(r"@use_kernel_func_from_hub_with_fallback\([^)]*\)\ndef (\w+)")
-    root = Path(inspect.getfile(transformers)).parent / "models"
-    found = {name for path in root.glob("*/modeling_*.py") for name in decorated.findall(path.read_text())}
-    decoding = {name for name in found if re.search("update|recurrent", name)}
-    assert found - decoding == {*CONVOLUTION, *SCANS}
-
-
 def test_segments_of_similar_length_share_a_call():
     assert calls([7, 300, 1, 290, 64, 200, 7]) == [[1, 3], [5], [4, 0, 6, 2]]
     assert calls([7, 300, 3, 296, 2, 295], spread=4) == [[1, 3], [5], [0, 2], [4]]
@@ -365,26 +344,6 @@ def test_scans_token_by_token_get_hardly_any_padding(family, rows):
     with as_trained(model).active():
         model(**packed(model, segments())[0])
     assert seen == rows
-
-
-def test_every_family_with_a_state_has_its_recurrent_layers_found():
-    """A family whose layers this project does not know would leak, or be refused by the probe."""
-    root = Path(inspect.getfile(transformers)).parent / "models"
-    stateful = {p.parent.name for p in root.glob("*/modeling_*.py") if "_is_stateful = True" in p.read_text()}
-    causal = set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    families = sorted(f for name in stateful for f in (name, f"{name}_text") if f in causal)
-    assert len(families) > 15
-    without = []
-    for family in families:
-        config = tiny_config(family)
-        if config is None:  # its text model is a family of its own
-            continue
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        if not recurrent_layers(model):
-            without.append(family)
-    # Compressed attention whose positions restart; xLSTM takes no position_ids and is refused.
-    assert without == ["deepseek_v4", "xlstm"]
 
 
 def test_a_hybrid_with_images_has_the_gradient_of_its_segments_alone(monkeypatch, tmp_path):

@@ -1,0 +1,129 @@
+"""Tells which layers of a model mix along the row without a mask that stops it, and which kernels keep segments apart.
+
+[`~rollout_sft.model.recurrent`] runs these layers for packs. The tables name classes and functions of transformers.
+Tests read the installed transformers, and fail for a family whose layers with a state are not found and for an unknown
+kernel.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+from torch import nn
+
+from rollout_sft.model.wrappers import base_model
+
+STATES = {"cache_params", "past_key_values", "state", "use_cache"}
+"""Arguments by which a layer takes a state; a layer that has one and a convolution along the row is recurrent."""
+
+WITHOUT_CONVOLUTION = {
+    "Inkling2DynamicShortConvolution",
+    "MiniMaxLightningAttention",
+    "Qwen4ExpTextNGramEmbedding",
+    "RwkvFeedForward",
+    "RwkvSelfAttention",
+}
+"""Classes of layers that mix along the row without attention, and hold no `nn.Conv1d` to recognise them by."""
+
+CONVOLUTION = {"causal_conv1d_fn": "seq_idx"}
+SCANS = {
+    "chunk_kimi_delta_attention": "cu_seqlens",
+    "mamba2_chunk_scan": "seq_idx",
+    "mamba2_split_conv1d_scan_combined": "seq_idx",
+    "mamba_inner_fn": None,
+    "mamba_selective_scan": None,
+    "torch_chunk_gated_delta_rule": "cu_seqlens",
+}
+"""The functions of transformers behind which a kernel may stand, and the argument that keeps segments apart, if any."""
+
+ATTENTION_BY_ROW = {
+    "BioGptAttention",
+    "BloomAttention",
+    "FalconAttention",
+    "GptOssAttention",
+    "Inkling2FullAttention",
+    "Inkling2SlidingAttention",
+    "InklingAttention",
+    "MptAttention",
+    "XGLMAttention",
+}
+"""Classes of attention whose models give them the mask of one long segment, whatever positions the model gets, or that
+count positions from the start of the row. Inkling computes its bias for the square of the row, in padding and for
+neighbours too."""
+
+TOKEN_BY_TOKEN = {"mamba_selective_scan"}
+"""Functions whose fallback computes token by token. Their backward fills the states of the whole call with zeros for
+each token, so that the cost of a call grows with the square of its longest segment, in every row."""
+CHUNKED = {"mamba2_chunk_scan"}
+"""Functions that pad each row to whole chunks of `layer.chunk_size` tokens (256 as a rule); the fallback pays for its
+square. Any size gives the same result, so chunks have at most
+[`~rollout_sft.model.shared_calls.SAME_CALL`] tokens while segments are alone."""
+
+
+def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    Finds the layers that mix along the row and are not attention: those with a convolution along the row that take a
+    state, and a few classes without a convolution.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+
+    Returns:
+        `dict[str, nn.Module]`: the layers by their names in the model.
+    """
+    return {name: module for name, module in model.named_modules() if _is_recurrent(module)}
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    if type(module).__name__ in WITHOUT_CONVOLUTION:
+        return True
+    if not any(isinstance(child, nn.Conv1d) for child in module.children()):
+        return False
+    return bool(STATES & set(inspect.signature(type(module).forward).parameters))
+
+
+def padding_enters_state(model: nn.Module) -> bool:
+    """Says whether a recurrent layer of the model takes no mask, so that padding on the left changes what follows."""
+    masks = {"attention_mask", "conv_mask"}
+    layers = recurrent_layers(base_model(model)).values()
+    return any(not masks & set(inspect.signature(type(layer).forward).parameters) for layer in layers)
+
+
+def attention_by_row(model: nn.Module) -> dict[str, nn.Module]:
+    """Finds the layers of [`ATTENTION_BY_ROW`], by their names; none where flash or varlen attention replaces them."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
+        return {}
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in ATTENTION_BY_ROW}
+
+
+def kept_apart(layer: nn.Module) -> bool:
+    """Says whether every kernel that this recurrent layer calls is installed and keeps packed segments apart."""
+    names = called_names(layer)
+    if hasattr(layer, "A_log") and not names & set(SCANS):  # the state is computed here, behind no kernel
+        return False
+    space, borders = vars(sys.modules[type(layer).__module__]), {**CONVOLUTION, **SCANS}
+    called = names & set(borders)
+    return bool(called) and all(_is_kernel(space[name], borders[name]) for name in called)
+
+
+def called_names(layer: nn.Module) -> set[str]:
+    """Returns the names that the methods of this layer's class use; the functions that they call are among them."""
+    methods = [inspect.unwrap(member) for member in vars(type(layer)).values() if inspect.isfunction(member)]
+    return {name for method in methods for name in method.__code__.co_names}
+
+
+def _is_kernel(function: Any, border: str | None) -> bool:
+    """The fallback in PyTorch refuses the borders of segments before it looks at anything else."""
+    if border is None:
+        return False
+    try:
+        function(**{border: True})
+    except ValueError as error:
+        return "packed" not in str(error)
+    except TypeError:  # the kernel misses its other arguments
+        return True
+    return True
