@@ -14,19 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.base import InputAdapter
@@ -37,6 +25,7 @@ from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import Rollout, RolloutRequest, check_prompts
 from rollout_sft.rollouts.endings import CHECK_EVERY, Endings, Watch, ended
+from rollout_sft.rollouts.sampling import sampling_processors
 
 
 class HFBackend:
@@ -155,7 +144,9 @@ class HFBackend:
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            logits_processor=self._processors([r.seed for r in requests], mask),
+            logits_processor=sampling_processors(
+                self._decoding, [r.seed for r in requests], pads=pads, banned=self._inputs.media_token_ids
+            ),
             stopping_criteria=StoppingCriteriaList([watched] if watched else []),
             synced_gpus=synced,
             **{name: value.to(model.device) for name, value in further.items()},
@@ -167,26 +158,6 @@ class HFBackend:
         """Returns everything before the first end token; the padding behind it is not part of the response."""
         response = before_end(row, self._eos)
         return Rollout(response_ids=response, truncated=len(response) == len(row))
-
-    def _processors(self, seeds: list[int], mask: Tensor) -> LogitsProcessorList:
-        decoding, processors = self._decoding, LogitsProcessorList()
-        if self._inputs.media_token_ids:
-            processors.append(_Ban(sorted(self._inputs.media_token_ids)))
-        if decoding.repetition_penalty != 1:
-            pads = (mask == 0).sum(dim=1).tolist()
-            processors.append(_RepetitionPenaltyWithoutPadding(decoding.repetition_penalty, pads))
-        if decoding.temperature == 0:
-            return processors
-        if decoding.temperature != 1:
-            processors.append(TemperatureLogitsWarper(decoding.temperature))
-        if decoding.top_k:
-            processors.append(TopKLogitsWarper(decoding.top_k))
-        if decoding.top_p < 1:
-            processors.append(TopPLogitsWarper(decoding.top_p))
-        if decoding.min_p:
-            processors.append(MinPLogitsWarper(decoding.min_p))
-        processors.append(_SampleByExponentialRace(seeds))
-        return processors
 
 
 def _padding(
@@ -248,49 +219,6 @@ class _EndRows(StoppingCriteria):
 def before_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
     """Returns the tokens before the first end token; all of them where there is none."""
     return ids[: next((n for n, token in enumerate(ids) if token in end_ids), len(ids))]
-
-
-class _Ban(LogitsProcessor):
-    """Makes tokens impossible."""
-
-    def __init__(self, token_ids: Sequence[int]):
-        self._token_ids = torch.tensor(token_ids)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._token_ids = self._token_ids.to(scores.device)
-        return scores.index_fill(1, self._token_ids, float("-inf"))
-
-
-class _SampleByExponentialRace(LogitsProcessor):
-    """Picks each row's token with the row's own generator and leaves only that token possible.
-
-    `argmax(p / q)` with `q` exponential is a draw from `p` (a form of the Gumbel-max trick).
-    """
-
-    def __init__(self, seeds: Sequence[int]):
-        self._seeds = seeds
-        self._generators: list[torch.Generator] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self._generators:
-            self._generators = [torch.Generator(device=scores.device).manual_seed(s) for s in self._seeds]
-        race = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(race, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        drawn = (torch.softmax(scores.float(), dim=-1) / race).argmax(dim=-1, keepdim=True)
-        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
-
-
-class _RepetitionPenaltyWithoutPadding(LogitsProcessor):
-    """Applies the repetition penalty without the padding on the left, which must not change the penalty."""
-
-    def __init__(self, penalty: float, pads: Sequence[int]):
-        self._penalty = RepetitionPenaltyLogitsProcessor(penalty)
-        self._pads = pads
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        rows = [self._penalty(i[None, p:], s[None]) for i, s, p in zip(input_ids, scores, self._pads, strict=True)]
-        return torch.cat(rows)
 
 
 @contextmanager
