@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from transformers.trainer_utils import has_length
 
 from packsched import advise
+from rollout_sft.checks.unsupported import check_scheduler
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
@@ -88,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with message_alone(path):
         stages = load_run(path)
         check_files(stages)
+        for stage in stages:
+            check_scheduler(stage.training)
         problems = [
             *find_folder_problems(stages),
             *(
@@ -174,6 +178,11 @@ def length_facts(args: RolloutSFTConfig, lengths: Lengths) -> dict[str, str]:
 
 def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:
     """Yields what would end the run, or may."""
+    if args.rollout_backend == "vllm" and args.vllm.mode == "colocate" and find_spec("vllm") is None:
+        yield (
+            "rollout_matching.rollout_backend is vllm, but vLLM is not installed. Install it: pip install "
+            "'packsched[train,vllm]', or see docs/vllm.md for machines without a GPU."
+        )
     if not args.packing or args.on_oversized == "skip":
         return
     cap = args.packing_length

@@ -130,7 +130,9 @@ def _loading(key: str, value: Any) -> Iterator[None]:
         raise FileNotFoundError(f"{key} is {shorten(value)}: no such folder; the path is taken from {os.getcwd()}.")
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except (OSError, ImportError, ValueError, KeyError, TypeError, StrictDataclassError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and key != "model.config":  # a shape that torch cannot make
+            raise
         if "attn_implementation" in str(error) or "FlashAttention" in str(error):
             raise ValueError(
                 f"model.attn_implementation cannot be used: {cut(str(error), 600)} On a CPU leave it out."

@@ -16,6 +16,7 @@ from pathlib import Path
 from rollout_sft.checkpoint.atomic_files import write_atomically
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checkpoint.settings import end_was_moved
+from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.output_folder import check_output_folders
@@ -50,6 +51,8 @@ def _run(path: str) -> None:
     stages = load_run(path)
     check_files(stages)
     check_output_folders(stages)
+    for stage in stages:
+        check_scheduler(stage.training)
     logging.basicConfig(format="%(message)s")
     # What was chosen and measured (attention, leak probe, fill) is said once, by the first process.
     should_log = stages[0].training.should_log
@@ -109,6 +112,7 @@ def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
     if trainer.is_world_process_zero():
         print_page(title or stage.name, stage_facts(stage, parts, trainer, report))
     before = trainer.evaluate() if stage.eval else {}
+    check_best_metric(before, args)
     trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate() if stage.eval else {}
     numbers = summarise(trainer.state.log_history, before, after)

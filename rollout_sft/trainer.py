@@ -109,6 +109,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         look_for_unused_parameters(model, args)
         if not kwargs.get("optimizer_cls_and_kwargs") and not any(kwargs.get("optimizers") or ()):
             unsupported.check_optimizer(model, args)
+        if (kwargs.get("optimizers") or (None, None))[1] is None:
+            unsupported.check_scheduler(args)
         with unsupported.naming_reports(args):
             super().__init__(
                 model=model, args=args, processing_class=tokenizer, **{**kwargs, "data_collator": collate_raw}

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, SchedulerType, Trainer, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.inputs.segment import SUPERVISED, Segment
 from rollout_sft.model.forward import forward_names
 from rollout_sft.rollouts.base import StreamingBackend
@@ -92,6 +94,38 @@ def check_optimizer(model: nn.Module, config: RolloutSFTConfig) -> None:
     except (ImportError, ValueError) as error:
         name = OptimizerNames(config.optim).value
         raise ValueError(f"training.optim is {name}, which cannot be used here: {error}") from error
+
+
+def check_scheduler(config: RolloutSFTConfig) -> None:
+    """Raises `ValueError` for a schedule of the learning rate that cannot be made, before anything runs."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    name, given = SchedulerType(config.lr_scheduler_type).value, config.lr_scheduler_kwargs
+    try:
+        get_scheduler(
+            config.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=config.get_warmup_steps(100),
+            num_training_steps=100,
+            scheduler_specific_kwargs=dict(given) if isinstance(given, Mapping) else None,
+        )
+    except (TypeError, ValueError) as error:
+        keywords = f"with training.lr_scheduler_kwargs {shorten(given)}" if given else "without lr_scheduler_kwargs"
+        raise ValueError(
+            f"training.lr_scheduler_type is {name}, which cannot be made {keywords}: {cut(str(error), 300)}. Set "
+            "training.lr_scheduler_kwargs to what it takes, or choose another lr_scheduler_type."
+        ) from error
+
+
+def check_best_metric(metrics: Mapping[str, float], config: RolloutSFTConfig) -> None:
+    """Raises `ValueError` where the evaluation before training lacks `metric_for_best_model`; a later one would end."""
+    name = config.metric_for_best_model
+    if name is None or not metrics or f"eval_{name.removeprefix('eval_')}" in metrics:
+        return
+    scores = [key.removeprefix("eval_") for key in metrics if not key.endswith(("_runtime", "_per_second"))]
+    raise ValueError(
+        f"training.metric_for_best_model is {shorten(name)}, which evaluation does not report; it takes one of "
+        f"{', '.join(key for key in scores if key != 'epoch')}."
+    )
 
 
 def check_model(model: nn.Module, config: RolloutSFTConfig, *, sharded: bool) -> None:

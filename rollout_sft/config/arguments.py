@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited, init_inherited
 from rollout_sft.config.keys import Range, Section, build, section_of
+from rollout_sft.config.other_trainers import DECODING_KEYS, MATCHING_KEYS, TRAINING_KEYS
 from rollout_sft.config.segment_cost import SegmentCostConfig
 from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.config.waves import check_waves
@@ -236,11 +237,11 @@ class RolloutSFTConfig(TrainingArguments):
                 setattr(self, name, value)
         self.vllm = build(VLLMConfig, "rollout_matching.vllm", self.vllm)
         self.segment_cost = build(SegmentCostConfig, "rollout_matching.segment_cost", self.segment_cost)
-        self.decoding = build(Decoding, "rollout_matching.decoding", self.decoding)
+        self.decoding = build(Decoding, "rollout_matching.decoding", self.decoding, moved=DECODING_KEYS)
         evaluation: Any = {"temperature": 0.0} if self.eval_decoding is None else self.eval_decoding
         if isinstance(evaluation, Mapping):
             evaluation = {**asdict(self.decoding), **evaluation}
-        self.eval_decoding = build(Decoding, "rollout_matching.eval_decoding", evaluation)
+        self.eval_decoding = build(Decoding, "rollout_matching.eval_decoding", evaluation, moved=DECODING_KEYS)
 
     def _check_together(self) -> None:
         if not self.packing_drop_last:
@@ -277,28 +278,6 @@ class RolloutSFTConfig(TrainingArguments):
             )
 
 
-_LENGTH_KEY = "set global_max_length at the top of the file (or template.max_length); nothing is cut to it"
-_LENGTHS = ("max_seq_length", "max_seq_len", "max_length", "cutoff_len", "model_max_length", "block_size", "seq_length")
-LENGTH_KEYS = dict.fromkeys(_LENGTHS, _LENGTH_KEY)
-"""Keys under which other trainers take the length of a packed row."""
-_ADAPTER = "set model.peft, for instance peft: {peft_type: LORA, r: 16, target_modules: all-linear}"
-_MOVED = {
-    **LENGTH_KEYS,
-    "packing_length": "packing_length is derived: set global_max_length or template.max_length instead",
-    "global_max_length": "global_max_length stands at the top of the file, outside every section",
-    "lr": "set training.learning_rate",
-    "resume": "set training.resume_from_checkpoint: true, or the path of a checkpoint",
-    "gradient_clipping": "set training.max_grad_norm",
-    "warmup_ratio": "set training.warmup_steps; below 1 it is a share of all steps",
-    "epochs": "set training.num_train_epochs",
-    "batch_size": "set training.per_device_train_batch_size (samples of a micro-batch)",
-    "grad_accum": "set training.gradient_accumulation_steps",
-    "dataset": "set data.train.source",
-    "train_file": "set data.train.source",
-    **dict.fromkeys(("use_peft", "peft", "lora", "lora_r", "lora_rank", "lora_alpha", "lora_dropout"), _ADAPTER),
-}
-
-
 def _is_training(spec: Field[Any]) -> bool:
     return spec.init and "section" not in spec.metadata
 
@@ -318,16 +297,13 @@ ROLLOUT_MATCHING = _section(
         section_of("rollout_matching.decoding", Decoding),
         section_of("rollout_matching.vllm", VLLMConfig),
     ),
-    moved={
-        **LENGTH_KEYS,
-        "boundary_supervision": "set prefix_supervision: expert, or coordinates for what false stood for",
-    },
+    moved=MATCHING_KEYS,
 )
 """The section `rollout_matching`."""
 TRAINING = _section(
     "training",
     _is_training,
     elsewhere=(ROLLOUT_MATCHING, section_of("rollout_matching.decoding", Decoding)),
-    moved=_MOVED,
+    moved=TRAINING_KEYS,
 )
 """The section `training`: the fields of `TrainingArguments` and those of packing."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -13,6 +15,18 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 def is_import_path(text: str) -> bool:
     """Returns whether a text has the form `module:name`."""
     return _IMPORT_PATH.fullmatch(text) is not None
+
+
+def meant_import_path(text: str) -> str | None:
+    """Returns `module:name` for `module.name` if there is such a module and no such file or folder."""
+    module, _, name = text.rpartition(".")
+    if not module or not is_import_path(f"{module}:{name}") or Path(text).exists():
+        return None
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return f"{module}:{name}" if found else None
 
 
 def call_import_path(path: str, *arguments: Any, key: str, takes: str, **keywords: Any) -> Any:

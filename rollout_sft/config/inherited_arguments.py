@@ -79,6 +79,10 @@ _REFUSED = {
 }
 
 
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop")
+"""What `torch.utils.checkpoint.checkpoint` takes."""
+
+
 def check_inherited(arguments: TrainingArguments) -> None:
     """
     Checks the values of inherited fields, before `TrainingArguments.__post_init__`.
@@ -98,7 +102,13 @@ def check_inherited(arguments: TrainingArguments) -> None:
                 raise ValueError(f"training.{name} is {shorten(part)}; it takes {' | '.join(choices)}.")
     _check_numbers(arguments)
     _check_files(arguments)
+    _check_mappings(arguments)
     _check_reporters(arguments.report_to)
+    if arguments.train_sampling_strategy == "group_by_length":
+        raise ValueError(
+            "training.train_sampling_strategy is group_by_length, which is refused: the length of a segment is known "
+            "only after its rollout. Set it to random or sequential; packs hold segments of any lengths."
+        )
     for name, reason in _REFUSED.items():
         value = getattr(arguments, name)
         if value:
@@ -142,7 +152,9 @@ def _hints() -> dict[str, Any]:
 
 
 def _check_files(arguments: TrainingArguments) -> None:
-    """Checks that the files exist which `TrainingArguments` opens."""
+    """Checks that the files exist which `TrainingArguments` opens, and that the results do not go to no folder."""
+    if isinstance(arguments.output_dir, str) and not arguments.output_dir.strip():
+        raise ValueError("training.output_dir is empty; it takes the path of a folder.")
     for name in ("deepspeed", "fsdp_config", "accelerator_config"):
         value = getattr(arguments, name)
         if isinstance(value, str) and not value.startswith("{") and not _is_file(value):
@@ -150,6 +162,19 @@ def _check_files(arguments: TrainingArguments) -> None:
                 f"training.{name} is {shorten(value)}, but there is no such file; it takes a mapping or the path of a "
                 "JSON file."
             )
+
+
+def _check_mappings(arguments: TrainingArguments) -> None:
+    """Checks the keywords that reach the scheduler and the checkpointing of activations at the first step."""
+    for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        value = getattr(arguments, name, None)
+        if isinstance(value, str) and not value.startswith("{"):
+            raise ValueError(f"training.{name} is {shorten(value)}; it takes a mapping.")
+        if isinstance(value, dict) and name != "lr_scheduler_kwargs":
+            for key in value:
+                if key not in _CHECKPOINTING:
+                    known = ", ".join(_CHECKPOINTING)
+                    raise ValueError(f"unknown key training.{name}.{cut(str(key))}: it takes {known}.")
 
 
 def _check_reporters(given: Any) -> None:

@@ -22,6 +22,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rollout_sft.config.shorten import cut, shorten
 
+MOST_LISTED = 40
+"""The most keys of a section that a message lists."""
 _TRUTHS = {"yes": True, "on": True, "no": False, "off": False}
 
 
@@ -105,11 +107,14 @@ class Section:
         for other in self.elsewhere:
             if name in other.hints:
                 return f"unknown key {key}: it belongs under {other.path}:, where it takes {other.takes(name)}."
-        near = difflib.get_close_matches(str(name), self.hints, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), self.hints, n=1, cutoff=0.6)
         near = near or [known for known in self.hints if len(str(name)) > 3 and str(name) in known]
         if near:
             return f"unknown key {key}: the nearest valid key is {near[0]}, which takes {self.takes(near[0])}."
-        return f"unknown key {key}: {self.path or 'the file'} takes {', '.join(sorted(self.hints)[:12])}."
+        if len(self.hints) > MOST_LISTED:
+            where = "docs/configuration.md says where they are listed"
+            return f"unknown key {key}: none of the {len(self.hints)} keys of {self.path} is like it; {where}."
+        return f"unknown key {key}: {self.path or 'the file'} takes {', '.join(sorted(self.hints))}."
 
     def _value(self, name: str, value: Any) -> Any:
         hint, ranges = self.hints[name], []

@@ -21,8 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rollout_sft.config.arguments import LENGTH_KEYS, ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
+from rollout_sft.config.arguments import ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
 from rollout_sft.config.keys import Section, build, section_of
+from rollout_sft.config.other_trainers import DATA_KEYS, LENGTH_KEYS, MODEL_KEYS, SOURCE_KEYS
 from rollout_sft.config.sections import BoxUnits, DataSpec, ModelSpec, StageConfig
 from rollout_sft.config.shorten import shorten
 from rollout_sft.config.yaml_file import merged, read_document
@@ -62,10 +63,25 @@ def load_run(path: str | Path) -> list[StageConfig]:
                 f"stages have the names {shorten(names)}, where {shorten(name)} is refused; each takes a name of its "
                 "own, 1 to 100 letters, digits, '.', '_' and '-', that begins with a letter, a digit or '_'."
             )
-    return [
-        _stage(s["name"], merged(document, {k: v for k, v in s.items() if k != "name"}), folder=s["name"])
-        for s in stages
-    ]
+    return _several(document, stages)
+
+
+def _several(document: dict[str, Any], stages: list[dict[str, Any]]) -> list[StageConfig]:
+    """Makes the stages; the error of a mistake that only some of them have names the first of these."""
+    made: list[StageConfig] = []
+    mistakes: dict[str, ValueError] = {}
+    for stage in stages:
+        name, overrides = stage["name"], {key: value for key, value in stage.items() if key != "name"}
+        try:
+            made.append(_stage(name, merged(document, overrides), folder=name))
+        except ValueError as error:
+            mistakes[name] = error
+    if not mistakes:
+        return made
+    name, first = next(iter(mistakes.items()))
+    if len(mistakes) == len(stages) and len({str(mistake) for mistake in mistakes.values()}) == 1:
+        raise first
+    raise ValueError(f"stage {name}: {first}") from first
 
 
 def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageConfig:
@@ -92,12 +108,19 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
             f"training.eval_strategy is {arguments['eval_strategy']}, but data.eval is missing; give data.eval a "
             "source, or leave eval_strategy out."
         )
+    if training.eval_strategy == "no" and arguments.get("eval_steps") is not None:
+        raise ValueError(
+            f"training.eval_steps is {arguments['eval_steps']}, but training.eval_strategy is no, so it would have no "
+            "effect. Set eval_strategy: steps, or remove eval_steps."
+        )
     return StageConfig(
         name=name,
         training=training,
-        model=build(ModelSpec, "model", _mapping(given.get("model", {}), "model", "model_name_or_path")),
-        train=build(DataSpec, "data.train", data["train"], moved=_MOVED_IN_DATA),
-        eval=build(DataSpec, "data.eval", data["eval"], moved=_MOVED_IN_DATA) if data.get("eval") else None,
+        model=build(
+            ModelSpec, "model", _mapping(given.get("model", {}), "model", "model_name_or_path"), moved=MODEL_KEYS
+        ),
+        train=build(DataSpec, "data.train", data["train"], moved=SOURCE_KEYS),
+        eval=build(DataSpec, "data.eval", data["eval"], moved=SOURCE_KEYS) if data.get("eval") else None,
         boxes=data.get("boxes", "as_given"),
     )
 
@@ -160,15 +183,4 @@ _TEMPLATE = Section(
     moved={key: reason for key, reason in LENGTH_KEYS.items() if key != "max_length"},
 )
 _CUSTOM = Section(path="custom", hints={"trainer_variant": str})
-_MOVED_IN_DATA = {
-    **dict.fromkeys(("path", "file", "files", "dataset"), "set source"),
-    **dict.fromkeys(("limit", "max_samples", "num_samples"), "set size"),
-}
-_DATA = Section(
-    path="data",
-    hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits},
-    moved={
-        "source": "set data.train.source, or data.eval.source",
-        **dict.fromkeys(("val", "validation", "test", "dev"), "set data.eval"),
-    },
-)
+_DATA = Section(path="data", hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits}, moved=DATA_KEYS)

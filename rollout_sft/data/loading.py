@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from rollout_sft.config.import_path import call_import_path, import_path, is_import_path
 from rollout_sft.config.sections import BoxUnits, DataSpec
 from rollout_sft.data.records import load_records
+from rollout_sft.data.sources import local_path, names_of
 from rollout_sft.inputs.base import InputAdapter
 
 _TAKES = (
@@ -90,6 +91,12 @@ def load_dataset(
             f"{key}.arguments is {spec.arguments!r}, but {key}.source is {spec.source!r}; only a source that is an "
             "import path, module:function, takes arguments. Remove them."
         )
+    for name, value in (("split", spec.split if spec.split != "train" else None), ("name", spec.name)):
+        if value is not None and all(_is_file(one) for one in names_of(spec.source)):
+            raise ValueError(
+                f"{key}.{name} is {value!r}, but {key}.source is {spec.source!r}; a file has one part alone, and all "
+                f"of it is read. Remove {name}, or give the file of that part."
+            )
     return load_records(
         spec.source,
         tokenizer,
@@ -101,6 +108,11 @@ def load_dataset(
         longest_prompt=longest_prompt,
         boxes=boxes,
     )
+
+
+def _is_file(source: str) -> bool:
+    path = local_path(source)
+    return path is not None and not path.is_dir()
 
 
 def _takes_adapter(function: Any) -> bool:

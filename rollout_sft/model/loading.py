@@ -20,7 +20,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from rollout_sft.config.import_path import call_import_path, is_import_path
+from rollout_sft.config.import_path import call_import_path, is_import_path, meant_import_path
 from rollout_sft.config.sections import ModelSpec
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.inputs.choose import QWEN_VL
@@ -42,8 +42,10 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
         `ValueError`: the import path cannot be imported or called.
     """
     name = spec.tokenizer_name_or_path or spec.model_name_or_path
+    takes = "a directory, a hub name, or module:function of a function () -> PreTrainedTokenizerBase"
+    if spec.tokenizer_name_or_path is not None and (meant := meant_import_path(spec.tokenizer_name_or_path)):
+        raise ValueError(f"model.tokenizer_name_or_path is {shorten(name)}; it takes {takes}. Write {meant}.")
     if name is not None and is_import_path(name):
-        takes = "a directory, a hub name, or module:function of a function () -> PreTrainedTokenizerBase"
         made: Tokenizer = call_import_path(name, key="model.tokenizer_name_or_path", takes=takes)
         return made
     return AutoTokenizer.from_pretrained(name)

@@ -71,3 +71,26 @@ def test_scope_micro_says_what_the_carry_buffer_may_take(run):
     assert status == 0
     assert "carry buffer at most 512 segments of 63 tokens" not in page
     assert "carry buffer at most 512 segments of 33 tokens: 0.3 MiB a rank, also in every checkpoint" in page
+
+
+def test_a_schedule_that_cannot_be_made_is_found_in_any_stage(run):
+    wrong = ("{learning_rate: 1e-3}", "{learning_rate: 1e-3, lr_scheduler_type: cosine_with_min_lr}")
+    status, page, printed = run(schedule=wrong)
+    assert (status, page) == (2, "")
+    assert printed.startswith("error: training.lr_scheduler_type is cosine_with_min_lr, which cannot be made without ")
+
+
+def test_a_size_that_torch_cannot_make_ends_with_the_message_alone(run):
+    status, _, printed = run(size=("hidden_size: 32", "hidden_size: -1"))
+    assert status == 2
+    assert printed.startswith("error: model.config is {")
+    assert "RuntimeError: Trying to create tensor with negative dimension -1" in printed
+
+
+def test_a_missing_vllm_is_a_problem(run, monkeypatch):
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    status, _, problems = run(backend=("scope: window", "scope: window\n  rollout_backend: vllm"))
+    assert status == 2
+    assert (
+        "problem: stage rollouts: rollout_matching.rollout_backend is vllm, but vLLM is not installed. Inst" in problems
+    )

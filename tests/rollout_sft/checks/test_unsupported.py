@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM, TrainingArguments
 
 from examples.digits.data import DigitsDataset
 from rollout_sft import RolloutSFTConfig, RolloutSFTTrainer
-from rollout_sft.checks.unsupported import warn_about_dropout, warn_about_missing_end
+from rollout_sft.checks.unsupported import check_best_metric, warn_about_dropout, warn_about_missing_end
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.targets.base import Target
 from tests.rollout_sft.test_trainer import WINDOW, lora
@@ -50,6 +50,29 @@ class Stream(IterableDataset):
 def test_a_missing_package_is_named_with_its_key_before_anything_runs(make_trainer, settings, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(**settings, **WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-5}}, r"is linear, which cannot be made with .*argument 'min_lr'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "is cosine_with_min_lr, which cannot be made without lr_sched"),
+    ],
+)
+def test_a_schedule_that_cannot_be_made_is_refused_before_anything_runs(make_trainer, settings, message):
+    with pytest.raises(ValueError, match=rf"^training\.lr_scheduler_type {message}"):
+        make_trainer(**settings, **WINDOW)
+
+
+def test_a_metric_that_evaluation_does_not_report_is_refused_before_training(tmp_path):
+    reported = {"eval_rollout/f1": 0.0, "eval_answers/right": 0.5, "eval_runtime": 1.0, "eval_samples_per_second": 2.0}
+    for name in ("rollout/f1", "eval_rollout/f1"):
+        check_best_metric(reported, tiny_arguments(tmp_path, metric_for_best_model=name))
+    check_best_metric({}, tiny_arguments(tmp_path, metric_for_best_model="f1"))
+    with pytest.raises(
+        ValueError, match=r"is 'f1', which evaluation does not report; .* one of rollout/f1, answers/right"
+    ):
+        check_best_metric(reported, tiny_arguments(tmp_path, metric_for_best_model="f1"))
 
 
 def test_an_optimizer_of_the_user_s_own_is_not_judged_by_training_optim(make_model, tokenizer, tmp_path):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rollout_sft.config.import_path import call_import_path
+from rollout_sft.config.import_path import call_import_path, meant_import_path
 from rollout_sft.config.sections import DataSpec, ModelSpec
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_tokenizer
@@ -102,6 +102,22 @@ def test_a_tokenizer_is_made_by_the_function_that_is_named():
     assert load_tokenizer(spec) == "a tokenizer"
     with pytest.raises(ValueError, match=r"^model\.tokenizer_name_or_path is 'nowhere:f'.*cannot be imported"):
         load_tokenizer(ModelSpec(model_name_or_path="m", tokenizer_name_or_path="nowhere:f"))
+
+
+def test_a_point_instead_of_the_colon_is_found_before_a_hub_is_asked():
+    spec = ModelSpec(config={"model_type": "qwen3"}, tokenizer_name_or_path="examples.digits.tokenizer.build")
+    with pytest.raises(ValueError, match=r"hub name, or module:.* Write examples\.digits\.tokenizer:build\.$"):
+        load_tokenizer(spec)
+    assert meant_import_path("no_such_module_here.build") is None
+    assert meant_import_path("Qwen2.5-0.5B") is None
+
+
+@pytest.mark.parametrize("part", [{"split": "validation"}, {"name": "main"}])
+def test_a_part_of_a_file_is_refused_by_key(part):
+    (key,) = part
+    spec = DataSpec(source=["a.jsonl", "b.csv"], **part)
+    with pytest.raises(ValueError, match=rf"^data\.train\.{key} is .*a file has one part alone.*Remove {key}"):
+        load_dataset(spec, None, key="data.train", seed=0)
 
 
 def test_a_target_builder_gets_the_tokenizer_and_the_configuration(tmp_path):
