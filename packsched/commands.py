@@ -91,6 +91,7 @@ def replay_command(
         if read.windows is None and batch_size is None:
             batch_size = advise(read.encoded_lens, packing_length, micro_steps, seed=seed).batch_size
         report = _replayed(read, packing_length, micro_steps, batch_size, packing_buffer)
+        report = dataclasses.replace(report, column=column)
         if ranks is not None:
             report = _with_ranks(report, read, ranks, simulated_windows, seed)
         if plot is not None:

@@ -57,12 +57,16 @@ def _draw_fill(figure: Any, report: Report) -> None:
             if (row.scope, row.rule) == (scope, rule) and row.fills:
                 starts = np.arange(0, len(row.fills), group)
                 means = np.add.reduceat(row.fills, starts) / np.diff(np.append(starts, len(row.fills)))
-                marker = "o" if len(means) <= 30 else None
+                windows = np.array(row.planned, dtype=float)[starts]
+                # Windows that could not be planned have no fill: the line is broken there.
+                breaks = np.flatnonzero(np.diff(windows) >= 2 * group) + 1
+                windows, means = (np.insert(values, breaks, np.nan) for values in (windows, means))
+                marker = "o" if len(means) <= 30 or len(breaks) else None
                 label = f"{scope}, {rule}"
                 # Where all packs are used, micro and balanced have the same fill: dashes on top show both.
                 style: Any = {"linestyle": "--", "zorder": 3} if scope == "micro" else {}
                 style |= {"color": colour, "label": label, "marker": marker, "markersize": 3}
-                axes.plot(np.array(row.planned)[starts], means, **style)
+                axes.plot(windows, means, **style)
     averaged = "" if group == 1 else f" (each point averages {group} windows)"
     axes.set(title=f"Fill of the used packs{averaged}", xlabel="window", ylabel="tokens / packing length")
     axes.set_ylim(0, 1.02)

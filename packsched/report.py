@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class Report:
         packing_buffer: The most segments that a carry buffer may hold.
         steps: The steps that were replayed.
         rows: What each scope and rule did.
+        column: Column of the trace that holds the lengths.
         simulated: What scope `global` would do on many ranks, if asked for.
     """
 
@@ -32,6 +34,7 @@ class Report:
     packing_buffer: int
     steps: Sequence[Step]
     rows: Sequence[Replayed]
+    column: str = "length"
     simulated: SimulatedRanks | None = None
 
     @property
@@ -92,7 +95,8 @@ def what_to_do(report: Report) -> list[str]:
     micro = [row for row in report.rows if row.scope == "micro"]
     dense, balanced = report.row("window", "dense"), report.row("window", "balanced")
     steps = len(report.steps)
-    advice = f"packsched advise {report.trace} --packing-length {report.packing_length}"
+    column = "" if report.column == "length" else f" --column {shlex.quote(report.column)}"
+    advice = f"packsched advise {report.trace}{column} --packing-length {report.packing_length}"
     said = []
     if failed := dense.infeasible + dense.undecided:
         fits = report.ranks > 1 and not report.row("global", "dense").refused

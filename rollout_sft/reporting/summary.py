@@ -156,11 +156,11 @@ def draw_packs(pack_lens: Sequence[Sequence[int]], packing_length: int, path: st
             axes.barh(row, length, left=start, height=0.8, color=colours(drawn % 20), edgecolor="white", linewidth=0.8)
             axes.text(start + length / 2, row, str(length), ha="center", va="center", fontsize=7)
             start, drawn = start + length, drawn + 1
-        note = f"{start / packing_length:.0%}" if lens else "empty: zero-weight dummy"
+        note = f"{start / packing_length:.0%}" if lens else "empty"
         axes.text(packing_length * 1.01, row, note, va="center", fontsize=8)
     axes.axvline(packing_length, color="black", linewidth=1)
     axes.set(
-        xlim=(0, packing_length * 1.2),
+        xlim=(0, packing_length * 1.1),
         ylim=(len(pack_lens) - 0.4, -0.6),  # the first micro-step on top
         yticks=range(len(pack_lens)),
         yticklabels=[f"micro-step {i + 1}" for i in range(len(pack_lens))],

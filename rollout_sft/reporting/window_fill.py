@@ -61,6 +61,8 @@ class FillEstimate:
             f"{self._batch_size * mean / cap:.2f} on average with per_device_train_batch_size {self._batch_size}. "
         )
         would = f"{advice.batch_size} would bring it to {advice.fill:.2f}"
+        if advice.batch_size == self._batch_size:
+            would = "No other would fill them more"
         if self._ranks > 1:
             would += f" in windows of {self._ranks} ranks together"
         if not promise:

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from packsched import advise, plan_window
+from packsched import advise, plan_window, plots
 from packsched.commands import commands
 from packsched.replay import replay
+from packsched.report import Report
 from packsched.steps import cut_steps
 from rollout_sft.config.run import load_run
 
@@ -187,6 +189,28 @@ def test_lines_that_coincide_are_both_seen(run, trace, tmp_path):
     page = (tmp_path / "plot.html").read_text()
     fill = page[page.index("<svg") : page.index("</svg>")]
     assert fill.index("#e69f00") < fill.index("stroke-dasharray"), "the dashes of micro lie on balanced's line"
+
+
+def test_the_line_of_the_fill_is_broken_where_windows_do_not_fit(tmp_path):
+    lens = [CAP // 2] * GA + [CAP] * (GA + 1) + [CAP // 2] * 2 * GA  # the second of four windows is a pack too long
+    sizes = [GA, GA + 1, GA, GA]
+    steps = cut_steps(lens, micro_steps=GA, windows=np.repeat(range(4), sizes))
+    rows = replay(steps, CAP)
+    report = Report(
+        trace="t", packing_length=CAP, micro_steps=GA, batch_size=None, packing_buffer=512, steps=steps, rows=rows
+    )
+    figure = Figure()
+    plots._draw_fill(figure, report)
+    dense = next(line for line in figure.axes[0].lines if line.get_label() == "window, dense")
+    assert [None if np.isnan(x) else int(x) for x in dense.get_xdata()] == [0, None, 2, 3]
+    assert dense.get_marker() == "o", "a window alone between two gaps has no line, so it needs a mark"
+
+
+def test_the_advice_names_the_column_that_replay_read(run, tmp_path):
+    (tmp_path / "t.csv").write_text("n tokens,step\n" + f"{CAP},0\n" * (GA + 1))
+    sizes = ("--packing-length", CAP, "--micro-steps", GA)
+    done = run("replay", "t.csv", *sizes, "--column", "n tokens", "--window-column", "step")
+    assert f"packsched advise t.csv --column 'n tokens' --packing-length {CAP}" in " ".join(done.stdout.split())
 
 
 def test_replay_says_where_it_drew(run, trace):

@@ -40,6 +40,8 @@ def test_scope_global_estimates_with_the_window_of_all_ranks():
         estimate._seen = lens
         said[scope, ranks] = estimate.message()
     assert "3 would bring it to 0.52 with less than 1" in said["window", 8]
+    estimate._batch_size, estimate._ranks = 3, 1
+    assert "batch_size 3. No other would fill them more with less than 1 whole window in" in estimate.message()
     assert said["global", 1] == said["window", 8]
     assert "4 would bring it to 0.69 in windows of 8 ranks together with less than 1" in said["global", 8]
     assert "in windows of 64 ranks together" in said["global", 4096]
