@@ -200,6 +200,16 @@ def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:
             f"{len(over)} of {len(lengths.references)} samples have a reference answer whose segment is longer than "
             f"global_max_length {cap:,} (the longest {max(over):,}). Raise global_max_length, {skip}"
         )
+    micro_steps = args.gradient_accumulation_steps
+    samples = min(micro_steps * args.per_device_train_batch_size, lengths.total or sys.maxsize)
+    tokens = samples * sum(lengths.references) / max(len(lengths.references), 1)
+    plans = args.post_rollout_pack_scope != "micro" and args.on_infeasible == "raise"
+    if plans and not over and tokens > micro_steps * cap:
+        yield (
+            f"a window of {samples:,} segments like the reference answers has {tokens:,.0f} tokens, more than "
+            f"{micro_steps} micro-steps hold ({micro_steps * cap:,}); the run ends at the first such window. Lower "
+            "per_device_train_batch_size, raise global_max_length, or set rollout_matching.on_infeasible: extra_steps."
+        )
 
 
 def _longest_rollout(args: RolloutSFTConfig, lengths: Lengths) -> int:

@@ -119,13 +119,20 @@ def _source(source: str | Sequence[str]) -> str:
 
 def _steps(args: RolloutSFTConfig, samples: int | None) -> str:
     if args.max_steps > 0:
-        return f"{args.max_steps:,} optimizer steps"
+        return f"{args.max_steps:,} optimizer steps" + _too_long_a_warmup(args, args.max_steps)
     if samples is None:
         return "until the stream ends"
     loader = math.ceil(samples / (args.per_device_train_batch_size * args.world_size))
     steps = math.ceil(math.ceil(loader / args.gradient_accumulation_steps) * args.num_train_epochs)
     epochs = "1 epoch" if args.num_train_epochs == 1 else f"{args.num_train_epochs:g} epochs"
-    return f"{steps:,} optimizer steps in {epochs}"
+    return f"{steps:,} optimizer steps in {epochs}" + _too_long_a_warmup(args, steps)
+
+
+def _too_long_a_warmup(args: RolloutSFTConfig, steps: int) -> str:
+    warmup = args.get_warmup_steps(steps)
+    if warmup < steps:
+        return ""
+    return f"; all of them warm up (warmup_steps {warmup:,}), so the learning rate never reaches {args.learning_rate:g}"
 
 
 def _packing(args: RolloutSFTConfig) -> str:

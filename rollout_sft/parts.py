@@ -139,8 +139,10 @@ def _loading(key: str, value: Any) -> Iterator[None]:
             ) from error
         if is_for_user(error) or (isinstance(value, str) and is_import_path(value)):
             raise
+        missing = isinstance(value, str) and isinstance(error, OSError) and not Path(value).exists()
+        looked = f" There is no folder of this name in {os.getcwd()}, so a hub was asked." if missing else ""
         raise ValueError(
-            f"{key} is {shorten(value)}, which cannot be loaded: {type(error).__name__}: {cut(str(error), 600)}"
+            f"{key} is {shorten(value)}, which cannot be loaded: {type(error).__name__}: {cut(str(error), 600)}{looked}"
         ) from error
 
 

@@ -77,6 +77,7 @@ TRAINING_KEYS = {
     ),
     **dict.fromkeys(("global_batch_size", "train_batch_size", "ppo_mini_batch_size"), _BATCH),
     "grad_accum": "set training.gradient_accumulation_steps",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR; log.jsonl lies in training.output_dir",
     "no_cuda": "set training.use_cpu",
     "shuffle": "set training.train_sampling_strategy: random or sequential",
     **dict.fromkeys(("dataset", "dataset_name", "train_file", "train_files"), "set data.train.source"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from rollout_sft.config.import_path import call_import_path, import_path, is_import_path
+from rollout_sft.config.import_path import call_import_path, import_path, is_import_path, meant_import_path
 from rollout_sft.config.sections import BoxUnits, DataSpec
 from rollout_sft.data.records import load_records
 from rollout_sft.data.sources import local_path, names_of
@@ -96,6 +96,12 @@ def load_dataset(
             raise ValueError(
                 f"{key}.{name} is {value!r}, but {key}.source is {spec.source!r}; a file has one part alone, and all "
                 f"of it is read. Remove {name}, or give the file of that part."
+            )
+    for one in names_of(spec.source):
+        if meant := meant_import_path(one):
+            raise ValueError(
+                f"{key}.source is {one!r}; it takes a file, the name of a data set, or module:function of {_TAKES}. "
+                f"Write {meant}."
             )
     return load_records(
         spec.source,

@@ -1,8 +1,10 @@
 """`rollout_sft.check`: one page before anything trains, and status 2 for what would end the run."""
 
+import re
+
 import pytest
 
-from rollout_sft import check
+from rollout_sft import check, parts
 from tests.rollout_sft.test_train import CONFIG
 
 
@@ -94,3 +96,24 @@ def test_a_missing_vllm_is_a_problem(run, monkeypatch):
     assert (
         "problem: stage rollouts: rollout_matching.rollout_backend is vllm, but vLLM is not installed. Inst" in problems
     )
+
+
+def test_a_window_that_cannot_hold_its_reference_answers_is_a_problem(run):
+    status, _, problems = run(cap=("global_max_length: 768", "global_max_length: 64"))
+    assert status == 2
+    assert re.search(r"stage format: a window of (\d+) segments like the reference answers has [\d,]+ tokens", problems)
+    assert "Lower per_device_train_batch_size" in problems
+
+
+def test_a_warm_up_longer_than_the_run_is_said(run):
+    _, page, _ = run(schedule=("{learning_rate: 1e-3}", "{learning_rate: 1e-3, warmup_steps: 900}"))
+    assert page.count("all of them warm up (warmup_steps 900), so the learning rate never reaches 0.001") == 1
+
+
+def test_a_name_that_no_hub_has_is_also_said_to_be_no_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = (
+        rf"^model\.model_name_or_path is 'outpt', which .* There is no folder of this name in {tmp_path}, so a hub"
+    )
+    with pytest.raises(ValueError, match=message), parts._loading("model.model_name_or_path", "outpt"):
+        raise OSError("no network")

@@ -108,6 +108,9 @@ def test_a_point_instead_of_the_colon_is_found_before_a_hub_is_asked():
     spec = ModelSpec(config={"model_type": "qwen3"}, tokenizer_name_or_path="examples.digits.tokenizer.build")
     with pytest.raises(ValueError, match=r"hub name, or module:.* Write examples\.digits\.tokenizer:build\.$"):
         load_tokenizer(spec)
+    source = DataSpec(source="examples.digits.data.load_digits")
+    with pytest.raises(ValueError, match=r"^data\.train\.source is .* Write examples\.digits\.data:load_digits\.$"):
+        load_dataset(source, None, key="data.train", seed=0)
     assert meant_import_path("no_such_module_here.build") is None
     assert meant_import_path("Qwen2.5-0.5B") is None
 

@@ -301,6 +301,7 @@ ERRORS = {
         "training: {eval_steps: 10}",
         r"^training\.eval_steps is 10\.0, but training\.eval_strategy is no.*Set eval_strategy: steps, or remove",
     ),
+    "folder of the log": ("training: {logging_dir: a}", r"logging_dir is refused: .*TENSORBOARD_LOGGING_DIR"),
     "order by length": (
         "training: {train_sampling_strategy: group_by_length}",
         r"^training\.train_sampling_strategy is group_by_length, which is refused: .*Set it to random or sequential",
