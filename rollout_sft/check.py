@@ -118,7 +118,7 @@ def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:  # a trainer makes its output folder
             trainer = RolloutSFTTrainer(
                 model=parts.load_model(),
-                args=replace(args, output_dir=folder),
+                args=replace(args, output_dir=folder, push_to_hub=False),  # which would make a repository
                 processing_class=parts.tokenizer,
                 image_processor=parts.image_processor,
                 target_builder=parts.target_builder,

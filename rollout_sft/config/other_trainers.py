@@ -76,7 +76,10 @@ TRAINING_KEYS = {
         "set training.per_device_train_batch_size (samples of a micro-batch)",
     ),
     **dict.fromkeys(("global_batch_size", "train_batch_size", "ppo_mini_batch_size"), _BATCH),
-    "grad_accum": "set training.gradient_accumulation_steps",
+    **dict.fromkeys(
+        ("grad_accum", "gradient_accumulation", "accumulate_grad_batches"), "set training.gradient_accumulation_steps"
+    ),
+    **dict.fromkeys(("precision", "mixed_precision"), "set training.bf16: true, or model.dtype for the weights"),
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR; log.jsonl lies in training.output_dir",
     "no_cuda": "set training.use_cpu",
     "shuffle": "set training.train_sampling_strategy: random or sequential",
@@ -105,6 +108,10 @@ MATCHING_KEYS = {
     "boundary_supervision": "set prefix_supervision: expert, or coordinates for what false stood for",
 }
 MODEL_KEYS = {
+    **dict.fromkeys(("name", "checkpoint"), "set model.model_name_or_path"),
+    **dict.fromkeys(
+        ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"), "it belongs under model.config, indented more"
+    ),
     **_MODEL_PATH,
     **_ADAPTERS,
     **LENGTH_KEYS,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from rollout_sft.config.adapter import read_adapter
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.keys import Range
+from rollout_sft.config.shorten import shorten
 
 BoxUnits = Literal["as_given", "norm1000"]
 """Units of the boxes that the model reads and writes: those of the data, or thousandths of the image's sides."""
@@ -58,6 +59,12 @@ class ModelSpec:
             )
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("model.config has no model_type; it takes one of transformers' names, for instance qwen3.")
+        for key in ("dtype", "torch_dtype"):
+            if self.config is not None and self.config.get(key, self.dtype) != self.dtype:
+                raise ValueError(
+                    f"model.config.{key} is {shorten(self.config[key])}, but the weights get model.dtype, which is "
+                    f"{self.dtype}. Set model.dtype, and remove {key}."
+                )
         if self.model_name_or_path is None and self.tokenizer_name_or_path is None:
             raise ValueError(
                 "model.tokenizer_name_or_path is missing; a model built from a config brings no tokenizer."

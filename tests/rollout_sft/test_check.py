@@ -117,3 +117,11 @@ def test_a_name_that_no_hub_has_is_also_said_to_be_no_folder_here(tmp_path, monk
     )
     with pytest.raises(ValueError, match=message), parts._loading("model.model_name_or_path", "outpt"):
         raise OSError("no network")
+
+
+def test_a_check_makes_no_repository_on_a_hub(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(check.RolloutSFTTrainer, "init_hf_repo", lambda self, *args, **kwargs: asked.append(self))
+    hub = ("  report_to: none", "  report_to: none\n  push_to_hub: true\n  hub_model_id: a/b")
+    assert run(hub=hub)[0] == 0
+    assert asked == []

@@ -301,6 +301,22 @@ ERRORS = {
         "training: {eval_steps: 10}",
         r"^training\.eval_steps is 10\.0, but training\.eval_strategy is no.*Set eval_strategy: steps, or remove",
     ),
+    "type of the weights in the configuration": (
+        "model: {config: {torch_dtype: bfloat16}}",
+        r"^model\.config\.torch_dtype is 'bfloat16', but the weights get model\.dtype, which is float32\. Set",
+    ),
+    "type of the model outside of its configuration": (
+        "model: {model_type: qwen3}",
+        r"^model\.model_type is refused: it belongs under model\.config, indented more",
+    ),
+    "Lightning: precision": (
+        "training: {precision: bf16}",
+        r"precision is refused: set training\.bf16: true, or model",
+    ),
+    "Lightning: accumulation": (
+        "training: {accumulate_grad_batches: 3}",
+        r"accumulate_grad_batches is refused: set training\.gradient_accumulation_steps",
+    ),
     "folder of the log": ("training: {logging_dir: a}", r"logging_dir is refused: .*TENSORBOARD_LOGGING_DIR"),
     "order by length": (
         "training: {train_sampling_strategy: group_by_length}",

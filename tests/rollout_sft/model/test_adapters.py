@@ -136,6 +136,12 @@ def test_modules_that_the_model_lacks_are_named(base):
         load_adapted(ModelSpec(model_name_or_path=str(base), peft={**PEFT, "target_modules": ["no_such_module"]}), load)
 
 
+@pytest.mark.parametrize("value", [{"bias": "some"}, {"lora_alpha": "x"}])
+def test_values_with_which_peft_fails_are_named_by_their_key(base, value):
+    with pytest.raises(ValueError, match=r"^model\.peft does not fit Qwen3ForCausalLM: "):
+        load_adapted(ModelSpec(model_name_or_path=str(base), peft={**PEFT, **value}), load)
+
+
 def test_without_peft_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(
