@@ -128,6 +128,9 @@ def stages(seed: int, folder: Path) -> list[StageConfig]:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump({"extends": str(ROOT / "configs" / "quickstart.yaml"), "training": training}))
     first, second = load_run(path)
+    # Stage 1 as it was when the table was measured: the quickstart has become shorter since.
+    first = replace(first, train=replace(first.train, size=16000))
+    first.training.learning_rate, first.training.lr_scheduler_kwargs = 2e-3, {"min_lr_rate": 0.3}
     first.training.output_dir = str(folder / f"seed{seed}" / "stage1")
     first.training.resume_from_checkpoint = True
     return [first, second]
