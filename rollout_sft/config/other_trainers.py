@@ -63,7 +63,8 @@ TRAINING_KEYS = {
     "global_max_length": "global_max_length stands at the top of the file, outside every section",
     "padding_free": "packs never hold padding; leave it out",
     **dict.fromkeys(
-        ("packing_strategy", "packing_mode", "scope"), "set rollout_matching.post_rollout_pack_scope: micro or window"
+        ("packing_strategy", "packing_mode", "scope"),
+        "set rollout_matching.post_rollout_pack_scope: micro, window or global",
     ),
     "lr": "set training.learning_rate",
     "resume": "set training.resume_from_checkpoint: true, or the path of a checkpoint",
