@@ -211,9 +211,9 @@ def main(argv: list[str] | None = None) -> None:
         "command": f"python -m benchmarks.step_time --preset {args.preset}"
         + (f" --device {args.device}" if args.device else "")
         + (" --dry-run" if args.dry_run else "")
+        + f" --rounds {args.rounds} --windows {args.windows}"
         + (f" --shape {args.shape}" if args.shape else "")
-        + (f' --only "{args.only}"' if args.only else "")
-        + f" --rounds {args.rounds} --windows {args.windows}",
+        + (f' --only "{args.only}"' if args.only else ""),
     }
     tables = [
         measure(workload, shape, dtype, device, rounds=args.rounds, windows=args.windows)
