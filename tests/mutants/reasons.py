@@ -5,6 +5,21 @@ WORK = "A limit of the work: it changes when a hopeless search stops, not what i
 
 REASONS: dict[tuple[str, str, str], str] = {
     (
+        "packsched/balancing/trades.py",
+        "@dataclass(frozen=True, kw_only=True)",
+        "@dataclass(frozen=True, kw_only=False)",
+    ): "Style: it refuses positional arguments, and the one caller names them all.",
+    (
+        "packsched/terminal.py",
+        'out.print(yaml_of(chosen), markup=False, highlight=False, end="")',
+        'out.print(yaml_of(chosen), markup=True, highlight=False, end="")',
+    ): "Equal: the YAML that it prints has no square brackets.",
+    (
+        "packsched/candidates.py",
+        "target: float = 0.9,",
+        "target: float = -0.09999999999999998,",
+    ): "The command, its only caller, always says the target.",
+    (
         f"{PLANNER}bin_completion.py",
         "self.nodes -= max(0, len(left) * ((room >> 14) + 1) - _FREE_SEGMENTS) // _SEGMENTS_PER_NODE",
         "self.nodes -= max(0, len(left) * ((room >> 13) + 1) - _FREE_SEGMENTS) // _SEGMENTS_PER_NODE",
