@@ -31,6 +31,7 @@ from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, ste
 from rollout_sft.parts import Parts, check_files, load_parts
 from rollout_sft.reporting.pages import print_page
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.vllm import INSTALL
 from rollout_sft.targets.notes import naming
 from rollout_sft.trainer import RolloutSFTTrainer
 from rollout_sft.user_errors import STATUS, message_alone
@@ -179,10 +180,7 @@ def length_facts(args: RolloutSFTConfig, lengths: Lengths) -> dict[str, str]:
 def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:
     """Yields what would end the run, or may."""
     if args.rollout_backend == "vllm" and args.vllm.mode == "colocate" and find_spec("vllm") is None:
-        yield (
-            "rollout_matching.rollout_backend is vllm, but vLLM is not installed. Install it: pip install "
-            "'packsched[train,vllm]', or see docs/vllm.md for machines without a GPU."
-        )
+        yield f"rollout_matching.rollout_backend is vllm, but vLLM is not installed. {INSTALL}"
     if not args.packing or args.on_oversized == "skip":
         return
     cap = args.packing_length

@@ -70,11 +70,8 @@ def _new_adapter(peft: dict[str, Any], model: nn.Module) -> nn.Module:
 
     try:
         adapted: nn.Module = get_peft_model(model, read_adapter(peft))
-    except (
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:  # peft checks few values, and computes with the others
+    # peft checks few values, and computes with the others.
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"model.peft does not fit {type(model).__name__}: {error}") from error
     return adapted
 

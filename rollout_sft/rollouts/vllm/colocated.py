@@ -29,7 +29,7 @@ from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.endings import Watch
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm import WORKER_EXTENSION, image_prompts
+from rollout_sft.rollouts.vllm import INSTALL, WORKER_EXTENSION, image_prompts
 from rollout_sft.rollouts.vllm.backend import Answer
 from rollout_sft.rollouts.vllm.cpu import prepare_cpu
 from rollout_sft.rollouts.vllm.stepping import step_watched
@@ -222,8 +222,7 @@ def _import_vllm() -> tuple[Any, Any]:
         from vllm.platforms import current_platform
     except ImportError as error:
         raise ImportError(
-            f"rollout_matching.rollout_backend is vllm, but vLLM cannot be imported ({error}). Install it: "
-            "pip install 'packsched[train,vllm]', or see docs/vllm.md for machines without a GPU."
+            f"rollout_matching.rollout_backend is vllm, but vLLM cannot be imported ({error}). {INSTALL}"
         ) from error
     return LLM, current_platform
 
