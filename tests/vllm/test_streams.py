@@ -4,6 +4,7 @@ import json
 import re
 import time
 from contextlib import closing
+from threading import Event
 
 import pytest
 import requests as http
@@ -82,18 +83,44 @@ def test_a_wave_is_the_same_when_its_first_responses_arrive_last(servers, traine
         assert in_waves(delayed, many(), 30) == waves
 
 
+def tokens_before_the_end(reply):
+    """How many tokens of a stream have arrived before the event that ends the response."""
+    choices = [json.loads(data)["choices"] for data in re.findall(rb"data: (\{.*\})", reply)]
+    return sum(len(c["token_ids"]) for choice in choices for c in choice if c["finish_reason"] is None)
+
+
 def test_weights_of_another_run_in_the_middle_cost_what_was_not_handed_out(servers, trained):
     run, server = trained(), servers["tied"].wait()
-    backend = run.backend(server, **SAMPLED)
-    backend.sync()
-    whole = backend.generate(many(12))
+    direct = run.backend(server, **SAMPLED)
+    direct.sync()
+    whole = direct.generate(many(12))
     other = trained(seed=9).backend(server, **SAMPLED)
-    with closing(backend.begin(many(12))) as rollouts:
-        first = rollouts.wait(20)
-        assert 0 < len(first) < len(whole)
-        other.sync()
-        assert in_order([first, rollouts.wait(None)]) == whole
-    assert backend.counters["rollout/engine_retries"][0] == len(whole) - len(first)
+    synced, held = Event(), []
+
+    def hold(path, reply):
+        """Keeps what has passed 20 tokens from ending until the server has the other weights."""
+        if path != "/v1/completions" or synced.is_set() or tokens_before_the_end(reply) <= 20:
+            return [answer(reply)]
+        held.append(reply)
+        return until_synced(*reply.split(b"data: [DONE]"))
+
+    def until_synced(tokens, rest):
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + tokens
+        synced.wait(60)
+        yield from (b"data: [DONE]" + rest, None)
+
+    with HostileProxy(server) as proxy:
+        proxy.mangle = hold
+        backend = run.backend(proxy, **SAMPLED)
+        backend.sync()
+        with closing(backend.begin(many(12))) as rollouts:
+            first = rollouts.wait(20)
+            other.sync()
+            synced.set()
+            assert in_order([first, rollouts.wait(None)]) == whole
+    assert first
+    assert held
+    assert backend.counters["rollout/engine_retries"][0] == len(held)
     assert other.generate(many(12)) != whole
 
 
