@@ -68,7 +68,7 @@ def select(
     lengths = checked_lengths(encoded_lens, cap)
     if not lengths:
         return []
-    if policy == "fifo":
+    if policy == "fifo" or lengths[0] == cap:  # there is nothing to choose next to a segment that fills the pack
         return _fifo(lengths, cap)
     if policy == "binpacking":
         return _binpacking_or_fifo(lengths, cap)
@@ -112,11 +112,13 @@ _WAYS_OUT = f"Install it (pip install 'binpacking{_REQUIREMENT}') or ask for pol
 
 
 def _fifo(lengths: list[int], cap: int) -> list[int]:
-    selected, used = [], 0
+    selected, used, full = [], 0, cap - min(lengths)
     for index, length in enumerate(lengths):
         if used + length <= cap:
             selected.append(index)
             used += length
+            if used > full:  # not even the shortest fits any more
+                break
     return selected
 
 
@@ -126,8 +128,11 @@ def _optimal(lengths: list[int], cap: int) -> list[int]:
     if free == 0 or len(fifo) == len(lengths):
         return fifo
     # Sums of multiples of a unit are multiples of it, so counting in units shortens the bitsets.
-    unit = gcd(*lengths[1:])
-    others, room = [length // unit for length in lengths[1:]], (cap - lengths[0]) // unit
+    others = lengths[1:]
+    unit = gcd(*others)
+    if unit > 1:
+        others = [length // unit for length in others]
+    room = (cap - lengths[0]) // unit
     spare = room - (cap - lengths[0] - free) // unit
     if spare == 0:
         return fifo
@@ -149,8 +154,6 @@ def _optimal(lengths: list[int], cap: int) -> list[int]:
 def _binpacking_or_fifo(lengths: list[int], cap: int) -> list[int]:
     baseline = _fifo(lengths, cap)
     residual = cap - lengths[0]
-    if residual == 0:
-        return baseline
     binpacking = require_binpacking()
     items = [(index, length) for index, length in enumerate(lengths) if index > 0 and length <= residual]
     if not items:
