@@ -26,7 +26,8 @@ from rollout_sft.rollouts.vllm.backend import Answer
 from rollout_sft.rollouts.vllm.completion import Completion
 from rollout_sft.rollouts.vllm.http import Deadline, ServerError, excerpt
 from rollout_sft.rollouts.vllm.routes import Server
-from rollout_sft.rollouts.vllm.streaming import ServedRollouts, Watch, pause
+from rollout_sft.rollouts.vllm.share import pause
+from rollout_sft.rollouts.vllm.streaming import ServedRollouts, Watch
 from rollout_sft.rollouts.vllm.weight_transfer import WeightTransfer, side_by_side
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from rollout_sft.config.vllm import VLLMConfig
 from rollout_sft.rollouts.base import Rollout, RolloutRequest, StreamingBackend
 from rollout_sft.rollouts.check_answers import AnswerError
 from rollout_sft.rollouts.live_weights import LiveWeights
-from rollout_sft.rollouts.vllm import streaming
+from rollout_sft.rollouts.vllm import share
 from rollout_sft.rollouts.vllm.http import ServerError
 from rollout_sft.rollouts.vllm.served import ServedBackend
 from rollout_sft.rollouts.vllm.server import ServerEngine
@@ -95,7 +95,7 @@ class Transfer:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(streaming, "pause", lambda attempts: 0.01)
+    monkeypatch.setattr(share, "pause", lambda attempts: 0.01)
     with TokenServer() as server:
         yield server
 
