@@ -30,6 +30,14 @@ def test_the_test_above_can_fail():
     assert dead_links(ROOT / "README.md", text) == ["docs/gone.md", "gone.png"]
 
 
+def test_every_decision_has_a_number_of_its_own():
+    pages = sorted(ROOT.glob("docs/decisions/*.md"))
+    numbers = [int(page.name.partition("-")[0]) for page in pages]
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0] for page in pages]
+    assert len(set(numbers)) == len(pages) > 20
+    assert [int(re.match(r"# (\d+)\. ", title)[1]) for title in titles] == numbers
+
+
 def swallowed_lists(text: str) -> list[int]:
     """The lines of list items that follow a paragraph without an empty line; the site shows them as its text."""
     found, block, fenced = [], "", False
