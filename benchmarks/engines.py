@@ -70,7 +70,7 @@ def train(engine: str, model: Path, folder: Path, windows: int) -> tuple[list[di
             model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
             args=config,
             processing_class=build_digits_tokenizer(),
-            train_dataset=DigitsDataset("train", windows * WINDOW, seed=3),
+            train_dataset=DigitsDataset("train", windows * WINDOW, seed=3, max_digits=10),
         )
         trainer.train()
         trainer.generation.close()

@@ -61,7 +61,7 @@ def bimodal(short: float, long: float, cap: int) -> Callable[[np.random.Generato
 
 
 def digits(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Returns the lengths of the quickstart's training samples."""
+    """Returns the lengths of digits samples with up to 12 on a canvas; the quickstart's hold up to 10."""
     from examples.digits.data import DigitsDataset
     from examples.digits.tokenizer import build_digits_tokenizer
     from rollout_sft.config.arguments import RolloutSFTConfig
