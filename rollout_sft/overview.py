@@ -13,6 +13,7 @@ from rollout_sft.checks.leak_probe import LEAK, IsolationReport
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.config.shorten import cut
+from rollout_sft.config.without_effect import keys_without_effect
 from rollout_sft.model.attention import VARLEN
 from rollout_sft.model.wrappers import base_model
 from rollout_sft.parts import Parts
@@ -62,7 +63,7 @@ def step_facts(args: RolloutSFTConfig, samples: int | None) -> dict[str, str]:
     """Returns what an optimizer step is: its samples, its packs, what decides, what generates."""
     batch, micro_steps, ranks = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     on_ranks = f" x {ranks} ranks" if ranks > 1 else ""
-    return {
+    facts = {
         "window": f"{batch} samples x {micro_steps} micro-batches{on_ranks} = {batch * micro_steps * ranks} samples a "
         f"step, trained in {micro_steps} micro-steps{' a rank' if ranks > 1 else ''}",
         "steps": _steps(args, samples),
@@ -71,6 +72,8 @@ def step_facts(args: RolloutSFTConfig, samples: int | None) -> dict[str, str]:
         "target builder": f"{args.target_builder}"
         + (f", prefix supervision {args.prefix_supervision}" if args.target_builder == "objects" else ""),
     }
+    unread = keys_without_effect(args)
+    return facts | ({"without effect": unread} if unread else {})
 
 
 def attention_fact(attention: str) -> str:
