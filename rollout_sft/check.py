@@ -21,7 +21,7 @@ from typing import Any
 from transformers.trainer_utils import has_length
 
 from packsched import advise
-from rollout_sft.checks.unsupported import check_scheduler
+from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
@@ -31,6 +31,7 @@ from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, ste
 from rollout_sft.parts import Parts, check_files, load_parts
 from rollout_sft.reporting.pages import print_page
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.endings import ended_counters
 from rollout_sft.rollouts.vllm import INSTALL
 from rollout_sft.targets.notes import naming
 from rollout_sft.trainer import RolloutSFTTrainer
@@ -136,7 +137,8 @@ def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
         }
     facts |= length_facts(args, lengths)
     print_page(f"{title}: {stage.name}", facts)
-    return [f"stage {stage.name}: {problem}" for problem in find_problems(args, lengths)]
+    problems = [*find_problems(args, lengths), *_find_unknown_metric(args, parts)]
+    return [f"stage {stage.name}: {problem}" for problem in problems]
 
 
 def measure(parts: Parts) -> Lengths:
@@ -208,6 +210,23 @@ def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:
             f"{micro_steps} micro-steps hold ({micro_steps * cap:,}); the run ends at the first such window. Lower "
             "per_device_train_batch_size, raise global_max_length, or set rollout_matching.on_infeasible: extra_steps."
         )
+
+
+def _find_unknown_metric(args: RolloutSFTConfig, parts: Parts) -> Iterator[str]:
+    """Yields that evaluation will not report `metric_for_best_model`, as the scores of an empty response show."""
+    if args.metric_for_best_model is None or parts.eval is None:
+        return
+    nothing = Rollout(response_ids=[], truncated=True)
+    names = {} if args.end_rollouts == "never" else ended_counters([nothing], 1)
+    try:
+        total = len(parts.eval) if has_length(parts.eval) else None
+        names |= parts.target_builder.score(next(_samples(parts.eval, total)), nothing)
+    except Exception:  # an evaluation says what is wrong, with a response that a model gave
+        return
+    try:
+        check_best_metric({f"eval_{name}": 0.0 for name in names}, args)
+    except ValueError as error:
+        yield str(error)
 
 
 def _longest_rollout(args: RolloutSFTConfig, lengths: Lengths) -> int:

@@ -82,6 +82,18 @@ def test_a_schedule_that_cannot_be_made_is_found_in_any_stage(run):
     assert printed.startswith("error: training.lr_scheduler_type is cosine_with_min_lr, which cannot be made without ")
 
 
+@pytest.mark.parametrize(("name", "status"), [("rollout/f1", 0), ("eval_rollout/recall", 0), ("rollout/accuracy", 2)])
+def test_a_best_metric_that_evaluation_will_not_report_is_a_problem(run, name, status):
+    best = ("{learning_rate: 1e-3}", f"{{learning_rate: 1e-3, metric_for_best_model: {name}}}")
+    ended, _, problems = run(best=best)
+    assert ended == status
+    if status:
+        assert problems.startswith(
+            f"problem: stage rollouts: training.metric_for_best_model is {name!r}, which evaluation does not report; "
+            "it takes one of rollout/f1, rollout/precision, rollout/recall, "
+        )
+
+
 def test_a_size_that_torch_cannot_make_ends_with_the_message_alone(run):
     status, _, printed = run(size=("hidden_size: 32", "hidden_size: -1"))
     assert status == 2
