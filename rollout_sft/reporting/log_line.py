@@ -45,7 +45,8 @@ def step_line(logs: Mapping[str, Any], step: int, max_steps: int, micro_steps: i
         parts += own_metrics(scores)
         parts.append(_part(scores, "runtime", "{:.1f} s"))
     else:
-        shown = {name: text for name, text in _PARTS.items() if logs.get(name, 0.0) > logs.get("time/step_s", 0.0) / 20}
+        least = max(logs.get("time/step_s", 0.0) / 20, 0.005)  # less than that is printed as 0.00
+        shown = {name: text for name, text in _PARTS.items() if logs.get(name, 0.0) > least}
         parts = [_part(logs, name, text) for name, text in _STEP.items()]
         parts.insert(4, _part(logs, "packing/non_empty_packs", f"packs {{:.3g}}/{micro_steps}"))
         # Before the parts that come and go, so that they stand in every line.
@@ -89,7 +90,7 @@ _PARTS = {
     "time/evaluation_s": "evaluation {:.2f} s",
     "time/other_s": "other {:.2f} s",
 }
-"""Parts that are shown where they take more than a twentieth of the step."""
+"""Parts that are shown where they take more than a twentieth of the step, and more than 5 ms."""
 _STEP_END = {
     "learning_rate": "lr {:.2g}",
     "grad_norm": "grad {:.3g}",

@@ -40,6 +40,11 @@ def test_a_part_is_shown_where_it_takes_a_twentieth_of_the_step():
     )
 
 
+def test_a_part_of_a_tiny_step_that_would_be_printed_as_nothing_is_left_out():
+    parts = {"time/step_s": 0.03, "time/build_s": 0.004, "time/other_s": 0.006}
+    assert step_line({**STEP, **parts}, 1, 2, 4) == step_line(STEP, 1, 2, 4).replace("  lr", "  other 0.01 s  lr")
+
+
 def test_an_evaluation_says_when_it_was():
     assert step_line(EVALUATION, 0, 0, 4) == "evaluation before training  F1 0.900  parse rate 1.00  3.2 s"
     assert step_line(EVALUATION, 30, 60, 4).startswith("evaluation after step 30  F1")
