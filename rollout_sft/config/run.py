@@ -73,7 +73,10 @@ def _several(document: dict[str, Any], stages: list[dict[str, Any]]) -> list[Sta
     for stage in stages:
         name, overrides = stage["name"], {key: value for key, value in stage.items() if key != "name"}
         try:
-            made.append(_stage(name, merged(document, overrides), folder=name))
+            stage_made = _stage(name, merged(document, overrides), folder=name)
+            if made:
+                _check_start(overrides.get("model"), stage_made.model, made[0].model)
+            made.append(stage_made)
         except ValueError as error:
             mistakes[name] = error
     if not mistakes:
@@ -82,6 +85,17 @@ def _several(document: dict[str, Any], stages: list[dict[str, Any]]) -> list[Sta
     if len(mistakes) == len(stages) and len({str(mistake) for mistake in mistakes.values()}) == 1:
         raise first
     raise ValueError(f"stage {name}: {first}") from first
+
+
+def _check_start(given: Any, model: ModelSpec, first: ModelSpec) -> None:
+    """Refuses a model of its own in a stage after the first, which would be ignored."""
+    for key in ("model_name_or_path", "config"):
+        value = given.get(key) if isinstance(given, Mapping) else None
+        if value is not None and getattr(model, key) != getattr(first, key):
+            raise ValueError(
+                f"model.{key} is {shorten(value)}, but a stage starts from the weights of the one before; leave it "
+                "out, or run the stage as a file of its own."
+            )
 
 
 def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageConfig:

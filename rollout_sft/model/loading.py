@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +21,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from rollout_sft.config.import_path import call_import_path, is_import_path, meant_import_path
 from rollout_sft.config.sections import ModelSpec
-from rollout_sft.config.shorten import cut, shorten
+from rollout_sft.config.shorten import shorten
 from rollout_sft.inputs.choose import QWEN_VL
 from rollout_sft.model.adapters import base_of
+from rollout_sft.model.config_fields import check_fields
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
@@ -62,8 +62,8 @@ def load_config(spec: ModelSpec, tokenizer: Tokenizer) -> PretrainedConfig:
             Gives a model that is built the size of its vocabulary, its end and padding tokens, and its image tokens.
 
     Raises:
-        `ValueError`: a field is misspelt, or the vocabulary is smaller than the tokenizer's; an image model of this
-            type cannot be built from fields, or the tokenizer lacks its tokens.
+        `ValueError`: a field is meant as another, or the vocabulary is smaller than the tokenizer's; an image model of
+            this type cannot be built from fields, or the tokenizer lacks its tokens.
     """
     if spec.model_name_or_path is not None:
         loaded: PretrainedConfig = AutoConfig.from_pretrained(base_of(spec.model_name_or_path))
@@ -77,7 +77,7 @@ def load_config(spec: ModelSpec, tokenizer: Tokenizer) -> PretrainedConfig:
         "pad_token_id": tokenizer.pad_token_id,
     }
     plain = AutoConfig.for_model(model_type)
-    _check_fields(plain, fields, "model.config")
+    check_fields(plain, fields, "model.config")
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return _with_room(AutoConfig.for_model(model_type, **{**defaults, **fields}), tokenizer)
     if model_type not in QWEN_VL:
@@ -88,17 +88,6 @@ def load_config(spec: ModelSpec, tokenizer: Tokenizer) -> PretrainedConfig:
     text = {**defaults, **fields.pop("text_config", {})}
     built = AutoConfig.for_model(model_type, text_config=text, **{**_image_tokens(tokenizer), **fields})
     return _with_room(built, tokenizer)
-
-
-def _check_fields(plain: PretrainedConfig, fields: Mapping[str, Any], key: str) -> None:
-    """Refuses misspelt fields: transformers keeps every name, reads some that no default has, and ignores the rest."""
-    for name, value in fields.items():
-        part = getattr(plain, name, None)
-        near = difflib.get_close_matches(name, vars(plain), n=1, cutoff=0.8)
-        if not hasattr(plain, name) and near:
-            raise ValueError(f"{key}.{cut(name, 60)} is no field of {plain.model_type}; did you mean {near[0]}?")
-        if isinstance(part, PretrainedConfig) and isinstance(value, Mapping):
-            _check_fields(part, value, f"{key}.{name}")
 
 
 def _with_room(config: PretrainedConfig, tokenizer: Tokenizer) -> PretrainedConfig:

@@ -342,6 +342,14 @@ ERRORS = {
         "{training: {lr: 1e-4}, stages: [{name: a}, {name: b}]}",
         r"^training\.lr is refused: set training\.learning_rate",
     ),
+    "model of a later stage": (
+        "stages: [{name: a}, {name: b, model: {model_name_or_path: out/own, config: null}}]",
+        r"^stage b: model\.model_name_or_path is 'out/own', but a stage starts from the weights of the one before; ",
+    ),
+    "configuration of a later stage": (
+        "stages: [{name: a}, {name: b, model: {config: {hidden_size: 48}}}]",
+        r"^stage b: model\.config is \{'hidden_size': 48\}, but a stage starts .*run the stage as a file of its own\.$",
+    ),
     "not YAML": ("training: {", "not valid YAML"),
 }
 

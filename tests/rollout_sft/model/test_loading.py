@@ -134,11 +134,25 @@ def test_a_pattern_that_matches_nothing_is_refused(tokenizer):
     [
         (
             {"model_type": "qwen3", "head_dimm": 16},
-            "model.config.head_dimm is no field of qwen3; did you mean head_dim?",
+            "model.config.head_dimm is 16, but qwen3 has no such field; did you mean head_dim?",
         ),
         (
             {"model_type": "qwen3_vl", "vision_config": {"depht": 2}},
-            "model.config.vision_config.depht is no field of qwen3_vl_vision; did you mean depth?",
+            "model.config.vision_config.depht is 2, but qwen3_vl_vision has no such field; did you mean depth?",
+        ),
+        (
+            {"model_type": "qwen3_vl", "num_hidden_layers": 2},
+            "model.config.num_hidden_layers is 2, but qwen3_vl has this field in text_config; move it to "
+            "model.config.text_config.",
+        ),
+        (
+            {"model_type": "qwen3", "text_config": {"hidden_size": 4}},
+            "model.config.text_config is {'hidden_size': 4}, but qwen3 is a text model; move its fields up to "
+            "model.config.",
+        ),
+        (
+            {"model_type": "qwen3", "vision_config": {"depth": 4}},
+            "model.config.vision_config is {'depth': 4}, but qwen3 has no such part; leave it out",
         ),
         ({"model_type": "qwen3", "vocab_size": 20}, "model.config.vocab_size is 20, but the tokenizer has"),
     ],
@@ -147,3 +161,40 @@ def test_a_field_that_would_do_nothing_or_fail_late_is_refused(config, message):
     spec = ModelSpec(config=config, tokenizer_name_or_path="x")
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(spec, build_digits_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "meant"),
+    [
+        ("qwen3", "num_layers", "num_hidden_layers"),
+        ("qwen3", "num_heads", "num_attention_heads"),
+        ("qwen3", "n_layer", "num_hidden_layers"),
+        ("qwen3", "n_head", "num_attention_heads"),
+        ("qwen3", "d_model", "hidden_size"),
+        ("qwen3", "ffn_dim", "intermediate_size"),
+        ("qwen3", "max_seq_len", "max_position_embeddings"),
+        ("qwen3", "dropout", "attention_dropout"),
+        ("gpt2", "ffn_dim", "n_inner"),
+        ("mixtral", "num_layers", "num_hidden_layers"),
+    ],
+)
+def test_the_field_of_another_family_is_answered_with_the_one_of_this(model_type, name, meant):
+    spec = ModelSpec(config={"model_type": model_type, name: 2}, tokenizer_name_or_path="x")
+    with pytest.raises(ValueError, match=rf"config\.{name} is 2, but {model_type} has no .*did you mean {meant}\?"):
+        load_config(spec, build_digits_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "read_as"),
+    [
+        ("gpt2", {"num_hidden_layers": 2}, {"n_layer": 2}),  # the class maps it
+        ("qwen3", {"rope_theta": 500.0}, {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+        ("mixtral", {"router_jitter_noise": 0.1}, {"router_jitter_noise": 0.1}),
+        ("qwen3_moe", {"num_nextn_predict_layers": 1}, {"num_nextn_predict_layers": 1}),  # vLLM alone reads it
+        ("llama", {"architectures": ["LlamaForCausalLM"], "transformers_version": "4.0", "torch_dtype": "float32"}, {}),
+    ],
+)
+def test_names_that_the_model_reads_pass_although_the_class_lacks_them(model_type, field, read_as):
+    spec = ModelSpec(config={"model_type": model_type, **field}, tokenizer_name_or_path="x")
+    made = load_config(spec, build_digits_tokenizer())
+    assert {name: getattr(made, name) for name in read_as} == read_as
