@@ -35,7 +35,7 @@ ON_CPU = """\
   it do the same here: the fairer row for a large vocabulary and few supervised tokens.
 - On a CPU TRL's packs have a dense mask; `rollout_sft` runs the attention of each segment alone. With flash attention
   on a GPU both do.
-- The machine was busy with other work: compare ratios, and processor time rather than the clock.
+- Where `wall s/step` is well above `s/step`, the machine did other work as well: compare processor time, and ratios.
 """
 ON_GPU = """\
 - Published for the lengths of TRL #6092 on one H100, 1.7B, batch 8: padded 5,235 tokens/s and 44.4 GB, sample-packed
