@@ -19,7 +19,7 @@ from packsched.candidates import MICRO_STEPS, best, candidates, enough_segments,
 from packsched.errors import PackingError
 from packsched.lengths import count_tokens, load_tokenizer, read_records
 from packsched.replay import replay, replays
-from packsched.report import Report
+from packsched.report import Report, counted
 from packsched.simulate import simulate_ranks
 from packsched.steps import cut_steps
 from packsched.terminal import as_dict, console, print_candidates, print_json, print_report, progress
@@ -42,10 +42,12 @@ def _in_a_folder(path: Path | None) -> Path | None:
     return path
 
 
-def _a_plot(path: Path | None) -> Path | None:
-    if path is not None and path.suffix not in PLOTS:
-        raise typer.BadParameter(f"{path}: the name must end in {', '.join(PLOTS)}.")
-    return _in_a_folder(path)
+def _plots(paths: list[Path] | None) -> list[Path] | None:
+    for path in paths or ():
+        if path.suffix not in PLOTS:
+            raise typer.BadParameter(f"{path}: the name must end in {', '.join(PLOTS)}.")
+        _in_a_folder(path)
+    return paths
 
 
 TraceFile = Annotated[
@@ -75,7 +77,8 @@ def replay_command(
     simulated_windows: Annotated[int, typer.Option(min=1, help="Windows to simulate with --ranks.")] = 10,
     seed: Seed = 0,
     plot: Annotated[
-        Path | None, typer.Option(callback=_a_plot, help="Write a picture (.png, .svg, .pdf) or a page (.html).")
+        list[Path] | None,
+        typer.Option(callback=_plots, help="Write a picture (.png, .svg, .pdf) or a page (.html); may be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -94,8 +97,8 @@ def replay_command(
         report = dataclasses.replace(report, column=column)
         if ranks is not None:
             report = _with_ranks(report, read, ranks, simulated_windows, seed)
-        if plot is not None:
-            _draw(report, plot)
+        for target in plot or ():
+            _draw(report, target)
         if as_json:
             print_json(as_dict(report))
         else:
@@ -175,10 +178,10 @@ def lengths_command(
 ) -> None:
     """Count the tokens of a data set's records; the result is a trace."""
     with _user_errors():
-        counted = count_tokens(read_records(data, split=split), load_tokenizer(tokenizer), column or ())
+        counts = count_tokens(read_records(data, split=split), load_tokenizer(tokenizer), column or ())
         lens = []
         with progress("counts records", None) as advance:
-            for count in counted:
+            for count in counts:
                 lens.append(count)
                 advance()
         if not lens:
@@ -190,7 +193,7 @@ def lengths_command(
             out.write_text(lines)
         ordered = sorted(lens)
         console(stderr=True).print(
-            f"{len(lens):,} records, {sum(lens):,} tokens: mean {sum(lens) / len(lens):,.0f}, "
+            f"{counted(len(lens), 'record')}, {counted(sum(lens), 'token')}: mean {sum(lens) / len(lens):,.0f}, "
             f"median {ordered[len(lens) // 2]:,}, 90 % up to {ordered[ceil(0.9 * len(lens)) - 1]:,}, "
             f"longest {ordered[-1]:,}." + ("" if out is None else f" Next: packsched advise {out}")
         )

@@ -67,7 +67,7 @@ def read_records(source: str, *, split: str = "train") -> Iterator[Placed]:
             data = datasets.load_dataset(reader, data_files=str(path), split="train")
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise TraceError(f"{source}: datasets does not read it (split {split!r}): {error}") from None
-    for number, record in enumerate(data):
+    for number, record in enumerate(data, 1):
         yield f"{source}, record {number}", record
 
 
@@ -132,7 +132,8 @@ def count_tokens(records: Iterable[Placed], tokenizer: Any, columns: Sequence[st
         texts: dict[bool, list[str]] = {True: [], False: []}
         counts: list[tuple[bool | None, int]] = []
         for place, record in chunk:
-            values = _values(place, record, columns)
+            named = _values(place, record, columns)
+            values = list(named.values())
             if all(isinstance(value, str) for value in values):
                 counts.append((True, len(texts[True])))
                 texts[True].append("".join(values))
@@ -142,8 +143,7 @@ def count_tokens(records: Iterable[Placed], tokenizer: Any, columns: Sequence[st
                 counts.append((False, len(texts[False])))
                 texts[False].append(_templated(place, [message for value in values for message in value], tokenizer))
             else:
-                kinds = ", ".join(type(value).__name__ for value in values)
-                raise TraceError(f"{place}: holds {kinds}; give texts, lists of messages or lists of token ids.")
+                raise TraceError(f"{place}: {_not_counted(named)}")
         encoded = {
             special: [len(ids) for ids in tokenizer(given, add_special_tokens=special)["input_ids"]] if given else []
             for special, given in texts.items()
@@ -165,12 +165,20 @@ def _object(line: str, place: str) -> Mapping[str, Any]:
     return record
 
 
-def _values(place: str, record: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
+def _values(place: str, record: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     for wanted in [columns] if columns else DEFAULT_COLUMNS:
         if all(name in record for name in wanted):
-            return [record[name] for name in wanted]
+            return {name: record[name] for name in wanted}
     missing = ", ".join(columns) if columns else "messages, prompt or text"
     raise TraceError(f"{place}: has no {missing}; it has {', '.join(record)}. Name the columns to count with --column.")
+
+
+def _not_counted(values: Mapping[str, Any]) -> str:
+    for name, value in values.items():
+        if value is None:
+            return f"column {name!r} is empty; leave the record out, or name other columns with --column."
+    kinds = ", ".join(f"column {name!r} holds {type(value).__name__}" for name, value in values.items())
+    return f"{kinds}; give texts, lists of messages or lists of token ids, the same in all columns."
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

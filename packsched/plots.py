@@ -43,7 +43,7 @@ def draw(report: Report, target: Path) -> None:
             return
         figure = Figure(figsize=(11, 10.5), layout="constrained")
         figure.suptitle(headline(report), fontsize=10)
-        parts: Any = figure.subfigures(3, 1, height_ratios=(1, 1.15, 0.9))
+        parts: Any = figure.subfigures(3, 1, height_ratios=(1.05, 1.15, 0.9))
         for part, draw_part in zip(parts, (_draw_fill, _draw_packs, _draw_lengths), strict=True):
             draw_part(part, report)
         figure.savefig(target, dpi=110)
@@ -70,9 +70,10 @@ def _draw_fill(figure: Any, report: Report) -> None:
     averaged = "" if group == 1 else f" (each point averages {group} windows)"
     axes.set(title=f"Fill of the used packs{averaged}", xlabel="window", ylabel="tokens / packing length")
     axes.set_ylim(0, 1.02)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(loc="lower left", ncols=len(LINES), frameon=False)
+        figure.legend(loc="outside lower center", ncols=len(LINES), frameon=False)
 
 
 def _draw_packs(figure: Any, report: Report) -> None:
@@ -119,9 +120,19 @@ def _draw_lengths(figure: Any, report: Report) -> None:
     lens = np.array([length for step in report.steps for own in step.encoded_lens for length in own])
     axes.hist(lens, bins=np.linspace(0, lens.max() + 1, 61), color="#0072b2")
     median, tail = np.quantile(lens, (0.5, 0.9))
-    for value, name in ((median, "median"), (tail, "90 %")):
+    # Each label lies on its own side of its line: the lines may be close to each other.
+    for value, name, side, shift in ((median, "median", "right", -2), (tail, "90 %", "left", 2)):
         axes.axvline(value, color="black", linewidth=0.8, linestyle=":")
-        axes.annotate(f"{name} {value:,.0f}", (value, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=8)
+        axes.annotate(
+            f"{name} {value:,.0f}",
+            (value, 1),
+            xytext=(shift, 1),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            fontsize=8,
+        )
     axes.set(xlabel="tokens of a segment", ylabel="segments")
     axes.set_title(f"Lengths (packing length {report.packing_length:,})", pad=16)
     axes.grid(alpha=0.3)
@@ -157,7 +168,7 @@ def _page(report: Report) -> str:
         simulated = f"<h2>Scope global on {report.simulated.ranks} ranks, simulated</h2>\n<dl>{lines}</dl>\n"
     figures = "".join(
         f"<figure>{_svg(part, report, height)}</figure>\n"
-        for part, height in ((_draw_fill, 3.4), (_draw_packs, 4.0), (_draw_lengths, 3.0))
+        for part, height in ((_draw_fill, 3.7), (_draw_packs, 4.0), (_draw_lengths, 3.0))
     )
     trace = html.escape(report.trace)
     return (

@@ -47,6 +47,15 @@ class Report:
         return next(row for row in self.rows if (row.scope, row.rule) == (scope, rule))
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "window"), counted(1200, "window")
+    ('1 window', '1,200 windows')
+    """
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def headline(report: Report) -> str:
     """Returns what was replayed, in one line."""
     lens = [length for step in report.steps for own in step.encoded_lens for length in own]
@@ -54,8 +63,8 @@ def headline(report: Report) -> str:
     of = "" if report.batch_size is None else f" of {report.batch_size} x {report.micro_steps}"
     ranks = "" if report.ranks == 1 else f" on {report.ranks} ranks"
     return (
-        f"{len(lens):,} segments of {min(lens):,} to {max(lens):,} tokens (mean {mean:,.0f}); "
-        f"{len(report.steps):,} windows{of}{ranks}; packing length {report.packing_length:,}"
+        f"{counted(len(lens), 'segment')} of {min(lens):,} to {counted(max(lens), 'token')} (mean {mean:,.0f}); "
+        f"{counted(len(report.steps), 'window')}{of}{ranks}; packing length {report.packing_length:,}"
     )
 
 
@@ -101,13 +110,15 @@ def what_to_do(report: Report) -> list[str]:
     if failed := dense.infeasible + dense.undecided:
         fits = report.ranks > 1 and not report.row("global", "dense").refused
         so = "Scope global places them all." if fits else f"A smaller batch size fits: {advice}"
-        said.append(f"Scope window cannot place {failed} of {steps} windows, and a run would stop at the first. {so}")
+        said.append(
+            f"Scope window cannot place {failed} of {counted(steps, 'window')}, and a run would stop at the first. {so}"
+        )
     if full := [row for row in micro if row.stopped_at is not None]:
         first = min(full, key=lambda row: row.stopped_at or 0)
         said.append(
             f"Scope micro stops in window {(first.stopped_at or 0) + 1} of {steps} ({first.rule}): its carry buffer of "
-            f"{report.packing_buffer} segments is full, because micro-batches bring more tokens than a pack takes. "
-            f"Use a smaller batch size: {advice}"
+            f"{counted(report.packing_buffer, 'segment')} is full, because micro-batches bring more tokens than a "
+            f"pack takes. Use a smaller batch size: {advice}"
         )
     finished = [row for row in micro if row.stopped_at is None]
     if finished and not dense.refused:
@@ -126,7 +137,7 @@ def what_to_do(report: Report) -> list[str]:
         left = max(row.left_waiting for row in finished)
         said.append(
             f"Scope micro trains up to {share:.1%} of the segments in a later window than they were made for"
-            + (f", and up to {left} segments wait at the end." if left else ".")
+            + (f", and up to {counted(left, 'segment')} wait{'s' * (left == 1)} at the end." if left else ".")
         )
     if dense.fills and balanced.fills and _mean(balanced.longest_packs) < 0.95 * _mean(dense.longest_packs):
         said.append(
@@ -142,10 +153,11 @@ def simulated_lines(done: SimulatedRanks) -> list[tuple[str, str]]:
     """Returns what the simulation of many ranks found, as names and values."""
     steps, planned = len(done.misfits), len(done.stragglers)
     lines = [
-        ("drawn", f"{steps} windows of {done.ranks} ranks with {done.segments} segments each"),
+        ("drawn", f"{counted(steps, 'window')} of {done.ranks} ranks with {counted(done.segments, 'segment')} each"),
         (
             "infeasible alone",
-            f"{sum(map(bool, done.misfits))} of {steps} windows have a rank whose segments do not fit",
+            f"{sum(map(bool, done.misfits))} of {counted(steps, 'window')} {'has' if steps == 1 else 'have'} a rank "
+            "whose segments do not fit",
         ),
         ("rescued", f"{done.rescued} of these fit after moves between the ranks"),
         ("infeasible", f"{done.infeasible} do not fit on all ranks together ({done.undecided} undecided)"),

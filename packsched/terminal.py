@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from packsched.candidates import Candidate, yaml_of
-from packsched.report import Report, headline, simulated_lines, table, what_to_do, words
+from packsched.report import Report, counted, headline, simulated_lines, table, what_to_do, words
 
 
 def print_report(report: Report) -> None:
@@ -78,7 +78,7 @@ def print_candidates(
     out.print()
     if enough is not None:
         out.print(
-            f"[bold]This trace is too short for advice:[/bold] it has {segments:,} segments. The batch sizes "
+            f"[bold]This trace is too short for advice:[/bold] it has {counted(segments, 'segment')}. The batch sizes "
             "above are safe, but the longer segments that may still come decide them, not the lengths seen. Give "
             f"at least {enough:,} segments, or --longest if you know the longest segment there can be."
         )
@@ -87,7 +87,7 @@ def print_candidates(
         out.print(f"None reaches a fill of {target} with less than {share} infeasible; -> comes closest.")
     out.print(
         f"The packs are {chosen.fill:.0%} full on average, and less than {share} of a rank is infeasible. This "
-        f"holds for 95 of 100 traces of {segments:,} segments, if segments are drawn independently. It counts "
+        f"holds for 95 of 100 traces of {counted(segments, 'segment')}, if segments are drawn independently. It counts "
         f"{min(1, 3 / segments):.2%} of the segments as {'a pack' if longest is None else f'{longest:,} tokens'} "
         "long, because a trace of this size cannot rule them out."
     )

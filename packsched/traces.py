@@ -5,7 +5,8 @@
 - `.npy`: one column of integers, or a structured array whose fields are the columns.
 - `.parquet`: read by pyarrow, which extra `cli` installs.
 
-Every line counts: a bad one is refused with the file, the line and the value, and none is left out.
+Every line counts: a bad one is refused with the file, the line and the value, and none is left out. Blank lines at the
+end of a text are no lines of the trace.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import chain
@@ -104,7 +105,7 @@ def _read_text(source: str, file: IO[bytes], names: Sequence[str]) -> Trace:
     text = TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
         first = text.readline()
-        lines = chain([first], text)
+        lines = _without_blank_end(chain([first], text))
         if not first.strip() or first.lstrip()[0] == "{" or _is_number(first):
             return _trace(source, *_columns_of_json(source, lines, names))
         if first.lstrip()[0] == "[":
@@ -115,6 +116,17 @@ def _read_text(source: str, file: IO[bytes], names: Sequence[str]) -> Trace:
         raise TraceError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start}); {_WAYS}.") from None
     finally:
         text.detach()
+
+
+def _without_blank_end(lines: Iterable[str]) -> Iterator[str]:
+    blank: list[str] = []
+    for line in lines:
+        if line.strip(" \r\n"):  # a tab may separate the empty cells of a bad line
+            yield from blank
+            yield line
+            blank.clear()
+        else:
+            blank.append(line)
 
 
 def _is_number(text: str) -> bool:

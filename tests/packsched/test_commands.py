@@ -175,6 +175,10 @@ def test_replay_draws_its_fill_packs_and_lengths(run, trace, tmp_path, name):
     [
         (["replay", "trace.jsonl", *BASIC, "--plot", "plot.docx"], "plot.docx: the name must end in .png, .svg, .pdf,"),
         (["replay", "trace.jsonl", *BASIC, "--plot", "no/p.png"], "no/p.png: there is no folder no."),
+        (
+            ["replay", "trace.jsonl", *BASIC, "--plot", "p.png", "--plot", "no/p.png"],
+            "no/p.png: there is no folder no.",
+        ),
         (["lengths", "d.jsonl", "--tokenizer", "t", "--out", "no/l.jsonl"], "no/l.jsonl: there is no folder no."),
     ],
 )
@@ -213,8 +217,46 @@ def test_the_advice_names_the_column_that_replay_read(run, tmp_path):
     assert f"packsched advise t.csv --column 'n tokens' --packing-length {CAP}" in " ".join(done.stdout.split())
 
 
-def test_replay_says_where_it_drew(run, trace):
-    assert run("replay", trace(lengths()), *BASIC, "--plot", "plot.svg").stderr.splitlines() == ["written: plot.svg"]
+def test_replay_draws_every_plot_and_says_where(run, trace, tmp_path):
+    done = run("replay", trace(lengths()), *BASIC, "--plot", "plot.html", "--plot", "plot.svg")
+    assert done.stderr.splitlines() == ["written: plot.html", "written: plot.svg"]
+    assert (tmp_path / "plot.html").read_text().startswith("<!doctype html>")
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_no_label_of_a_long_tailed_trace_covers_another_or_a_line():
+    lens = [*range(20, 100)] * 5 + [40_000]
+    steps = cut_steps(lens, micro_steps=GA, batch_size=4)
+    rows = replay(steps, 65_536)
+    report = Report(
+        trace="t", packing_length=65_536, micro_steps=GA, batch_size=4, packing_buffer=512, steps=steps, rows=rows
+    )
+    figure = Figure(figsize=(11, 10.5), layout="constrained")
+    fill, sizes = figure.subfigures(2, 1)
+    plots._draw_fill(fill, report)
+    plots._draw_lengths(sizes, report)
+    figure.canvas.draw()
+    median, tail = sizes.axes[0].texts
+    assert (median.get_text(), tail.get_text()) == ("median 60", "90 % 92")
+    assert not median.get_window_extent().overlaps(tail.get_window_extent())
+    (legend,) = fill.legends
+    assert not legend.get_window_extent().overlaps(fill.axes[0].get_window_extent())
+    assert all(tick == int(tick) for tick in fill.axes[0].get_xticks())
+
+
+def test_one_of_a_kind_is_in_the_singular(run, trace):
+    words = ["--packing-length", CAP, "--micro-steps", 1, "--batch-size", 1, "--ranks", 2, "--simulated-windows", 1]
+    text = " ".join(run("replay", trace([1]), *words).stdout.split())
+    assert "1 segment of 1 to 1 token (mean 1); 1 window of 1 x 1;" in text
+    assert "drawn 1 window of 2 ranks with 1 segment each" in text
+    assert "0 of 1 window has a rank whose segments do not fit" in text
+    words = ["advise", "trace.jsonl", "--packing-length", 64, "--micro-steps", 1, "--infeasible", 0.2]
+    assert "too short for advice: it has 1 segment. The" in " ".join(run(*words).stdout.split())
+    assert "95 of 100 traces of 1 segment, if" in " ".join(run(*words, "--longest", 1).stdout.split())
+    small = ["--packing-length", CAP, "--micro-steps", 1, "--batch-size", 2]
+    assert "cannot place 1 of 1 window, and a run" in " ".join(run("replay", trace([600] * 2), *small).stdout.split())
+    text = " ".join(run("replay", trace([300, 1000, 300]), *small).stdout.split())
+    assert "and up to 1 segment waits at the end" in text
 
 
 def test_a_trace_that_no_window_fits_is_drawn_without_plans(run, trace, tmp_path):

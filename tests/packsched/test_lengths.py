@@ -96,7 +96,9 @@ def test_more_records_than_are_encoded_at_once_keep_their_order(tokenizer):
     [
         ({"txt": "12"}, (), "has no messages, prompt or text; it has txt. Name the columns to count with --column"),
         ({"text": "12"}, ["a"], "has no a; it has text"),
-        ({"text": 12}, (), "holds int; give texts"),
+        ({"text": 12}, (), "column 'text' holds int; give texts"),
+        ({"text": "12", "note": None}, ["text", "note"], "column 'note' is empty; leave the record out, or name other"),
+        ({"prompt": "12", "completion": [3]}, (), "column 'prompt' holds str, column 'completion' holds list; give"),
         ({"text": ""}, (), "has no tokens; leave it out"),
         ({"messages": [{"content": 5}]}, (), "chat template refuses"),
     ],
@@ -136,6 +138,8 @@ def test_files_of_datasets_are_read_like_json_lines(tmp_path, monkeypatch):
     path.write_text("text\n12\n8 4\n")
     for source in (path, path.parent):
         assert [record["text"] for _, record in read_records(str(source))] == ["12", "8 4"]
+    path.write_text("text,note\n12,\n8 4,\n7,9\n")
+    assert [place for place, _ in read_records(str(path))] == [f"{path}, record {number}" for number in (1, 2, 3)]
     with pytest.raises(TraceError, match=r"datasets does not read it \(split 'gone'\)"):
         list(read_records(str(path.parent), split="gone"))
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from examples.digits.tokenizer import build_digits_tokenizer
+from packsched.candidates import packing_lengths_for
 from packsched.commands import commands
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "replay.md").read_text()
@@ -37,3 +38,10 @@ def test_the_page_shows_what_the_command_prints(command, shown, tmp_path, monkey
 
 def test_the_page_shows_all_three_commands():
     assert {command.split()[0] for command, _ in SHOWN} == {"replay", "advise", "lengths"}
+
+
+def test_the_page_names_the_packing_lengths_that_advise_tries():
+    text = " ".join(PAGE.split())
+    trace, longest = (f"{a:,}, {b:,} and {c:,}" for a, b, c in map(packing_lengths_for, (4096, 6000)))
+    assert f"here packs of {trace}." in text
+    assert f"with `--longest 6000` it tries {longest}." in text

@@ -56,6 +56,14 @@ def test_plain_numbers_have_neither_windows_nor_ranks(tmp_path):
         assert (trace.encoded_lens.tolist(), trace.windows, trace.ranks) == (LENS, None, None)
 
 
+@pytest.mark.parametrize("text", ["700\n20\n4096\n1", '{"length": 700}\n20\n4096\n1', "length\n700\n20\n4096\n1"])
+@pytest.mark.parametrize("end", ["\n\n", "\n \n\n", "\r\n\r\n"])
+def test_blank_lines_at_the_end_are_no_segments(tmp_path, text, end):
+    path = tmp_path / "lens.txt"
+    path.write_bytes((text + end).encode())
+    assert read_trace(str(path)).encoded_lens.tolist() == LENS
+
+
 def test_columns_of_other_names_are_chosen_by_name(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("step,tokens\n8,5\n9,6\n")
@@ -66,7 +74,9 @@ def test_columns_of_other_names_are_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "line 1: the line is empty"),
+        ("", "holds no segments; give one number"),
+        ("\n\n", "holds no segments; give one number"),
+        ("\n5\n", "line 1: the line is empty"),
         ("5\n\n7\n", "line 2: the line is empty; give one number"),
         ("5\nx\n", "line 2: 'x' is not JSON; give one number"),
         ("5\n-3\n", "line 2: the length is -3; a segment has at least 1 token"),
@@ -78,6 +88,8 @@ def test_columns_of_other_names_are_chosen_by_name(tmp_path):
         ('{"length": 5, "rank": 0}\n7\n', "line 2: lacks 'rank', and the lines before have it; give it in all lines"),
         ('7\n{"length": 5, "rank": 0}\n', "line 2: gives 'rank', and the lines before do not"),
         ("a,b\n1,2\n", "line 1: has no column 'length'; it has a, b. Name the column of the lengths with --column"),
+        ("length,rank\n1,2\n\n3,4\n", "line 3: has 0 cells, and the header has 2"),
+        ("length\trank\n1\t2\n\t\n", "line 3: length is ''; give a whole number"),
         ("length,rank\n1,2\n3\n", "line 3: has 1 cells, and the header has 2"),
         ("length,rank\n1,2\n,3\n", "line 3: length is ''; give a whole number"),
         ("length\n", "holds no segments"),
