@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 EXTRA = ("typer", "click", "rich", "matplotlib")
 
 
@@ -10,7 +13,13 @@ def app() -> None:
     try:
         from packsched.commands import commands
 
-        commands(prog_name="packsched")
+        try:
+            commands(prog_name="packsched")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has left, as `head` does; Python would say so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA:

@@ -8,6 +8,7 @@ the run would fail.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
         raise SystemExit(STATUS)
-    print("No problem found. Nothing was trained.")
+    try:
+        print("No problem found. Nothing was trained.", flush=True)
+    except BrokenPipeError:  # the reader of the pages has left, as `head` does; Python would say so at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:

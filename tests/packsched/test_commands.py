@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import sys
 import tomllib
@@ -395,6 +396,19 @@ def test_the_entry_point_runs_the_command(trace, tmp_path, monkeypatch, capsys):
         entry_point()()
     assert ended.value.code == 0
     assert json.loads(capsys.readouterr().out)["candidates"][0]["packing_length"] == 1024
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(trace, tmp_path, monkeypatch):
+    arguments = ["advise", str(tmp_path / trace([60, 70])), "--micro-steps", "1", "--infeasible", "0.1", "--json"]
+    monkeypatch.setattr(sys, "argv", ["packsched", *arguments])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:  # closing it writes what is left, as the end of a process does
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as ended:
+            entry_point()()
+        monkeypatch.undo()
+    assert ended.value.code == 1
 
 
 def entry_point():

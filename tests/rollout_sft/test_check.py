@@ -1,6 +1,8 @@
 """`rollout_sft.check`: one page before anything trains, and status 2 for what would end the run."""
 
+import os
 import re
+import sys
 
 import pytest
 
@@ -44,6 +46,16 @@ def test_a_good_configuration_is_one_page_per_stage(run):
         assert fact in first, fact
     assert "with max_new_tokens 8 up to 33; global_max_length is 768" in second
     assert second.endswith("No problem found. Nothing was trained.")
+
+
+def test_a_reader_that_leaves_ends_the_check_quietly(run, monkeypatch):
+    monkeypatch.setattr(check, "_check_stage", lambda *_, **__: [])  # its pages are rich's to print
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:  # closing it writes what is left, as the end of a process does
+        monkeypatch.setattr(sys, "stdout", output)
+        assert run()[0] == 1
+        monkeypatch.undo()
 
 
 def test_what_would_end_the_run_is_a_problem(run):
