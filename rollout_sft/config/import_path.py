@@ -79,7 +79,8 @@ def import_path(path: str, *, key: str, takes: str) -> Any:
         `ValueError`: the path has another form or cannot be imported.
     """
     if not is_import_path(path):
-        raise ValueError(f"{key} is {path!r}; it takes {takes}.")
+        meant = meant_import_path(path)
+        raise ValueError(f"{key} is {path!r}; it takes {takes}.{f' Write {meant}.' if meant else ''}")
     module, _, name = path.partition(":")
     try:
         found: Any = importlib.import_module(module)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -134,7 +135,8 @@ class Section:
             typed = _adapter(hint).validate_python(value)
         except (ValidationError, RecursionError):
             finite = "a finite number" if isinstance(value, float) and not math.isfinite(value) else None
-            raise self._refused(name, value, finite or self.takes(name)) from None
+            percent = _percent(value) if float in accepts else ""
+            raise self._refused(name, value, (finite or self.takes(name)) + percent) from None
         for bounds in ranges:
             if not bounds.holds(typed):
                 raise self._refused(name, typed, bounds.takes)
@@ -214,6 +216,12 @@ def _reject_words(path: str, value: Any) -> None:
         if isinstance(inner, str) and inner.lower() in _TRUTHS:
             raise ValueError(f"{path}.{cut(str(key))} is {inner!r}, which is text in YAML 1.2; it takes true or false.")
         _reject_words(f"{path}.{cut(str(key), 40)}", inner)
+
+
+def _percent(value: Any) -> str:
+    """Says how a percentage, which YAML reads as text, is written as a number."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?%", value) if isinstance(value, str) else None
+    return f"; {value} is {float(found[1]) / 100:g}" if found else ""
 
 
 def _in_words(hint: Any) -> str:

@@ -187,6 +187,7 @@ _FILE = Section(
     moved={
         **LENGTH_KEYS,
         "packing_length": "packing_length is derived: set global_max_length",
+        "extends": "it stands at the top of a file alone; write what the stage overrides into it",
         "train": "set data.train",
         "eval": "set data.eval",
     },

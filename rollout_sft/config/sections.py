@@ -135,3 +135,11 @@ class StageConfig:
     train: DataSpec
     eval: DataSpec | None
     boxes: BoxUnits = "as_given"
+
+    def __post_init__(self) -> None:
+        for key, computes_in in (("bf16", "bfloat16"), ("fp16", "float16")):
+            if getattr(self.training, key) and self.model.dtype in {"bfloat16", "float16"} - {computes_in}:
+                raise ValueError(
+                    f"training.{key} is True, which computes in {computes_in}, but model.dtype is {self.model.dtype}. "
+                    f"Set model.dtype: {computes_in} or float32, or remove {key}."
+                )

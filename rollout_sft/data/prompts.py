@@ -164,16 +164,21 @@ class Prompts:
                 f"{place}: messages need a chat template and {type(self._tokenizer).__name__} has none; "
                 "set tokenizer.chat_template, or give prompt instead."
             )
+        # The content of a message that calls tools may be null: the chat template writes the calls.
         return [
-            {**message, "content": self._normalise_content(message["content"], f"{place}: messages[{i}].content")}
+            dict(message)
+            if message["content"] is None and message.get("tool_calls") and self._adapter is None
+            else {**message, "content": self._normalise_content(message["content"], f"{place}: messages[{i}].content")}
             for i, message in enumerate(messages)
         ]
 
     def _normalise_content(self, content: Any, where: str) -> Any:
         if not isinstance(content, list | tuple):
+            if not isinstance(content, str):
+                raise ValueError(f"{where} is {shorten(content)}; give a text, or a list of parts.")
             if self._adapter is None:
                 return content
-            content = [{"type": "text", "text": content}]  # anything but a text is refused below
+            content = [{"type": "text", "text": content}]
         parts: list[dict[str, str]] = []
         for i, part in enumerate(content):
             parts += self._normalise_part(part, f"{where}[{i}]")

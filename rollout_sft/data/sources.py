@@ -61,9 +61,13 @@ def read_rows(source: str | Sequence[str], *, split: str = "train", name: str | 
 
 
 def check_sources(source: str | Sequence[str]) -> None:
-    """Raises `FileNotFoundError` for a local file that is missing, and `ValueError` for one of an unknown kind."""
+    """Raises `FileNotFoundError` for a local file that is missing, and `ValueError` for what is never read."""
     for one in names_of(source):
         path = local_path(one)
+        if "://" in one:
+            raise ValueError(f"{cut(one, 200)}: addresses are not read; download the file and give its path.")
+        if any(sign in one for sign in "*?[") and not _exists(path or Path(one)):
+            raise ValueError(f"{cut(one, 200)}: patterns are not expanded; give a list of files.")
         if path is None:
             continue
         if not _exists(path):
@@ -203,9 +207,14 @@ def _read_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
     try:
         rows: Iterable[Any] = _undecoded(load_dataset(source, name, split=split))
     except Exception as error:  # offline, an unknown name, an unknown split, ...
+        why = f"(split {shorten(split)}): {type(error).__name__}: {cut(str(error), 300)}"
+        if Path(source).is_dir():
+            raise ValueError(
+                f"{cut(source, 200)} is a folder, and datasets cannot load it as a data set; list its files instead "
+                f"{why}"
+            ) from error
         raise ValueError(
-            f"{cut(source, 200)} is no local file, and datasets cannot load it as a data set "
-            f"(split {shorten(split)}): {type(error).__name__}: {cut(str(error), 300)}"
+            f"{cut(source, 200)} is no local file, and datasets cannot load it as a data set {why}"
         ) from error
     for number, row in enumerate(rows):
         yield f"{source}[{split}], row {number}", _without_none(row)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -76,6 +78,12 @@ def load_config(spec: ModelSpec, tokenizer: Tokenizer) -> PretrainedConfig:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING, n=1)
+        raise ValueError(
+            f"model.config.model_type is {shorten(model_type)}, which transformers does not know; "
+            f"{f'did you mean {near[0]}?' if near else 'it takes a name such as qwen3, llama or gemma3_text.'}"
+        )
     plain = AutoConfig.for_model(model_type)
     check_fields(plain, fields, "model.config")
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:

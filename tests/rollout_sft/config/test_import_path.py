@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rollout_sft.config.import_path import call_import_path, meant_import_path
+from rollout_sft.config.import_path import call_import_path, import_path, meant_import_path
 from rollout_sft.config.sections import DataSpec, ModelSpec
 from rollout_sft.data.loading import load_dataset
 from rollout_sft.model.loading import load_tokenizer
@@ -111,6 +111,10 @@ def test_a_point_instead_of_the_colon_is_found_before_a_hub_is_asked():
     source = DataSpec(source="examples.digits.data.load_digits")
     with pytest.raises(ValueError, match=r"^data\.train\.source is .* Write examples\.digits\.data:load_digits\.$"):
         load_dataset(source, None, key="data.train", seed=0)
+    with pytest.raises(
+        ValueError, match=r"^training\.callbacks is .* Write examples\.digits\.pictures:DrawCanvases\.$"
+    ):
+        import_path("examples.digits.pictures.DrawCanvases", key="training.callbacks", takes="a class")
     assert meant_import_path("no_such_module_here.build") is None
     assert meant_import_path("Qwen2.5-0.5B") is None
 

@@ -350,6 +350,22 @@ ERRORS = {
         "stages: [{name: a}, {name: b, model: {config: {hidden_size: 48}}}]",
         r"^stage b: model\.config is \{'hidden_size': 48\}, but a stage starts .*run the stage as a file of its own\.$",
     ),
+    "two types of half precision": (
+        "{training: {bf16: true}, model: {dtype: float16}}",
+        r"^training\.bf16 is True, which computes in bfloat16, but model\.dtype is float16\. Set model\.dtype: ",
+    ),
+    "extends in a stage": (
+        "stages: [{name: a}, {name: b, extends: base.yaml}]",
+        r"^stage b: extends is refused: it stands at the top of a file alone; write what the stage overrides into it",
+    ),
+    "warm-up in percent": (
+        "training: {warmup_steps: 10%}",
+        r"warmup_steps is '10%'; it takes a number; 10% is 0\.1\.$",
+    ),
+    "references in percent": (
+        "rollout_matching: {reference_fraction: 50 %}",
+        r"reference_fraction is '50 %'; it takes a number; 50 % is 0\.5\.$",
+    ),
     "not YAML": ("training: {", "not valid YAML"),
 }
 

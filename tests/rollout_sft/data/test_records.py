@@ -109,6 +109,11 @@ def test_a_bad_row_of_a_data_set_is_named_by_its_number(tmp_path):
         ({**PROMPT, "objects": [{"desc": "a"}]}, r"objects\[0\] has no 'bbox_2d'"),
         ({"messages": [], "objects": []}, r"messages is \[\]; give a list with at least one message"),
         ({"messages": ["hello"], "objects": []}, r"messages\[0\] is 'hello'; give"),
+        (
+            {"messages": [{"role": "user", "content": None}], "objects": []},
+            r"messages\[0\]\.content is None; give a text, or a list of parts",
+        ),
+        ({"messages": [{"role": "user", "content": 3}], "objects": []}, r"messages\[0\]\.content is 3; give a text"),
         ({"messages": [{"role": "assistant", "content": "[]"}], "objects": []}, "the last message is the assistant's"),
     ],
 )
@@ -116,6 +121,13 @@ def test_a_malformed_line_is_refused_by_file_and_number(tmp_path, chat, row, mes
     path = jsonl(tmp_path, PROMPT, row, PROMPT)
     with pytest.raises(ValueError, match=rf"data\.jsonl:2: {message}"):
         load_records(path, chat)
+
+
+def test_a_message_that_calls_tools_may_have_no_content(tmp_path, chat):
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    messages = [{"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "3"}]
+    (record,) = load_records(jsonl(tmp_path, {"messages": messages, "objects": []}), chat).records
+    assert record["messages"] == messages
 
 
 def test_messages_without_a_chat_template_are_refused(tmp_path):

@@ -122,6 +122,31 @@ def test_what_datasets_cannot_load_is_named(monkeypatch):
         load_records("owner/name", WORDS, split="eval")
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "https://example.com/train.jsonl",
+            r"^https://example\.com/train\.jsonl: addresses are not read; download the",
+        ),
+        ("hf://datasets/a/b", "^hf://datasets/a/b: addresses are not read; download the file and give its path"),
+        ("*.jsonl", r"^\*\.jsonl: patterns are not expanded; give a list of files"),
+        ("data/part-?", r"^data/part-\?: patterns are not expanded; give a list of files"),
+        ("./", r"^\. is a folder, and datasets cannot load it as a data set; list its files instead "),
+    ],
+)
+def test_what_is_no_file_and_no_data_set_is_refused_before_a_hub_is_asked(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_records(source, WORDS)
+
+
+def test_a_file_with_the_signs_of_a_pattern_in_its_name_is_read(tmp_path):
+    write(tmp_path, ".jsonl")
+    (tmp_path / "data.jsonl").rename(tmp_path / "data[1].jsonl")
+    assert len(load_records(str(tmp_path / "data[1].jsonl"), WORDS)) == 2
+
+
 def test_an_import_path_in_a_list_is_refused():
     spec = DataSpec(source=["a.jsonl", "module:function"])
     with pytest.raises(ValueError, match=r"data\.train\.source lists 'module:function', which is an import path"):

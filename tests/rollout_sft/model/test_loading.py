@@ -154,6 +154,11 @@ def test_a_pattern_that_matches_nothing_is_refused(tokenizer):
             {"model_type": "qwen3", "vision_config": {"depth": 4}},
             "model.config.vision_config is {'depth': 4}, but qwen3 has no such part; leave it out",
         ),
+        (
+            {"model_type": "qwen-3"},
+            "model.config.model_type is 'qwen-3', which transformers does not know; did you mean",
+        ),
+        ({"model_type": "qwen-3"}, "did you mean qwen3?"),
         ({"model_type": "qwen3", "vocab_size": 20}, "model.config.vocab_size is 20, but the tokenizer has"),
     ],
 )
