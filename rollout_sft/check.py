@@ -31,7 +31,7 @@ from rollout_sft.output_folder import find_folder_problems
 from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, step_facts
 from rollout_sft.parts import Parts, check_files, load_parts
 from rollout_sft.reporting.pages import print_page
-from rollout_sft.rollouts.base import Rollout, RolloutRequest
+from rollout_sft.rollouts.base import Rollout, RolloutRequest, StreamedRollouts
 from rollout_sft.rollouts.endings import ended_counters
 from rollout_sft.rollouts.vllm import INSTALL
 from rollout_sft.targets.notes import naming
@@ -45,11 +45,28 @@ REFERENCES = 512
 
 
 class NoRollouts:
-    """A rollout backend that never generates, so that no engine starts."""
+    """
+    A rollout backend that never generates, so that no engine starts.
+
+    Args:
+        name (`str`):
+            The backend that it stands for, in messages.
+    """
 
     counters: dict[str, tuple[float, float]] = {}  # noqa: RUF012
 
+    def __init__(self, name: str):
+        self.name = name
+
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Refuses."""
+        raise AssertionError("a check generates nothing")
+
+
+class NoStream(NoRollouts):
+    """Stands for a backend that hands out responses while others are generated."""
+
+    def begin(self, requests: Sequence[RolloutRequest]) -> StreamedRollouts:
         """Refuses."""
         raise AssertionError("a check generates nothing")
 
@@ -129,7 +146,7 @@ def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
                 processing_class=parts.tokenizer,
                 image_processor=parts.image_processor,
                 target_builder=parts.target_builder,
-                rollout_backend=NoRollouts(),
+                rollout_backend=_stand_in(args),
                 train_dataset=parts.train,
                 eval_dataset=parts.eval,
             )
@@ -182,6 +199,11 @@ def length_facts(args: RolloutSFTConfig, lengths: Lengths) -> dict[str, str]:
     if args.packing and args.post_rollout_pack_scope != "micro":
         facts["batch size"] = _batch_size(args, lengths)
     return facts
+
+
+def _stand_in(args: RolloutSFTConfig) -> NoRollouts:
+    streams = args.rollout_backend == "vllm" and args.vllm.mode == "server"
+    return (NoStream if streams else NoRollouts)(f"rollout_backend {args.rollout_backend}")
 
 
 def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:

@@ -23,6 +23,7 @@ from rollout_sft.data.sources import check_sources
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.choose import make_adapter
 from rollout_sft.model.adapters import load_adapted
+from rollout_sft.model.attention_names import attention_advice
 from rollout_sft.model.image_processor import load_image_processor
 from rollout_sft.model.loading import load_config, load_model, load_tokenizer
 from rollout_sft.targets.base import TargetBuilder
@@ -120,11 +121,11 @@ def _longest_prompt(args: RolloutSFTConfig, adapter: InputAdapter) -> int | None
 
 def _loading_model(spec: ModelSpec) -> AbstractContextManager[None]:
     key = "model.config" if spec.model_name_or_path is None else "model.model_name_or_path"
-    return _loading(key, spec.model_name_or_path or spec.config)
+    return _loading(key, spec.model_name_or_path or spec.config, attention=spec.attn_implementation)
 
 
 @contextmanager
-def _loading(key: str, value: Any) -> Iterator[None]:
+def _loading(key: str, value: Any, *, attention: str | None = None) -> Iterator[None]:
     """Names the key in the errors of transformers, and refuses a missing local path, which it would ask a hub for."""
     if isinstance(value, str) and value.startswith(("/", "./", "../", "~")) and not Path(value).exists():
         raise FileNotFoundError(f"{key} is {shorten(value)}: no such folder; the path is taken from {os.getcwd()}.")
@@ -135,7 +136,8 @@ def _loading(key: str, value: Any) -> Iterator[None]:
             raise
         if "attn_implementation" in str(error) or "FlashAttention" in str(error):
             raise ValueError(
-                f"model.attn_implementation cannot be used: {cut(str(error), 600)} On a CPU leave it out."
+                f"model.attn_implementation is {shorten(attention)}, which cannot be used: "
+                f"{attention_advice(attention)} transformers says: {cut(str(error), 600)}"
             ) from error
         if is_for_user(error) or (isinstance(value, str) and is_import_path(value)):
             raise

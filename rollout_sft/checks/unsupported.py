@@ -208,7 +208,7 @@ def check_waves_run_here(config: RolloutSFTConfig, backend: object, *, deepspeed
             "rollout_matching.rollout_waves is %d, but %s hands out all rollouts of a window together, so every window "
             "runs as with 1. Only vLLM servers (rollout_matching.vllm.mode: server) generate while packs are trained.",
             config.rollout_waves,
-            type(backend).__name__,
+            getattr(backend, "name", type(backend).__name__),
         )
 
 

@@ -3,11 +3,14 @@
 import os
 import re
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from rollout_sft import check, parts
 from tests.rollout_sft.test_train import CONFIG
+
+SERVER = "rollout_backend: vllm\n  vllm: {mode: server, base_url: 'http://127.0.0.1:9'}"
 
 
 @pytest.fixture
@@ -78,6 +81,32 @@ def test_a_shape_that_transformers_refuses_ends_with_the_message_alone(run):
     assert status == 2
     assert printed.startswith("error: model.config is {'model_type': 'llama', ")
     assert "The hidden size (33) is not a multiple of the number of attention heads (2)" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flash-attention-2", "is 'flash-attention-2', which cannot be used: did you mean flash_attention_2?"),
+        pytest.param(
+            "flash_attention_2",
+            "is 'flash_attention_2', which cannot be used: the package flash-attn is missing. Leave",
+            marks=pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed"),
+        ),
+    ],
+)
+def test_an_attention_that_cannot_be_used_is_answered_with_what_to_do(run, name, message):
+    status, _, printed = run(attention=("model:", f"model:\n  attn_implementation: {name}"))
+    assert status == 2
+    assert printed.startswith(f"error: model.attn_implementation {message}")
+
+
+@pytest.mark.parametrize(("backend", "warned"), [("rollout_backend: hf", True), (SERVER, False)])
+def test_waves_that_do_nothing_are_explained_with_the_key(run, caplog, backend, warned):
+    status, _, problems = run(scope=("scope: window", f"scope: window\n  rollout_waves: 99\n  {backend}"))
+    assert status == 0, problems
+    said = [record.getMessage() for record in caplog.records if "rollout_waves" in record.getMessage()]
+    assert len(said) == warned
+    assert all("is 99, but rollout_backend hf hands out all rollouts" in message for message in said)
 
 
 def test_scope_micro_says_what_the_carry_buffer_may_take(run):

@@ -215,7 +215,8 @@ def test_attention_that_cannot_be_used_is_named_by_its_key(finished):
     bad.write_text(f"extends: config.yaml\n{fresh}\nmodel: {{attn_implementation: flash}}\n")
     done = run("rollout_sft.train", "--config", str(bad), output=folder / "attention.txt")
     assert done.returncode == 2
-    assert "error: model.attn_implementation cannot be used: Specified `attn_implementation=" in done.text()
+    assert "error: model.attn_implementation is 'flash', which cannot be used: Leave attn_implement" in done.text()
+    assert "transformers says: Specified `attn_implementation=" in done.text()
 
 
 def test_a_bad_configuration_is_one_clear_message(finished):
