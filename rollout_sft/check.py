@@ -168,7 +168,7 @@ def measure(parts: Parts) -> Lengths:
     total = len(parts.train) if has_length(parts.train) else None
     prompts: list[tuple[int, str]] = []
     references: list[int] = []
-    for sample in islice(_samples(parts.train, total), PROMPTS):
+    for sample in islice(_samples(parts.train), PROMPTS):
         prompts.append((len(read_prompt(sample)), str(sample.get("id"))))
         if len(references) < REFERENCES:
             # A builder may have no reference answers.
@@ -246,8 +246,7 @@ def _find_unknown_metric(args: RolloutSFTConfig, parts: Parts) -> Iterator[str]:
     nothing = Rollout(response_ids=[], truncated=True)
     names = {} if args.end_rollouts == "never" else ended_counters([nothing], 1)
     try:
-        total = len(parts.eval) if has_length(parts.eval) else None
-        names |= parts.target_builder.score(next(_samples(parts.eval, total)), nothing)
+        names |= parts.target_builder.score(next(_samples(parts.eval)), nothing)
     except Exception:  # an evaluation says what is wrong, with a response that a model gave
         return
     try:
@@ -272,8 +271,9 @@ def _batch_size(args: RolloutSFTConfig, lengths: Lengths) -> str:
     )
 
 
-def _samples(dataset: Any, total: int | None) -> Iterator[Sample]:
-    return iter(dataset) if total is None else (dataset[i] for i in range(total))
+def _samples(dataset: Any) -> Iterator[Sample]:
+    size = len(dataset) if has_length(dataset) else None
+    return iter(dataset) if size is None else (dataset[i] for i in range(size))
 
 
 if __name__ == "__main__":
