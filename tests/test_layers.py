@@ -22,7 +22,7 @@ LAYERS = {
     "targets": {"config", "data", "inputs", "reporting", "rollouts"},
     "step": {"config", "data", "inputs", "model", "ranks", "reporting", "rollouts", "targets"},
     "checks": {"config", "inputs", "model", "ranks", "rollouts", "step"},
-    "checkpoint": {"config", "data", "inputs", "ranks", "step"},
+    "checkpoint": {"config", "data", "inputs", "model", "ranks", "step"},
 }
 
 

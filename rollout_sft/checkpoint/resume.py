@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import has_length
@@ -20,6 +21,7 @@ from rollout_sft.checkpoint.manifest import last_finished_checkpoint, read_finis
 from rollout_sft.checkpoint.response_lens import load_response_lens
 from rollout_sft.checkpoint.saving import SavingTrainer
 from rollout_sft.checkpoint.settings import check_changes, trained_with
+from rollout_sft.model.weights import compare_weights, has_adapter, load_weights, reading
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.step.schedule import MicroSchedule
 
@@ -97,8 +99,9 @@ class ResumableTrainer(SavingTrainer):
     def _is_at_its_end(self) -> bool:
         return bool(self.state.global_step >= self.state.max_steps)
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._read(lambda: super(ResumableTrainer, self)._load_from_checkpoint(*args, **kwargs))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load = super()._load_from_checkpoint
+        self._read(lambda: self._load_weights(resume_from_checkpoint, lambda: load(resume_from_checkpoint, model)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         fresh = remember(self.optimizer)
@@ -109,7 +112,23 @@ class ResumableTrainer(SavingTrainer):
         self._read(lambda: super(ResumableTrainer, self)._load_rng_state(checkpoint))
 
     def _load_best_model(self) -> None:
-        self._read(super()._load_best_model)
+        load = super()._load_best_model
+        self._read(lambda: self._load_weights(str(self.state.best_model_checkpoint), load))
+
+    def _load_weights(self, checkpoint: str, load: Callable[[], None]) -> None:
+        """
+        Loads the weights of a checkpoint, and compares them with what was saved.
+
+        `load` is the Trainer's way; it serves sharded weights, which were saved under the names of the living model,
+        and adapters. It would skip every other tensor whose name it does not find.
+        """
+        model = self.plain_model()
+        with reading(checkpoint):
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled or has_adapter(model):
+                load()
+            else:
+                load_weights(model, checkpoint)
+        compare_weights(model, checkpoint)
 
     def _read(self, read: Callable[[], None]) -> None:
         """Reads a part of a checkpoint on every rank; sharded weights are read in collectives."""

@@ -7,6 +7,7 @@ save. Collectives that write (FSDP, DeepSpeed) run inside [`entangled`].
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from rollout_sft.checkpoint.atomic_files import write_atomically
 from rollout_sft.checkpoint.carry_buffer import save_carry_buffer
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finished, mark_unfinished
 from rollout_sft.checkpoint.response_lens import save_response_lens
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.model.weights import DIGESTS, digests, hides_weights
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite, sum_is_finite
 from rollout_sft.step.schedule import MicroSchedule
@@ -125,9 +128,23 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # A given state dict is already gathered; without one, sharded weights are gathered while they are written.
         gathered = state_dict is not None or not self.writes_in_collectives()
-        self._hold(lambda: super(SavingTrainer, self)._save(output_dir, state_dict), local=gathered)
+        self._hold(lambda: self._save_weights(str(output_dir or self.args.output_dir), state_dict), local=gathered)
         if self.image_processor is not None and self.args.should_save:
             self._hold(lambda: self.image_processor.save_pretrained(output_dir or self.args.output_dir))
+
+    def _save_weights(self, folder: str, state_dict: Any) -> None:
+        """Saves the weights with their digests, by which a resume, or the next stage, knows that they came back."""
+        super()._save(folder, state_dict)
+        model = self.plain_model()
+        if not hides_weights(model) and (self.args.should_save or self.writes_in_collectives()):
+            found = digests(model, state_dict)
+            if self.args.should_save:
+                write_atomically(Path(folder) / DIGESTS, json.dumps(found, indent=1) + "\n")
+
+    def plain_model(self) -> nn.Module:
+        """Returns the model without the wrappers of DDP and torch.compile, but with its adapter."""
+        plain: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return plain
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         save = super()._save_optimizer_and_scheduler

@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from rollout_sft.config.adapter import read_adapter
 from rollout_sft.config.sections import ModelSpec
+from rollout_sft.model.weights import compare_weights, reading
 
 _SAVED = "adapter_config.json"
 _COMPARED = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
@@ -34,7 +35,8 @@ def load_adapted(spec: ModelSpec, load: Callable[[ModelSpec], nn.Module], *, see
             Seed of a new adapter's random weights.
 
     Raises:
-        `ValueError`: `model.peft` and the saved adapter differ, or peft cannot put the adapter on this model.
+        `ValueError`: `model.peft` and the saved adapter differ, or peft cannot put the adapter on this model, or the
+            model does not have the weights that were saved.
     """
     folder = None if spec.model_name_or_path is None else Path(spec.model_name_or_path)
     if folder is not None and (folder / _SAVED).is_file():
@@ -92,7 +94,9 @@ def _resume_adapter(spec: ModelSpec, folder: Path, load: Callable[[ModelSpec], n
 
     model: Any = load(replace(spec, model_name_or_path=below, config=None))
     trained = [p for p in model.parameters() if p.requires_grad]
-    adapted: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=spec.peft is not None)
+    with reading(folder):
+        adapted: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=spec.peft is not None)
+    compare_weights(adapted, folder)
     if spec.peft is not None:
         result: nn.Module = adapted
         return result

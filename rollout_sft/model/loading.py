@@ -27,6 +27,7 @@ from rollout_sft.config.shorten import shorten
 from rollout_sft.inputs.choose import QWEN_VL
 from rollout_sft.model.adapters import base_of
 from rollout_sft.model.config_fields import check_fields
+from rollout_sft.model.weights import check_report, compare_weights, has_digests
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
@@ -143,7 +144,8 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
         `PreTrainedModel`: The model, on the CPU.
 
     Raises:
-        `ValueError`: for the reasons of [`load_config`]; or a pattern of `freeze` matches no parameter, or nothing is
+        `ValueError`: for the reasons of [`load_config`]; the folder is that of an earlier run, and the model does not
+            have the weights that it saved; or a pattern of `freeze` matches no parameter, or nothing is
             left to train.
     """
     config = load_config(spec, tokenizer)
@@ -153,7 +155,14 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
     auto = AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     if spec.model_name_or_path is not None:
-        model: PreTrainedModel = auto.from_pretrained(spec.model_name_or_path, dtype=dtype, **kwargs)
+        ours = has_digests(spec.model_name_or_path)
+        loaded: Any = auto.from_pretrained(
+            spec.model_name_or_path, dtype=dtype, ignore_mismatched_sizes=ours, output_loading_info=True, **kwargs
+        )
+        model, report = loaded
+        if ours:
+            check_report(report, spec.model_name_or_path)
+            compare_weights(model, spec.model_name_or_path)
     else:
         set_seed(seed)
         model = auto.from_config(config, **kwargs, **({} if dtype == "auto" else {"dtype": dtype}))
