@@ -15,7 +15,7 @@ from torch import nn
 
 from rollout_sft.model.wrappers import base_model
 
-STATES = {"cache_params", "past_key_values", "state", "use_cache"}
+STATES = {"cache", "cache_params", "past_key_values", "state", "use_cache"}
 """Arguments by which a layer takes a state; a layer that has one and a convolution along the row is recurrent."""
 
 WITHOUT_CONVOLUTION = {

@@ -50,8 +50,8 @@ class SharedCalls:
         """Returns the part of an argument that each call gets; what does not run along the row is shared."""
         if isinstance(value, tuple | list):
             return list(zip(*(self.split(part) for part in value), strict=True)) or [value] * len(self.shapes)
-        if self._spans and isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] == (self.total,) * 2:
-            return [value[:, :, start:end, start:end] for start, end in self._spans]
+        if self._spans and isinstance(value, Tensor) and value.ndim in (2, 4) and value.shape[-2:] == (self.total,) * 2:
+            return [value[..., start:end, start:end] for start, end in self._spans]
         if self._spans and isinstance(value, Tensor) and value.shape[1:] == (1, self.total):
             # It counts from the first key, as when the segment is alone.
             return [value[:, :, : end - start] for start, end in self._spans]

@@ -80,7 +80,7 @@ def test_a_planted_leak_is_caught(leak):
 def test_a_model_class_that_always_leaks_is_caught(model_type):
     shape = {
         "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-        "falcon": {"multi_query": False, "alibi": False},
+        "falcon": {"multi_query": False, "alibi": True},  # without ALiBi it is isolated since transformers 5.24
         "bloom": {"n_layer": 2, "n_head": 2},
         "mpt": {"d_model": 32, "n_heads": 2, "n_layers": 2, "max_seq_len": 128},
     }[model_type]
