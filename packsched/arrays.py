@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from packsched.arguments import holds_integers
 from packsched.errors import PackingError
 
 
@@ -28,7 +29,7 @@ def as_integers(positions: Any) -> npt.NDArray[np.int64]:
             f"positions of type {type(positions).__name__} cannot be read as one integer array on the host: {error}"
         ) from None
     # An empty list has numpy's default dtype, float64; it holds no value that could be wrong.
-    if array.size and not np.issubdtype(array.dtype, np.integer):
+    if array.size and not holds_integers(array):
         raise _not_integers(array.dtype)
     return array.astype(np.int64)
 

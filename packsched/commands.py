@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from packsched.advise import LEAST_INFEASIBLE, advise
 from packsched.candidates import MICRO_STEPS, best, candidates, enough_segments, packing_lengths_for, yaml_of
 from packsched.errors import PackingError
+from packsched.files import FileError, printable, write_file
 from packsched.lengths import count_tokens, load_tokenizer, read_records
 from packsched.replay import replay, replays
 from packsched.report import Report, counted
 from packsched.simulate import simulate_ranks
 from packsched.steps import cut_steps
-from packsched.terminal import as_dict, console, print_candidates, print_json, print_report, progress
-from packsched.traces import Trace, TraceError, read_trace
+from packsched.terminal import as_dict, console, print_candidates, print_error, print_json, print_report, progress
+from packsched.traces import Trace, read_trace
 
 commands = typer.Typer(
     add_completion=False,
@@ -37,8 +37,13 @@ PLOTS = (".png", ".svg", ".pdf", ".html")
 
 def _in_a_folder(path: Path | None) -> Path | None:
     """Refuses a file that cannot be written, before anything is computed for it."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"{path}: there is no folder {path.parent}.")
+    try:
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"{path}: there is no folder {path.parent}.")
+        if path is not None and path.is_dir():
+            raise typer.BadParameter(f"{path}: a folder; give a file's name.")
+    except (OSError, ValueError) as error:  # no right to look, or a name that is too long
+        raise typer.BadParameter(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
     return path
 
 
@@ -56,7 +61,7 @@ TraceFile = Annotated[
 ]
 Column = Annotated[str, typer.Option(help="Column of the lengths.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the draws.")]
 
 
 @commands.command("replay")
@@ -87,7 +92,7 @@ def replay_command(
         read = read_trace(trace, column=column, window_column=window_column, rank_column=rank_column)
         read.check_fits(packing_length)
         if read.windows is not None and batch_size is not None:
-            raise TraceError(
+            raise FileError(
                 f"{read.source}: has windows in column {window_column!r}, so --batch-size {batch_size} has no meaning. "
                 "Leave it out, or name another --window-column."
             )
@@ -185,17 +190,17 @@ def lengths_command(
                 lens.append(count)
                 advance()
         if not lens:
-            raise TraceError(f"{data}: holds no records.")
+            raise FileError(f"{data}: holds no records.")
         lines = "".join(f'{{"length": {count}}}\n' for count in lens)
         if out is None:
             sys.stdout.write(lines)
         else:
-            out.write_text(lines)
+            write_file(out, lines.encode())
         ordered = sorted(lens)
         console(stderr=True).print(
             f"{counted(len(lens), 'record')}, {counted(sum(lens), 'token')}: mean {sum(lens) / len(lens):,.0f}, "
             f"median {ordered[len(lens) // 2]:,}, 90 % up to {ordered[ceil(0.9 * len(lens)) - 1]:,}, "
-            f"longest {ordered[-1]:,}." + ("" if out is None else f" Next: packsched advise {out}")
+            f"longest {ordered[-1]:,}." + ("" if out is None else f" Next: packsched advise {escape(str(out))}")
         )
 
 
@@ -237,7 +242,7 @@ def _draw(report: Report, target: Path) -> None:
     from packsched.plots import draw
 
     draw(report, target)
-    console(stderr=True).print(f"written: {escape(str(target))}", highlight=False)
+    console(stderr=True).print(f"written: {escape(printable(str(target)))}", highlight=False)
 
 
 @contextmanager
@@ -245,6 +250,6 @@ def _user_errors() -> Iterator[None]:
     """Ends the command with the message alone where the trace or an argument is at fault."""
     try:
         yield
-    except (TraceError, PackingError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+    except (FileError, PackingError) as error:
+        print_error(str(error))
         raise typer.Exit(2) from None

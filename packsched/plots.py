@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from packsched.errors import InfeasibleWindowError, UndecidedWindowError
+from packsched.files import printable, write_file
 from packsched.report import Report, headline, simulated_lines, table, what_to_do, words
 from packsched.window import plan_window
 
@@ -35,18 +36,23 @@ def draw(report: Report, target: Path) -> None:
     Args:
         report: What was replayed.
         target: The file; its suffix says which.
+
+    Raises:
+        FileError: The file cannot be written.
     """
     # Text stays text in a page, and the same replay gives the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "packsched", "font.size": 9}):
         if target.suffix == ".html":
-            target.write_text(_page(report), encoding="utf-8")
+            write_file(target, _page(report).encode())
             return
         figure = Figure(figsize=(11, 10.5), layout="constrained")
         figure.suptitle(headline(report), fontsize=10)
         parts: Any = figure.subfigures(3, 1, height_ratios=(1.05, 1.15, 0.9))
         for part, draw_part in zip(parts, (_draw_fill, _draw_packs, _draw_lengths), strict=True):
             draw_part(part, report)
-        figure.savefig(target, dpi=110)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=target.suffix[1:], dpi=110)
+        write_file(target, drawn.getvalue())
 
 
 def _draw_fill(figure: Any, report: Report) -> None:
@@ -170,7 +176,7 @@ def _page(report: Report) -> str:
         f"<figure>{_svg(part, report, height)}</figure>\n"
         for part, height in ((_draw_fill, 3.7), (_draw_packs, 4.0), (_draw_lengths, 3.0))
     )
-    trace = html.escape(report.trace)
+    trace = html.escape(printable(report.trace))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'

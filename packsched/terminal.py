@@ -1,4 +1,8 @@
-"""Prints on the terminal what the commands found, as tables or as JSON, and shows how far they are."""
+"""Prints on the terminal what the commands found, as tables or as JSON, and shows how far they are.
+
+Everything that the commands print goes through `console`, `print_error` or `print_json`, which escape the control
+characters that names in a trace may hold.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from packsched.candidates import Candidate, yaml_of
+from packsched.files import printable
 from packsched.report import Report, counted, headline, simulated_lines, table, what_to_do, words
 
 
 def print_report(report: Report) -> None:
     """Prints a replay: its table, the words in it, and what to do."""
     out = console()
-    out.print(f"[bold]{escape(report.trace)}[/bold]\n{headline(report)}", highlight=False)
+    out.print(f"[bold]{escape(printable(report.trace))}[/bold]\n{headline(report)}", highlight=False)
     names, rows = table(report)
     grid = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name in names:
@@ -118,19 +124,35 @@ def as_dict(report: Report) -> dict[str, Any]:
 
 def print_json(value: dict[str, Any]) -> None:
     """Prints a value as JSON, for programs."""
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    sys.stdout.write(json.dumps(value, indent=1).replace("\x7f", "\\u007f") + "\n")  # the one that json leaves
+
+
+class EscapingConsole(Console):
+    """Escapes control characters in everything that it prints; line ends stay."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Makes what rich prints for a text, in a sentence or in a table's cell."""
+        return super().render_str(printable(text, keep="\n"), **options)
 
 
 def console(stderr: bool = False) -> Console:
     """Returns what prints on standard output, or on standard error; 100 columns wide where no terminal reads it."""
-    return Console(stderr=stderr, width=None if sys.stdout.isatty() else 100, soft_wrap=False)
+    return EscapingConsole(stderr=stderr, width=None if sys.stdout.isatty() else 100, soft_wrap=False, emoji=False)
+
+
+def print_error(message: str) -> None:
+    """Prints why a command ends on standard error, in one line."""
+    out = EscapingConsole(stderr=True, soft_wrap=True, emoji=False)
+    out.print(f"[bold red]error:[/bold red] {escape(printable(message))}", highlight=False)
 
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[], object]]:
     """Shows a bar on the terminal while work is done; nothing where standard error is a file."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, console=EscapingConsole(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
 

@@ -124,7 +124,12 @@ class PackCollator:
 
     Args:
         dummy: The fields to pack, one value per token each, with the value that the one token of the dummy has. Other
-            fields of the segments are left out. `input_ids` and, without supervision, `labels` when not given.
+            fields of the segments are left out. `input_ids` and, without supervision, `labels` when not given. A value
+            with a dtype, such as `np.float64(0)`, gives its field that dtype. Otherwise tensors and arrays keep their
+            own, integers in lists become int64 and floats in lists torch's default dtype.
+
+    Raises:
+        PackingError: `dummy` lacks `input_ids`, or has an `attention_mask`.
 
     >>> collate = PackCollator()
     >>> batch = collate([{"input_ids": [7, 8, 9], "labels": [7, 8, 9]}, {"input_ids": [5, 6], "labels": [5, 6]}])
@@ -136,12 +141,18 @@ class PackCollator:
 
     def __init__(self, dummy: Mapping[str, float] | None = None) -> None:
         self.dummy = {"input_ids": 0, "labels": IGNORED} if dummy is None else dict(dummy)
+        if "input_ids" not in self.dummy or "attention_mask" in self.dummy:
+            raise PackingError(
+                f"dummy has the fields {sorted(self.dummy)}; it needs input_ids, and an attention_mask would let the "
+                "segments of a pack attend to each other."
+            )
 
     def __call__(self, segments: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns the batch of one pack.
 
         Args:
-            segments: Each maps the names of the fields to tensors, arrays or lists, all as long as its `input_ids`.
+            segments: Each maps the names of the fields to tensors, arrays or lists of one dimension, all as long as its
+                `input_ids`.
                 `labels` are those of transformers: where the token itself is, -100 where nothing is supervised.
                 Nothing predicts a segment's first token, so its label becomes -100. No segments give the dummy.
 
@@ -151,7 +162,8 @@ class PackCollator:
             models mix the segments.
 
         Raises:
-            PackingError: A segment lacks a field, or a field is not as long as `input_ids`.
+            PackingError: A segment lacks a field, a field is not as long as `input_ids`, has another number of
+                dimensions or values of another kind than the dummy's, or an `attention_mask` marks padding.
         """
         rows = segments or [{name: [value] for name, value in self.dummy.items()}]
         for index, row in enumerate(rows):
@@ -160,7 +172,16 @@ class PackCollator:
                 raise PackingError(
                     f"segment {index} has no {missing[0]!r}, only {sorted(row)}; see PackCollator(dummy=)."
                 )
-        fields = {name: [torch.as_tensor(row[name]) for row in rows] for name in self.dummy}
+            padding = int((torch.as_tensor(row.get("attention_mask", 1)) == 0).sum())
+            if padding:
+                raise PackingError(
+                    f"segment {index} has an attention_mask with {padding} zeros. A pack has no padding, and these "
+                    "tokens would be trained: cut them off in every field, or tokenize without padding."
+                )
+        fields = {
+            name: [_field(row[name], value, f"segment {index}: {name!r}") for index, row in enumerate(rows)]
+            for name, value in self.dummy.items()
+        }
         layout = PackLayout.from_lengths([len(ids) for ids in fields["input_ids"]])
         batch: Batch = {name: layout.concat(parts)[None] for name, parts in fields.items()}
         if "labels" in batch:
@@ -175,6 +196,32 @@ class PackCollator:
             "max_length_k": layout.max_seqlen,
             "use_cache": False,
         }
+
+
+def _field(values: Any, dummy: Any, where: str) -> Tensor:
+    """Returns one field of a segment as a tensor of one dimension and of the dtype that was asked for."""
+    try:
+        given = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PackingError(f"{where} cannot be read as a tensor: {error}") from None
+    if given.ndim != 1:
+        hint = "; a tokenizer with return_tensors='pt' adds a dimension: take [0]" if given.ndim == 2 else ""
+        raise PackingError(
+            f"{where} has the shape {tuple(given.shape)}; give one dimension, one value per token{hint}."
+        )
+    wanted = torch.as_tensor(dummy).dtype
+    keeps_own = hasattr(values, "dtype") and not hasattr(dummy, "dtype")
+    if keeps_own and (given.is_floating_point(), given.dtype == torch.bool) == (
+        wanted.is_floating_point,
+        wanted == torch.bool,
+    ):
+        return given
+    if not torch.can_cast(given.dtype, wanted):
+        raise PackingError(
+            f"{where} holds {given.dtype} and the dummy {wanted}, which cannot hold these values. Give the dummy a "
+            "value of their kind, such as 0.0."
+        )
+    return torch.as_tensor(values, dtype=wanted)  # from a list at once: by way of float32 digits would be lost
 
 
 def supervised_tokens(batch: Mapping[str, Any]) -> int:

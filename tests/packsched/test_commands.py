@@ -4,11 +4,14 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from matplotlib.figure import Figure
@@ -19,6 +22,7 @@ from packsched.commands import commands
 from packsched.replay import replay
 from packsched.report import Report
 from packsched.steps import cut_steps
+from packsched.terminal import print_json
 from rollout_sft.config.run import load_run
 
 CAP, GA = 1000, 4
@@ -409,6 +413,114 @@ def test_a_reader_that_leaves_ends_the_command_quietly(trace, tmp_path, monkeypa
             entry_point()()
         monkeypatch.undo()
     assert ended.value.code == 1
+
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", f"{HOSTILE},b\n1,2\n", r"it has \x1b[31mred\x1b]0;title\x07, b."),
+        ("a.jsonl", json.dumps({HOSTILE: 1}) + "\n", r"it has \x1b[31mred\x1b]0;title\x07."),
+        ("a.csv", "length,x,x\n1,2,3\n", "error: a.csv, line 1: the column 'x' is given twice; keep one."),
+        (
+            "a.jsonl",
+            '{"length": 1, "length": 2}\n',
+            "error: a.jsonl, line 1: the key 'length' is given twice; keep one.",
+        ),
+        ("a.csv", "length\n1\n\0\n", "error: a.csv, line "),
+    ],
+)
+def test_hostile_and_double_names_are_named_and_escaped(run, tmp_path, name, content, says):
+    (tmp_path / name).write_text(content)
+    printed = run("replay", name, *BASIC, code=2).output
+    assert says in printed
+    assert printed.replace("\n", "").isprintable()
+
+
+def test_arrays_that_are_no_trace_are_named(run, tmp_path):
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=[1], b=[2])
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117) + b"\n"
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    np.save(tmp_path / "times.npy", np.array([3, 4], dtype="m8[s]"))
+    np.save(tmp_path / "large.npy", np.array([3, 2**63 + 5], dtype="u8"))
+    np.save(tmp_path / "lists.npy", np.ones(2, dtype=[("length", "i8", (2,))]))
+    double = pyarrow.Table.from_arrays([pyarrow.array([5])] * 2, names=["length", "length"])
+    pyarrow.parquet.write_table(double, tmp_path / "double.parquet")
+    for name, says in {
+        "several.npy": "holds several arrays, as a .npz file does; give one",
+        "huge.npy": "not a .npy file of integers: ",
+        "times.npy": "the column of lengths holds timedelta64[s]; give whole numbers",
+        "large.npy": "index 1: the length is 9223372036854775813; too large",
+        "lists.npy": "the column of lengths holds int64 in lists; give whole numbers",
+        "double.parquet": "the column 'length' is given twice; keep one",
+    }.items():
+        assert f"error: {name}" in (printed := run("replay", name, *BASIC, code=2).output), printed
+        assert says in printed, printed
+
+
+def test_a_negative_seed_is_refused(run, trace):
+    for command in (["replay", *BASIC], ["advise"]):
+        assert "--seed" in (printed := run(command[0], trace([1]), *command[1:], "--seed", -1, code=2).output)
+        assert re.search(r"x>=0|greater than or equal to 0", printed)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".html"])
+def test_a_plot_that_cannot_be_written_is_named_and_leaves_the_old_one(run, trace, tmp_path, monkeypatch, suffix):
+    (tmp_path / f"folder{suffix}").mkdir()
+    assert (
+        "a folder; give a file's name" in run("replay", trace([1]), *BASIC, "--plot", f"folder{suffix}", code=2).output
+    )
+    too_long = "x" * 300 + suffix
+    assert "File name too long" in run("replay", trace([1]), *BASIC, "--plot", too_long, code=2).output
+    (tmp_path / f"old{suffix}").write_text("as it was")
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    printed = run("replay", trace([1]), *BASIC, "--plot", f"old{suffix}", code=2).output
+    assert f"error: old{suffix}: cannot be written: No space left on device." in printed
+    assert (tmp_path / f"old{suffix}").read_text() == "as it was"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_named(trace, tmp_path):
+    """In a process of its own, whose last words Python writes itself."""
+    path = str(tmp_path / trace([60, 70]))
+    for arguments in (["replay", path, *map(str, BASIC)], ["replay", path, *map(str, BASIC), "--json"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "packsched", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert done.stderr == "packsched: the output cannot be written: No space left on device.\n"
+        assert done.returncode == 1
+
+
+def test_an_argument_with_a_control_character_is_refused_before_anything_prints_it(monkeypatch):
+    for argument in ("\x1b[31m.jsonl", "a\nb", "\u202egnp"):
+        monkeypatch.setattr(sys, "argv", ["packsched", "replay", argument])
+        with pytest.raises(SystemExit) as ended:
+            entry_point()()
+        assert ended.value.code == (
+            f"packsched: the argument {argument!a} holds a control character; rename the file or column."
+        )
+
+
+def test_json_holds_no_raw_control_character(capsys):
+    print_json({"a\x7f\x1b": "\x9b"})
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    assert json.loads(printed) == {"a\x7f\x1b": "\x9b"}
+
+
+def test_names_from_a_trace_are_no_markup_and_no_control_characters(run, trace):
+    name = trace(lengths(n=20), name="[red]:smile:\x1b[1m\n.jsonl")
+    printed = run("replay", name, *BASIC).output
+    assert printed.startswith("[red]:smile:\\x1b[1m\\n.jsonl\n")
+    assert printed.replace("\n", "").isprintable()
 
 
 def entry_point():

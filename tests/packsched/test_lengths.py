@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from examples.digits.tokenizer import build_digits_tokenizer
 from packsched.commands import commands
+from packsched.files import FileError
 from packsched.lengths import AT_A_TIME, count_tokens, load_tokenizer, read_records
-from packsched.traces import TraceError, read_trace
+from packsched.traces import read_trace
 from rollout_sft.data.prompts import Prompts
 
 
@@ -78,7 +79,7 @@ def test_a_tokenizer_of_the_users_own_is_made_by_its_function(tmp_path, monkeypa
     ],
 )
 def test_a_function_that_makes_no_tokenizer_is_named(path, says):
-    with pytest.raises(TraceError, match=f"--tokenizer {path} {says}"):
+    with pytest.raises(FileError, match=f"--tokenizer {path} {says}"):
         load_tokenizer(path)
 
 
@@ -106,7 +107,7 @@ def test_more_records_than_are_encoded_at_once_keep_their_order(tokenizer):
 def test_a_bad_record_is_refused_by_its_place(tokenizer, record, columns, says):
     template, tokenizer.chat_template = tokenizer.chat_template, "{{ messages[0].role.x.y }}"
     try:
-        with pytest.raises(TraceError, match=f"^d, line 1: .*{says}"):
+        with pytest.raises(FileError, match=f"^d, line 1: .*{says}"):
             counted(tokenizer, record, columns=columns)
     finally:
         tokenizer.chat_template = template
@@ -116,7 +117,7 @@ def test_a_bad_record_is_refused_by_its_place(tokenizer, record, columns, says):
 def test_a_line_that_is_no_object_is_refused_by_its_number(tmp_path, line):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"text": "12"}\n' + line)
-    with pytest.raises(TraceError, match=f"{path}, line 2: not a JSON object"):
+    with pytest.raises(FileError, match=f"{path}, line 2: not a JSON object"):
         list(read_records(str(path)))
 
 
@@ -125,7 +126,7 @@ def test_a_line_that_is_no_object_is_refused_by_its_number(tmp_path, line):
     [("gone.jsonl", "cannot be read: No such file"), ("gone.parquet", "cannot be read: No such file")],
 )
 def test_missing_files_are_not_looked_up_anywhere(tmp_path, name, says):
-    with pytest.raises(TraceError, match=says):
+    with pytest.raises(FileError, match=says):
         list(read_records(str(tmp_path / name)))
 
 
@@ -140,14 +141,14 @@ def test_files_of_datasets_are_read_like_json_lines(tmp_path, monkeypatch):
         assert [record["text"] for _, record in read_records(str(source))] == ["12", "8 4"]
     path.write_text("text,note\n12,\n8 4,\n7,9\n")
     assert [place for place, _ in read_records(str(path))] == [f"{path}, record {number}" for number in (1, 2, 3)]
-    with pytest.raises(TraceError, match=r"datasets does not read it \(split 'gone'\)"):
+    with pytest.raises(FileError, match=r"datasets does not read it \(split 'gone'\)"):
         list(read_records(str(path.parent), split="gone"))
 
 
 @pytest.mark.parametrize("missing", ["transformers", "datasets"])
 def test_a_missing_package_is_named(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(TraceError, match=f"{missing}, which is not installed. Install it: pip install {missing}"):
+    with pytest.raises(FileError, match=f"{missing}, which is not installed. Install it: pip install {missing}"):
         load_tokenizer("any") if missing == "transformers" else list(read_records("any"))
 
 

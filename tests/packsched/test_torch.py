@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,3 +149,65 @@ def test_a_window_without_supervision_is_refused(model):
     with pytest.raises(PackingError, match="no weight on any rank"):
         run(model, [PackCollator()([])])
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (torch.ones(1, 3, dtype=torch.int64), r"has the shape \(1, 3\); give one dimension.*return_tensors='pt'"),
+        ([[1, 2, 3]], r"has the shape \(1, 3\)"),
+        (np.ones((3, 1), dtype=int), r"has the shape \(3, 1\)"),
+        (torch.tensor(3), r"has the shape \(\)"),
+        ([[1], [2, 3]], "cannot be read as a tensor"),
+        (["a"], "cannot be read as a tensor"),
+        ([2**70], "cannot be read as a tensor"),
+        ([1.0, 2.0, 3.0], "holds torch.float32 and the dummy torch.int64"),
+    ],
+)
+@pytest.mark.parametrize("field", ["input_ids", "labels", "extra"])
+def test_a_field_of_another_shape_or_kind_is_refused(field, values, says):
+    segment = {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "extra": [1, 2, 3]} | {field: values}
+    with pytest.raises(PackingError, match=f"^segment 1: '{field}' {says}"):
+        PackCollator({"input_ids": 0, "labels": -100, "extra": 0})(
+            [{"input_ids": [1, 2], "labels": [1, 2], "extra": [1, 2]}, segment]
+        )
+
+
+@pytest.mark.parametrize("as_kind", [list, np.array, torch.tensor])
+def test_an_attention_mask_that_marks_padding_is_refused(as_kind):
+    segment = {"input_ids": as_kind([1, 2, 0]), "labels": as_kind([1, 2, -100])}
+    good = PackCollator()([segment | {"attention_mask": as_kind([1, 1, 1])}])
+    assert good["input_ids"].tolist() == [[1, 2, 0]]
+    with pytest.raises(PackingError, match="segment 0 has an attention_mask with 1 zeros"):
+        PackCollator()([segment | {"attention_mask": as_kind([1, 1, 0])}])
+
+
+def test_a_dummy_without_input_ids_or_with_a_mask_is_refused():
+    for dummy in ({"labels": -100}, {"input_ids": 0, "attention_mask": 1}):
+        with pytest.raises(PackingError, match="dummy has the fields"):
+            PackCollator(dummy)
+
+
+@pytest.mark.parametrize(
+    ("dummy", "values", "dtype"),
+    [
+        (0.0, [0.1, 0.2], torch.float32),
+        (0.0, [1, 2], torch.float32),
+        (np.float64(0), [0.1, 0.2], torch.float64),
+        (np.float64(0), np.float32([0.1, 0.2]), torch.float64),
+        (torch.tensor(0.0, dtype=torch.bfloat16), [0.1, 0.2], torch.bfloat16),
+        (0.0, np.array([0.1, 0.2]), torch.float64),
+        (0.0, torch.tensor([0.5, 0.25], dtype=torch.float16), torch.float16),
+        (0, np.array([1, 2], dtype=np.int32), torch.int32),
+        (0, [True, False], torch.int64),
+        (0, np.array([True, False]), torch.int64),
+        (False, np.array([True, False]), torch.bool),
+    ],
+)
+def test_a_field_has_the_dtype_that_was_asked_for(dummy, values, dtype):
+    collate = PackCollator({"input_ids": 0, "extra": dummy})
+    row = collate([{"input_ids": [1, 2], "extra": values}])["extra"][0]
+    assert row.dtype == dtype
+    assert row.tolist() == torch.as_tensor(values, dtype=dtype).tolist()
+    if hasattr(dummy, "dtype"):
+        assert collate([])["extra"].dtype == dtype

@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from packsched.traces import TraceError, read_trace
+from packsched.files import FileError
+from packsched.traces import read_trace
 
 LENS, WINDOWS, RANKS = [700, 20, 4096, 1], [0, 0, 3, 3], [1, 0, 1, 0]
 
@@ -100,7 +101,7 @@ def test_columns_of_other_names_are_chosen_by_name(tmp_path):
 def test_a_bad_line_is_refused_by_its_number_and_value(tmp_path, text, says):
     path = tmp_path / "bad.txt"
     path.write_text(text)
-    with pytest.raises(TraceError, match=f"^{path}.*{says}"):
+    with pytest.raises(FileError, match=f"^{path}.*{says}"):
         read_trace(str(path))
 
 
@@ -127,13 +128,13 @@ def test_a_bad_file_is_refused_by_its_name(tmp_path, name, content, says):
         np.save(path, content)
     elif content is not None:
         pyarrow.parquet.write_table(content, path)
-    with pytest.raises(TraceError, match=f"^{path}.*{says}"):
+    with pytest.raises(FileError, match=f"^{path}.*{says}"):
         read_trace(str(path))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(TraceError, match=r"needs pyarrow. Install it: pip install 'packsched\[cli\]'"):
+    with pytest.raises(FileError, match=r"needs pyarrow. Install it: pip install 'packsched\[cli\]'"):
         read_trace(write(tmp_path, "parquet"))
 
 
@@ -142,9 +143,9 @@ def test_segments_longer_than_a_pack_are_counted_and_the_first_is_named(tmp_path
     path.write_text("length\n5\n900\n1200\n7\n")
     trace = read_trace(str(path))
     trace.check_fits(1200)
-    with pytest.raises(TraceError, match=r"line 3: the segment has 900 tokens and packing_length is 800\. 2 of 4 seg"):
+    with pytest.raises(FileError, match=r"line 3: the segment has 900 tokens and packing_length is 800\. 2 of 4 seg"):
         trace.check_fits(800)
-    with pytest.raises(TraceError, match="Raise --packing-length to 1200"):
+    with pytest.raises(FileError, match="Raise --packing-length to 1200"):
         trace.check_fits(800)
 
 
