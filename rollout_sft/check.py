@@ -27,9 +27,9 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.data.samples import Sample, read_prompt
-from rollout_sft.output_folder import find_folder_problems
+from rollout_sft.output_folder import find_folder_problems, find_start
 from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, step_facts
-from rollout_sft.parts import Parts, check_files, load_parts
+from rollout_sft.parts import Parts, check_files, compare_stage, load_parts
 from rollout_sft.reporting.pages import print_page
 from rollout_sft.rollouts.base import Rollout, RolloutRequest, StreamedRollouts
 from rollout_sft.rollouts.endings import ended_counters
@@ -112,16 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_files(stages)
         for stage in stages:
             check_scheduler(stage.training)
-        problems = [
-            *find_folder_problems(stages),
-            *(
-                problem
-                for number, stage in enumerate(stages)
-                for problem in _check_stage(
-                    stage, f"{Path(path).name}, stage {number + 1} of {len(stages)}", first=not number
-                )
-            ),
-        ]
+        problems = list(find_folder_problems(stages))
+        knows_model = True
+        for number, stage in enumerate(stages, 1):
+            if number > 1 and knows_model:
+                stage = stage.after(str(stages[number - 2].training.output_dir))
+            title = f"{Path(path).name}, stage {number} of {len(stages)}"
+            problems += _check_stage(stage, title, knows_model=knows_model)
+            knows_model = knows_model and find_start(stage.training).numbers is not None
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
@@ -133,15 +131,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
-    """Prints the page of a stage; returns what would fail."""
+def _check_stage(stage: StageConfig, title: str, *, knows_model: bool) -> list[str]:
+    """Prints the page of a stage, with its model where it is there already; returns what would fail."""
     args = stage.training
     parts = load_parts(stage)
     lengths = measure(parts)
-    if first:
+    changes: list[str] = []
+    if knows_model:
+        model = parts.load_model()
+        changes += _find_changes(stage, parts, model)
         with tempfile.TemporaryDirectory() as folder:  # a trainer makes its output folder
             trainer = RolloutSFTTrainer(
-                model=parts.load_model(),
+                model=model,
                 args=replace(args, output_dir=folder, push_to_hub=False),  # which would make a repository
                 processing_class=parts.tokenizer,
                 image_processor=parts.image_processor,
@@ -159,8 +160,16 @@ def _check_stage(stage: StageConfig, title: str, *, first: bool) -> list[str]:
         }
     facts |= length_facts(args, lengths)
     print_page(f"{title}: {stage.name}", facts)
-    problems = [*find_problems(args, lengths), *_find_unknown_metric(args, parts)]
+    problems = [*changes, *find_problems(args, lengths), *_find_unknown_metric(args, parts)]
     return [f"stage {stage.name}: {problem}" for problem in problems]
+
+
+def _find_changes(stage: StageConfig, parts: Parts, model: Any) -> Iterator[str]:
+    """Yields what a resume would refuse."""
+    try:
+        compare_stage(stage, parts, model, find_start(stage.training))
+    except ValueError as error:
+        yield str(error)
 
 
 def measure(parts: Parts) -> Lengths:

@@ -1,19 +1,93 @@
-"""Refuses to start a new run in a folder that holds the results of another one."""
+"""Looks into the output folder before a run: where it goes on, and whether it would replace the results of another."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rollout_sft.checkpoint.atomic_files import write_atomically
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint
+from rollout_sft.checkpoint.settings import how_long
+from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.sections import StageConfig
+from rollout_sft.reporting.summary import Numbers
 
-_RESULTS = ("checkpoint-*", "summary.json", "*.safetensors", "*.bin")
+logger = logging.getLogger(__name__)
+
+SUMMARY_FILE = "summary.json"
+_TRAINED_WITH = "trained_with"
+_RESULTS = ("checkpoint-*", SUMMARY_FILE, "*.safetensors", "*.bin")
 """What takes long to make again. A log alone is replaced: a run that was stopped in its first steps has one."""
 
 
 class OutputFolderError(ValueError):
     """Raised when a new run would replace the results of another one, or when a folder cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """
+    Says where a stage starts.
+
+    Args:
+        source (`str`, *optional*):
+            The checkpoint that it resumes from, or its folder if it is finished; None for the beginning.
+        saved (`dict`, *optional*):
+            What a finished stage was trained with; None where that is in the checkpoint.
+        numbers (`Numbers`, *optional*):
+            The numbers of a finished stage, in which nothing is left to train.
+    """
+
+    source: str | None = None
+    saved: dict[str, Any] | None = None
+    numbers: Numbers | None = None
+
+
+def find_start(args: RolloutSFTConfig) -> Start:
+    """
+    Finds where a stage starts: at its end, at a checkpoint, or at the beginning.
+
+    Args:
+        args (`RolloutSFTConfig`):
+            Gives `output_dir`, `resume_from_checkpoint`, `max_steps` and `num_train_epochs`.
+
+    Raises:
+        [`OutputFolderError`]: the stage is finished, its end was moved, and there is no checkpoint to go on from.
+    """
+    folder, resume = Path(str(args.output_dir)), args.resume_from_checkpoint
+    if not resume:
+        return Start()
+    checkpoint = last_finished_checkpoint(folder) if resume is True else resume
+    summary = folder / SUMMARY_FILE
+    if summary.is_file():
+        numbers: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+        saved = numbers.pop(_TRAINED_WITH, None)
+        if saved is None or saved["how_long"] == how_long(args):
+            return Start(source=str(folder), saved=saved, numbers=numbers)
+        if checkpoint is None:
+            raise OutputFolderError(
+                f"{folder} holds a run that ended with {_told(saved['how_long'])}, and no checkpoint from which it "
+                f"could go on to {_told(how_long(args))}. Set them back, or give {folder} as "
+                "model.model_name_or_path of a run with another output_dir."
+            )
+    if checkpoint is None:
+        logger.info("%s holds no finished checkpoint: it starts from the beginning.", folder)
+    return Start(source=checkpoint)
+
+
+def write_summary(args: RolloutSFTConfig, numbers: Numbers, trained_with: dict[str, Any]) -> None:
+    """Writes the numbers of a finished stage, and what it was trained with, to `summary.json`."""
+    text = json.dumps({**numbers, _TRAINED_WITH: trained_with}, indent=2)
+    write_atomically(Path(str(args.output_dir)) / SUMMARY_FILE, text + "\n")
+
+
+def _told(values: dict[str, float]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in values.items())
 
 
 def check_output_folders(stages: Sequence[StageConfig]) -> None:

@@ -14,6 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from rollout_sft.checkpoint.comparison import Comparison, compare
+from rollout_sft.checkpoint.described_parts import describe_parts
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.import_path import is_import_path
 from rollout_sft.config.sections import ModelSpec, StageConfig
@@ -26,6 +28,7 @@ from rollout_sft.model.adapters import load_adapted
 from rollout_sft.model.attention_names import attention_advice
 from rollout_sft.model.image_processor import load_image_processor
 from rollout_sft.model.loading import load_config, load_model, load_tokenizer
+from rollout_sft.output_folder import Start
 from rollout_sft.targets.base import TargetBuilder
 from rollout_sft.targets.loading import make_target_builder
 from rollout_sft.user_errors import is_for_user
@@ -103,6 +106,37 @@ def load_parts(stage: StageConfig) -> Parts:
         target_builder=make_target_builder(tokenizer, args),
         load_model=lambda: _load_model(spec, tokenizer, args.seed),
     )
+
+
+def compare_stage(stage: StageConfig, parts: Parts, model: nn.Module, start: Start) -> Comparison | None:
+    """
+    Compares a stage that resumes with what it resumes, before a trainer is made; every rank calls it.
+
+    Args:
+        stage (`StageConfig`):
+            The stage.
+        parts (`Parts`):
+            What was loaded for it.
+        model (`nn.Module`):
+            The model that `parts` loaded.
+        start ([`~rollout_sft.output_folder.Start`]):
+            Where the stage starts.
+
+    Returns:
+        `Comparison` or `None`: None where there is nothing to compare with.
+
+    Raises:
+        `ValueError`: what it resumes is damaged, or was trained with other settings.
+    """
+    if start.source is None or (start.numbers is not None and start.saved is None):
+        return None
+    described = describe_parts(
+        model,
+        tokenizer=parts.tokenizer,
+        image_processor=parts.image_processor,
+        target_builder=parts.target_builder,
+    )
+    return compare(stage.training, model, described, parts.train, start.source, start.saved)
 
 
 def _load_model(spec: ModelSpec, tokenizer: Tokenizer, seed: int) -> nn.Module:

@@ -7,21 +7,19 @@ tokenizer, `log.jsonl`, `summary.json`, `curves.png` and `packs.png` (how the la
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from rollout_sft.checkpoint.atomic_files import write_atomically
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint
-from rollout_sft.checkpoint.settings import end_was_moved
 from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
+from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
-from rollout_sft.output_folder import check_output_folders
+from rollout_sft.output_folder import Start, check_output_folders, find_start, write_summary
 from rollout_sft.overview import stage_facts
-from rollout_sft.parts import check_files, load_parts
+from rollout_sft.parts import check_files, compare_stage, load_parts
 from rollout_sft.ranks.distributed import entangled, leave_together, together
 from rollout_sft.reporting.curves import draw_curves
 from rollout_sft.reporting.pages import print_files, print_page
@@ -29,7 +27,10 @@ from rollout_sft.reporting.summary import Numbers, draw_packs, print_table, summ
 from rollout_sft.trainer import RolloutSFTTrainer
 from rollout_sft.user_errors import message_alone
 
-SUMMARY_FILE = "summary.json"
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C ended, as shells give it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,17 +59,16 @@ def _run(path: str) -> None:
     should_log = stages[0].training.should_log
     logging.getLogger("rollout_sft").setLevel(logging.INFO if should_log else logging.WARNING)
     columns: list[tuple[str, Numbers]] = []
-    weights: str | None = None
     for number, stage in enumerate(stages, 1):
-        if weights is not None:
-            tokenizer = stage.model.tokenizer_name_or_path or weights
-            stage = replace(
-                stage,
-                model=replace(stage.model, model_name_or_path=weights, config=None, tokenizer_name_or_path=tokenizer),
-            )
+        if columns:
+            stage = stage.after(str(stages[number - 2].training.output_dir))
         title = f"{Path(path).name}, stage {number} of {len(stages)}: {stage.name}"
-        columns.append((stage.name, run_stage(stage, title)))
-        weights = stage.training.output_dir
+        try:
+            columns.append((stage.name, run_stage(stage, title)))
+        except KeyboardInterrupt:
+            if should_log:
+                print(how_to_resume(stage.training, path), file=sys.stderr, flush=True)
+            raise SystemExit(INTERRUPTED) from None
         if should_log:
             print_table(columns, f"{Path(path).name}, {len(columns)} of {len(stages)} stages")
     if should_log:
@@ -89,18 +89,16 @@ def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
         `Numbers`: the numbers of its column in the table.
     """
     args = stage.training
-    folder = Path(str(args.output_dir))
-    summary = folder / SUMMARY_FILE
-    resume = args.resume_from_checkpoint
-    if resume and summary.is_file() and not end_was_moved(args):
-        finished: Numbers = json.loads(summary.read_text(encoding="utf-8"))
-        return finished
-    if resume is True:
-        # A stage that has not saved yet starts from its beginning.
-        resume = last_finished_checkpoint(folder)
+    start = find_start(args)
     parts, _ = together(lambda: load_parts(stage), share=lambda _: None)
+    model = parts.load_model()
+    comparison = compare_stage(stage, parts, model, start)
+    if start.numbers is not None:
+        if args.should_log:
+            logger.warning(finished_line(stage, start))
+        return start.numbers
     trainer = RolloutSFTTrainer(
-        model=parts.load_model(),
+        model=model,
         args=args,
         processing_class=parts.tokenizer,
         image_processor=parts.image_processor,
@@ -108,21 +106,24 @@ def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
         train_dataset=parts.train,
         eval_dataset=parts.eval,
     )
+    trainer.comparison = comparison
     report = trainer.probe()
     if trainer.is_world_process_zero():
         print_page(title or stage.name, stage_facts(stage, parts, trainer, report))
-    before = trainer.evaluate() if stage.eval else {}
-    check_best_metric(before, args)
-    trainer.train(resume_from_checkpoint=resume)
+    if stage.eval and not start.source:
+        check_best_metric(trainer.evaluate(), args)
+    trainer.train(resume_from_checkpoint=start.source)
     after = trainer.evaluate() if stage.eval else {}
+    # The log of a resumed run begins with the evaluation before the first step.
+    before = next((entry for entry in trainer.state.log_history if not entry["step"]), {})
     numbers = summarise(trainer.state.log_history, before, after)
 
     def write() -> None:
         with entangled(trainer.writes_in_collectives()):
             trainer.save_model()
-        _draw(trainer, stage, before)
+        _draw(trainer, stage)
         if trainer.is_world_process_zero():
-            write_atomically(summary, json.dumps(numbers, indent=2) + "\n")
+            write_summary(args, numbers, trainer.trained_with)
 
     together(write, share=lambda _: None)
     trainer.generation.close()
@@ -130,13 +131,32 @@ def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
     return numbers
 
 
-def _draw(trainer: RolloutSFTTrainer, stage: StageConfig, before: dict[str, float]) -> None:
+def finished_line(stage: StageConfig, start: Start) -> str:
+    """Says that nothing is left to train in a finished stage, and how it could go on."""
+    unknown = "" if start.saved else " An earlier version finished it, so its settings were not compared."
+    return (
+        f"Stage {stage.name} is finished in {start.source}, and nothing was trained.{unknown} To go on raise "
+        "training.max_steps (or num_train_epochs); to train anew name another training.output_dir."
+    )
+
+
+def how_to_resume(args: RolloutSFTConfig, path: str) -> str:
+    """Says in one line how an interrupted stage goes on."""
+    checkpoint = last_finished_checkpoint(str(args.output_dir))
+    if checkpoint is None:
+        return f"Interrupted before the first checkpoint of {args.output_dir}: nothing can be resumed."
+    key = (
+        "" if args.resume_from_checkpoint is True else f"set `resume_from_checkpoint: true` in training of {path} and "
+    )
+    return f"Interrupted. To go on from {checkpoint}, {key}start the same command again."
+
+
+def _draw(trainer: RolloutSFTTrainer, stage: StageConfig) -> None:
     args = stage.training
     folder = Path(str(args.output_dir))
     if not trainer.is_world_process_zero():
         return
-    # Training begins with an empty log, without the evaluation before it.
-    draw_curves([{**before, "step": 0}, *trainer.state.log_history], folder / "curves.png", f"Stage {stage.name}")
+    draw_curves(trainer.state.log_history, folder / "curves.png", f"Stage {stage.name}")
     if args.packing and trainer.last_window:
         title = f"The last window of stage {stage.name}: scope {args.post_rollout_pack_scope}"
         draw_packs(trainer.last_window, args.packing_length, folder / "packs.png", title)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProcessorMixin, ProgressCallback
 
+from rollout_sft.checkpoint.described_parts import describe_parts
 from rollout_sft.checkpoint.resume import ResumableTrainer
 from rollout_sft.checks import unsupported
 from rollout_sft.checks.equivalence import validate_window
@@ -107,6 +108,14 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         unsupported.reject_wrong_types(model, args, tokenizer)
         unsupported.reject_hooks(kwargs)
         look_for_unused_parameters(model, args)
+        self.target_builder = target_builder or make_target_builder(tokenizer, args)
+        self.described = describe_parts(
+            model,
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            target_builder=self.target_builder,
+            optimizers=kwargs.get("optimizer_cls_and_kwargs") or kwargs.get("optimizers"),
+        )
         if not kwargs.get("optimizer_cls_and_kwargs") and not any(kwargs.get("optimizers") or ()):
             unsupported.check_optimizer(model, args)
         if (kwargs.get("optimizers") or (None, None))[1] is None:
@@ -133,7 +142,6 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.pack_times = PackTimes(args.device, active=args.post_rollout_pack_scope == "global" and not sharded)
         self.schedule = make_schedule(args, plain.config, self.inputs.seen_size, self.pack_times)
         self.fill_estimate = FillEstimate(args)
-        self.target_builder = target_builder or make_target_builder(tokenizer, args)
         self.generation = Generation(
             args,
             tokenizer,

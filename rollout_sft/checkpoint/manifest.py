@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 FINISHED = "finished"
 """Name of the file that marks a checkpoint as complete."""
-FORMAT = 2
+FORMAT = 3
 """Version of the manifest's format; increased when an older reader would misread the manifest."""
-_UNCHECKED = 1
-"""The checksums of this earlier format are no longer computed; sizes and settings are compared."""
+_EARLIER = re.compile(r'\{"format": ([12]), ')
+"""How the manifests of earlier formats begin."""
 _READ = 2**19
 """Larger reads are hardly faster, and the memory for them has to be cleared first."""
 
@@ -78,6 +80,30 @@ def last_finished_checkpoint(output_dir: str | Path) -> str | None:
     return next(iter(_finished(output_dir)), None)
 
 
+def rotate(output_dir: str | Path, limit: int | None, *, step: int, best_step: int | None = None) -> None:
+    """
+    Removes checkpoints until `limit` are left: unfinished ones first, then those of later steps, then the oldest.
+
+    Checkpoints of later steps are left over from a run that this one replaces, or was resumed before. Steps decide, not
+    times: a folder that was copied, or a clock that was set back, makes no checkpoint older.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The run's folder.
+        limit (`int`, *optional*):
+            `training.save_total_limit`; None or 0 keeps all.
+        step (`int`):
+            The step of the checkpoint that was just saved, which stays.
+        best_step (`int`, *optional*):
+            The step of the best checkpoint, which stays too.
+    """
+    found = _checkpoints(output_dir)
+    order = sorted(found, key=lambda at: ((found[at] / FINISHED).is_file(), at <= step, at))
+    removable = [at for at in order if at not in (step, best_step)]
+    for at in removable[: max(0, len(found) - limit) if limit else 0]:
+        shutil.rmtree(found[at], ignore_errors=True)
+
+
 def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str, Any] | None:
     """
     Reads the manifest of a checkpoint; refuses one that is incomplete or damaged.
@@ -110,17 +136,16 @@ def read_finished(checkpoint: str | Path, *, contents: bool = True) -> dict[str,
             checkpoint,
         )
         return None
+    if earlier := _EARLIER.match(text):
+        raise ValueError(
+            f"{checkpoint} was saved by an earlier version: its manifest has format {earlier[1]}, which lacks settings "
+            f"that format {FORMAT} compares. Resume it with the version that saved it. If you know that its files are "
+            f"whole and the settings the same, empty its file {FINISHED}; then nothing is compared."
+        )
     damage = _damage(folder, text, contents)
     if damage is not None:
         raise DamagedCheckpointError(f"{checkpoint} is damaged: {damage}. {_last_good(folder)}")
-    manifest = json.loads(text)
-    if manifest["format"] == _UNCHECKED:
-        logger.warning(
-            "an earlier version saved %s: the sizes of its files and the settings of its run are compared, not the "
-            "contents.",
-            checkpoint,
-        )
-    trained_with: dict[str, Any] = manifest["trained_with"]
+    trained_with: dict[str, Any] = json.loads(text)["trained_with"]
     return trained_with
 
 
@@ -154,9 +179,8 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
             manifest["trained_with"][part].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its manifest {FINISHED} cannot be read ({type(error).__name__}: {cut(str(error), 200)})"
-    if version not in (_UNCHECKED, FORMAT):
-        read = f"{_UNCHECKED} and {FORMAT}"
-        return f"its manifest {FINISHED} has format {shorten(version)}, and this version reads formats {read}"
+    if version != FORMAT:
+        return f"its manifest {FINISHED} has format {shorten(version)}, and this version reads format {FORMAT}"
     buffer = memoryview(bytearray(_READ))
     try:
         for path, (size, _) in expected.items():
@@ -165,7 +189,7 @@ def _damage(folder: Path, text: str, contents: bool) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes and was saved with {size}"
-        for path, (_, checksum) in expected.items() if contents and version == FORMAT else ():
+        for path, (_, checksum) in expected.items() if contents else ():
             if _describe(path, buffer)["checksum"] != checksum:
                 return f"{cut(str(path.relative_to(folder)), 200)} was changed after it was saved"
     except (OSError, ValueError) as error:  # a name that no file can have, or one outside of the folder
@@ -182,12 +206,17 @@ def _size_and_checksum(file: Any) -> tuple[int, str]:
 
 def _finished(output_dir: str | Path) -> list[str]:
     """Lists the finished checkpoints of a run, the latest first."""
+    found = _checkpoints(output_dir)
+    return [str(found[step]) for step in sorted(found, reverse=True) if (found[step] / FINISHED).is_file()]
+
+
+def _checkpoints(output_dir: str | Path) -> dict[int, Path]:
     steps = {}
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if step.isascii() and step.isdigit() and (path / FINISHED).is_file():
-            steps[int(step)] = str(path)
-    return [steps[step] for step in sorted(steps, reverse=True)]
+        if step.isascii() and step.isdigit() and path.is_dir():
+            steps[int(step)] = path
+    return steps
 
 
 def _last_good(folder: Path) -> str:

@@ -16,11 +16,10 @@ from transformers.trainer_utils import has_length
 
 from rollout_sft.checkpoint.carry_buffer import carried, load_carry_buffer
 from rollout_sft.checkpoint.changed_rates import put_back, remember
-from rollout_sft.checkpoint.data_fingerprint import fingerprint
-from rollout_sft.checkpoint.manifest import last_finished_checkpoint, read_finished
+from rollout_sft.checkpoint.comparison import Comparison, compare
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checkpoint.response_lens import load_response_lens
 from rollout_sft.checkpoint.saving import SavingTrainer
-from rollout_sft.checkpoint.settings import check_changes, trained_with
 from rollout_sft.model.weights import compare_weights, has_adapter, load_weights, reading
 from rollout_sft.ranks.distributed import entangled, together
 from rollout_sft.step.schedule import MicroSchedule
@@ -31,6 +30,10 @@ logger = logging.getLogger(__name__)
 class ResumableTrainer(SavingTrainer):
     """Resumes a [`SavingTrainer`] from its finished checkpoints, and from no others."""
 
+    described: dict[str, Any]
+    """The result of [`~rollout_sft.checkpoint.described_parts.describe_parts`], from before the trainer was made."""
+    comparison: Comparison | None = None
+    """A comparison that the next call of `train` need not repeat."""
     _changed: frozenset[str] = frozenset()
     """Settings that may differ from the checkpoint's, and do."""
 
@@ -40,21 +43,12 @@ class ResumableTrainer(SavingTrainer):
             resume_from_checkpoint = last_finished_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} holds no finished checkpoint to resume from.")
-        together(partial(self._compare, resume_from_checkpoint or None), share=lambda _: None)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _compare(self, checkpoint: str | None) -> None:
-        """Refuses a checkpoint that is damaged or belongs to another run, before anything is read from it."""
-        first = self.is_world_process_zero()
-        _, data = together(lambda: fingerprint(self.train_dataset) if first else None, share=lambda found: found)
-        self.trained_with = trained_with(self.args, self.accelerator.unwrap_model(self.model), data[0])
-        self._changed = frozenset()
-        if checkpoint is None:
-            return
-        # Every machine reads the files once.
-        saved = read_finished(checkpoint, contents=self.args.should_save)
-        if saved is not None:
-            self._changed = check_changes(checkpoint, saved, self.trained_with, self.args.resume_with_changes)
+        checkpoint = resume_from_checkpoint or None
+        if self.comparison is None or self.comparison.source != checkpoint:
+            self.comparison = compare(self.args, self.plain_model(), self.described, self.train_dataset, checkpoint)
+        self.trained_with, self._changed = self.comparison.trained_with, self.comparison.changed
+        self.comparison = None  # files and data may change before the trainer trains again
+        return super().train(checkpoint, *args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         checkpoint = kwargs.get("resume_from_checkpoint")
@@ -70,10 +64,16 @@ class ResumableTrainer(SavingTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Reads from the checkpoint's epoch how often a stream has started again, which the Trainer does not know."""
+        """
+        Keeps the evaluation before training in the log of a new run, so that its checkpoints hold it.
+
+        Reads from the checkpoint's epoch how often a stream has started again, which the Trainer does not know.
+        """
+        before = [] if resume_from_checkpoint or self.state.global_step else self.state.log_history
         start: tuple[int, int] = super()._init_training_state(
             max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial
         )
+        self.state.log_history = [*before, *self.state.log_history]
         if self._is_at_its_end() and self.is_world_process_zero():
             logger.warning(
                 "the checkpoint is at step %d of %d: nothing is left to train. To go on raise training.max_steps (or "

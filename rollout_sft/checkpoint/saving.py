@@ -16,11 +16,11 @@ from typing import Any
 from torch import nn
 from torch.serialization import get_crc32_options, set_crc32_options
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rollout_sft.checkpoint.atomic_files import write_atomically
 from rollout_sft.checkpoint.carry_buffer import save_carry_buffer
-from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finished, mark_unfinished
+from rollout_sft.checkpoint.manifest import last_finished_checkpoint, mark_finished, mark_unfinished, rotate
 from rollout_sft.checkpoint.response_lens import save_response_lens
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.model.weights import DIGESTS, digests, hides_weights
@@ -81,12 +81,7 @@ class SavingTrainer(Trainer):
             if not self.args.should_save:
                 return
             mark_finished(folder, self.trained_with)
-            rotate_checkpoints(
-                output_dir=run_folder,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            rotate(run_folder, limit, step=self.state.global_step, best_step=self.state.best_global_step)
 
         for part in (begin, write, finish):
             together(part, share=lambda _: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from rollout_sft.config.adapter import read_adapter
@@ -135,6 +135,12 @@ class StageConfig:
     train: DataSpec
     eval: DataSpec | None
     boxes: BoxUnits = "as_given"
+
+    def after(self, folder: str) -> StageConfig:
+        """Returns the stage with the weights, and unless it names another the tokenizer, that the one before saved."""
+        tokenizer = self.model.tokenizer_name_or_path or folder
+        model = replace(self.model, model_name_or_path=folder, config=None, tokenizer_name_or_path=tokenizer)
+        return replace(self, model=model)
 
     def __post_init__(self) -> None:
         for key, computes_in in (("bf16", "bfloat16"), ("fp16", "float16")):

@@ -116,16 +116,16 @@ class LogLineCallback(ProgressCallback):
     def __init__(self) -> None:
         super().__init__()
         self._bars = sys.stderr.isatty()
-        self._log: Path | None = None  # the first entry of a run starts a new file
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the bar; on resume, starts `log.jsonl` with the entries of the checkpoint."""
+        """Starts the bar, and `log.jsonl` anew with the entries of the state, which are those of the checkpoint."""
         if self._bars and not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero and state.log_history:
-            self._begin(args, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+        if state.is_world_process_zero:
+            entries = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
+            _log_file(args).write_text(entries, encoding="utf-8")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves the bar."""
@@ -160,15 +160,8 @@ class LogLineCallback(ProgressCallback):
             self.training_bar.write(line)
         else:
             print(line, flush=True)
-        path = self._log or self._begin(args, "")
-        with path.open("a", encoding="utf-8") as file:
+        with _log_file(args).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
-
-    def _begin(self, args: TrainingArguments, text: str) -> Path:
-        self._log = Path(str(args.output_dir)) / LOG_FILE
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._log.write_text(text, encoding="utf-8")
-        return self._log
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -176,3 +169,9 @@ class LogLineCallback(ProgressCallback):
         """Closes the bar."""
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
+
+
+def _log_file(args: TrainingArguments) -> Path:
+    path = Path(str(args.output_dir)) / LOG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,6 +1,7 @@
 """A checkpoint's files are those that were saved, or the one that is not is named."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from rollout_sft.checkpoint.atomic_files import write_atomically
 from rollout_sft.checkpoint.manifest import (
     FINISHED,
+    FORMAT,
     DamagedCheckpointError,
     last_finished_checkpoint,
     mark_finished,
     read_finished,
+    rotate,
 )
 
 WITH = {"settings": {"training.seed": 1}, "how_long": {}, "versions": {}}
@@ -20,7 +23,7 @@ BLOCK = 2**20
 
 def whole(**changes):
     """A manifest with some parts changed."""
-    return json.dumps({"format": 1, "files": {}, "trained_with": WITH, **changes})
+    return json.dumps({"format": FORMAT, "files": {}, "trained_with": WITH, **changes})
 
 
 @pytest.fixture
@@ -75,7 +78,7 @@ def test_the_last_good_checkpoint_is_one_that_is_whole(checkpoint):
     [
         ("{", "its manifest finished cannot be read"),
         ("[]", "its manifest finished cannot be read"),
-        ('{"format": 1, "files": {"a": {}}, "trained_with": {}}', "its manifest finished cannot be read"),
+        (whole(files={"a": {}}, trained_with={}), "its manifest finished cannot be read"),
         ("[" * 100_000, "its manifest finished cannot be read .RecursionError"),
         (whole(trained_with={}), "its manifest finished cannot be read .KeyError: 'settings'"),
         (whole(trained_with={**WITH, "settings": None}), "its manifest finished cannot be read .AttributeError"),
@@ -85,7 +88,7 @@ def test_the_last_good_checkpoint_is_one_that_is_whole(checkpoint):
         (whole(files={"/dev/null": {"size": 0, "checksum": ""}}), "names a file that cannot be read"),
         (whole(files={"a\0": {"size": 0, "checksum": ""}}), "a.* is missing"),
         (whole(format="x" * 100_000), "has format 'xxx"),
-        (whole(format=3), "has format 3, and this version reads formats 1 and 2"),
+        (whole(format=4), "has format 4, and this version reads format 3"),
     ],
 )
 def test_a_damaged_manifest_is_called_that(checkpoint, text, message):
@@ -122,15 +125,49 @@ def test_pages_and_blocks_that_change_their_places_are_found(checkpoint, one):
         read_finished(checkpoint)
 
 
-def test_a_manifest_of_format_1_compares_sizes_and_warns(checkpoint, caplog):
-    manifest = json.loads((checkpoint / FINISHED).read_text())
-    files = {name: {"size": file["size"], "checksum": "sums 00000000"} for name, file in manifest["files"].items()}
-    (checkpoint / FINISHED).write_text(whole(files=files))
-    assert read_finished(checkpoint) == WITH
-    assert "an earlier version saved" in caplog.text
-    (checkpoint / "model.bin").write_bytes(bytes(2559))
-    with pytest.raises(DamagedCheckpointError, match=r"model\.bin has 2559 bytes and was saved with 2560"):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_checkpoint_of_an_earlier_format_is_answered_with_what_to_do(checkpoint, caplog, version):
+    (checkpoint / FINISHED).write_text(whole(format=version))
+    with pytest.raises(ValueError, match=f"has format {version}, which lacks settings that format 3 compares. Resume"):
         read_finished(checkpoint)
+    (checkpoint / FINISHED).write_text("")
+    assert read_finished(checkpoint) is None
+
+
+def lay(folder, *steps, unfinished=()):
+    """Checkpoints of these steps; a later one in the list has an earlier time."""
+    for age, step in enumerate((*steps, *unfinished)):
+        path = folder / f"checkpoint-{step}"
+        path.mkdir()
+        if step not in unfinished:
+            (path / FINISHED).touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+
+
+@pytest.mark.parametrize(
+    ("steps", "unfinished", "step", "best", "limit", "left"),
+    [
+        ([2, 4, 6], [], 6, None, 1, [6]),  # the oldest folder has the latest time
+        ([6, 4, 2], [], 6, None, 2, [4, 6]),
+        ([2, 4, 6], [], 6, 2, 1, [2, 6]),
+        ([2, 4, 6], [], 6, 2, 2, [2, 6]),
+        ([2, 4, 6], [], 6, 4, 3, [2, 4, 6]),
+        ([2, 4, 6, 10], [], 10, None, 2, [6, 10]),  # 10 comes after 6
+        ([2, 4, 6, 8], [], 4, None, 2, [2, 4]),  # 6 and 8 are left over from before
+        ([100], [2], 2, None, 1, [2]),
+        ([2, 6], [4], 6, None, 2, [2, 6]),
+        ([2, 4, 6], [], 6, None, None, [2, 4, 6]),
+        ([2, 4, 6], [], 6, None, 0, [2, 4, 6]),
+    ],
+)
+def test_checkpoints_rotate_by_step(tmp_path, steps, unfinished, step, best, limit, left):
+    lay(tmp_path, *steps, unfinished=unfinished)
+    (tmp_path / "checkpoint-mine").mkdir()
+    (tmp_path / "checkpoint-3").write_text("a file")
+    rotate(tmp_path, limit, step=step, best_step=best)
+    found = sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*") if path.name[11:].isdigit())
+    assert found == sorted([3, *left])
+    assert (tmp_path / "checkpoint-mine").is_dir()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
