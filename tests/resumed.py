@@ -1,15 +1,20 @@
 """Trains four steps, and the last two again from the checkpoint in a model with other weights: are both ends equal?"""
 
+import json
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, set_seed
 
 from rollout_sft import RolloutSFTTrainer
 from tests.image_runs import LONGEST, AnswerBuilder, adapter_of, make_samples
-from tests.tiny import tiny_arguments
+from tests.tiny import shard_on_cpus, tiny_arguments
 from tests.tiny_families import tiny_config
 from tests.tiny_images import CONFIGS, image_config, image_processor, image_tokenizer
 
+TABLE = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "resume.json"
+"""Family -> column -> `yes`, a number, or why it was not run."""
 SAVED = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
 
 
@@ -23,14 +28,17 @@ def tiny_model(family, seed, dtype=torch.float32, **overrides):
 
 def make_trainer(family, model, folder, *, evaluated=False, **overrides):
     """A trainer on windows of 2 x 2 samples without rollouts; image models get images."""
-    sizes = [[(16, 24)], [], [(8, 16)], [], [(16, 16)], []] if family in CONFIGS else [[]] * 6
+    sizes = [[(16, 24)], [], [(8, 16)], [], [(16, 16)], [], [], [(16, 8)]] if family in CONFIGS else [[]] * 8
     samples = make_samples(adapter_of(family, model) if family in CONFIGS else NoImages(), sizes)
     args = {"global_max_length": LONGEST.get(family, 64), "reference_fraction": 1.0, "check_isolation": False}
     args["decoding"] = {"max_new_tokens": 2}
-    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    args |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "post_rollout_pack_scope": "window"}
+    config = tiny_arguments(folder, **{**args, **SAVED, **overrides})
+    if config.fsdp:
+        shard_on_cpus(config)
     return RolloutSFTTrainer(
         model=model,
-        args=tiny_arguments(folder, **{**args, **sizes, "post_rollout_pack_scope": "window", **SAVED, **overrides}),
+        args=config,
         processing_class=image_tokenizer(),
         image_processor=image_processor(family) if family in CONFIGS else None,
         train_dataset=samples,
@@ -48,7 +56,8 @@ def end_of(trainer):
     """The weights and the losses of a run."""
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     plain = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    return {name: tensor.clone() for name, tensor in plain.state_dict().items()}, losses
+    whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in plain.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in whole.items()}, losses
 
 
 def with_adapter(family, seed, **overrides):
@@ -75,3 +84,11 @@ def difference(family, folder, make_model=tiny_model, **overrides):
         if not torch.equal(tensor, again[name]):
             worst = max(worst, float((tensor.double() - again[name].double()).abs().max()))
     return worst
+
+
+def record(family, column, cell):
+    """Keeps a cell of the table; a number where the runs differ, `yes` where they are equal."""
+    found = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    number = max(cell) if isinstance(cell, tuple) else cell
+    found.setdefault(family, {})[column] = number if isinstance(number, str) else "yes" if number == 0 else number
+    TABLE.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")

@@ -129,12 +129,13 @@ class SavingTrainer(Trainer):
 
     def _save_weights(self, folder: str, state_dict: Any) -> None:
         """Saves the weights with their digests, by which a resume, or the next stage, knows that they came back."""
-        super()._save(folder, state_dict)
         model = self.plain_model()
+        found = None
         if not hides_weights(model) and (self.args.should_save or self.writes_in_collectives()):
-            found = digests(model, state_dict)
-            if self.args.should_save:
-                write_atomically(Path(folder) / DIGESTS, json.dumps(found, indent=1) + "\n")
+            found = digests(model, state_dict)  # before a save empties the state dict
+        super()._save(folder, state_dict)
+        if found is not None and self.args.should_save:
+            write_atomically(Path(folder) / DIGESTS, json.dumps(found, indent=1) + "\n")
 
     def plain_model(self) -> nn.Module:
         """Returns the model without the wrappers of DDP and torch.compile, but with its adapter."""

@@ -125,9 +125,9 @@ def compare_weights(model: nn.Module, folder: str | Path) -> None:
     _raise_if(
         folder,
         {
-            "were saved and are not in the model": saved.keys() - tensors.keys(),
-            "are in the model and were not saved": (tensors.keys() if trained is None else trained) - saved.keys(),
-            f"of {len(saved)} differ from what was saved": differ,
+            "saved, but not in the model": saved.keys() - tensors.keys(),
+            "in the model, but not saved": (tensors.keys() if trained is None else trained) - saved.keys(),
+            f"not what was saved, of {len(saved)}": differ,
         },
     )
 
@@ -153,9 +153,9 @@ def check_report(report: Mapping[str, Any], folder: str | Path) -> None:
     _raise_if(
         folder,
         {
-            "are missing from its files": report["missing_keys"],
-            "are in its files and not in the model": report["unexpected_keys"],
-            "have another shape there": [name for name, *_ in report["mismatched_keys"]],
+            "missing from the files": report["missing_keys"],
+            "in the files, but not in the model": report["unexpected_keys"],
+            "of another shape": [name for name, *_ in report["mismatched_keys"]],
         },
     )
 
@@ -179,16 +179,15 @@ def reading(folder: str | Path) -> Iterator[None]:
 
 
 def _raise_if(folder: str | Path, problems: Mapping[str, Collection[str]]) -> None:
-    found = [f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names]
+    found = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
-        raise WeightsError(
-            f"the weights in {folder} do not come back whole. Tensors that {'; that '.join(found)}. {_ADVICE}"
-        )
+        raise WeightsError(f"the weights in {folder} do not come back whole: {'; '.join(found)}. {_ADVICE}")
 
 
 def _some(names: Iterable[str]) -> str:
     ordered = sorted(names)
-    return ", ".join(ordered[:_SHOWN]) + (", ..." if len(ordered) > _SHOWN else "")
+    shown = ", ".join([*ordered[:_SHOWN], "..."] if len(ordered) > _SHOWN else ordered)
+    return f"1 tensor ({shown})" if len(ordered) == 1 else f"{len(ordered)} tensors ({shown})"
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

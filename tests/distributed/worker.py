@@ -7,15 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from transformers import Qwen3ForCausalLM, TrainerCallback, set_seed
 
 from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutSFTTrainer
 from rollout_sft.ranks.distributed import leave_together
-from tests.tiny import shard, tiny_arguments, tiny_config
+from tests.tiny import shard, shard_on_cpus, tiny_arguments, tiny_config
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
@@ -24,9 +22,7 @@ def build(folder, *, sharded=False, **overrides):
     tokenizer = build_digits_tokenizer()
     config = tiny_arguments(folder, **{"global_max_length": 700, "decoding": {"max_new_tokens": 12}, **overrides})
     if "fsdp" in overrides:
-        assert config.device.type == "cpu"  # reading it makes the state
-        # accelerate ignores `fsdp` where the ranks have CPUs, though all of it runs there: only this name is in the way
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        shard_on_cpus(config)
     set_seed(0)
     model = Qwen3ForCausalLM(tiny_config(tokenizer)).double()
     whole = copy.deepcopy(model)
