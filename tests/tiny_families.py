@@ -87,6 +87,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "llama4_text": {"no_rope_layers": [1, 0]},
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
     "mimo_v2_flash": {"head_dim": 24, "v_head_dim": 16},
     "ministral": {"head_dim": 16},

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rollout_sft.inputs.choose import why_refused
-from rollout_sft.model.layer_kinds import recurrent_layers
+from rollout_sft.model.layer_kinds import counted_in_row, recurrent_layers
 from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)
@@ -192,14 +193,21 @@ def choose_attention(
         `str`: the name of the attention.
 
     Raises:
-        `ValueError`: `varlen` is wanted and cannot run, or the model reads images and has no input adapter; the
-            message says why.
+        `ValueError`: `varlen` is wanted and cannot run, the model reads images and has no input adapter, or its own
+            attention would scale queries by their place in the pack; the message says why.
     """
     base: Any = base_model(model)
     refusal = why_refused(base.config) if hasattr(base, "config") else None
     if refusal is not None:
         raise ValueError(refusal)
     own = str(getattr(getattr(base, "config", None), "_attn_implementation", None))
+    scaled = counted_in_row(base)
+    if scaled and own not in ("sdpa", "eager", VARLEN):
+        raise ValueError(
+            f"model.attn_implementation is {own}, but {', '.join(scaled)} scales queries by their place in the row, so "
+            "packed segments would not be computed as they are alone. Set it to sdpa or eager, which run each segment "
+            "alone, or train without packing (training.packing: false)."
+        )
     if wanted == "model" or (wanted == "auto" and own not in ("sdpa", "eager", VARLEN)):
         logger.info("attention of packs: the model's own, %s.", own)
         return own
@@ -229,6 +237,10 @@ def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | No
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     if config.model_type in UNABLE:
         return f"{name} cannot run it: {UNABLE[config.model_type]}"
+    if _window_in_mask_alone(model, config):
+        return f"{name} has its sliding window in the mask alone, which varlen attention does not get"
+    if counted_in_row(model):
+        return f"{name} scales its queries by their place in the row"
     others = sorted(
         set(getattr(config, "layer_types", None) or ()) - PLAIN - (RECURRENT if recurrent_layers(model) else set())
     )
@@ -257,3 +269,14 @@ def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | No
     if "window_size" not in inspect.signature(varlen_attn).parameters:
         return f"varlen attention of torch {torch.__version__} has no window_size (2.11 has)"
     return None
+
+
+def _window_in_mask_alone(model: nn.Module, config: Any) -> bool:
+    """Says whether masks have a sliding window that layers do not hand to their attention (Phi-MoE, Qwen2-MoE)."""
+    if getattr(config, "sliding_window", None) is None:
+        return False
+    decoder: Any = getattr(model, model.base_model_prefix, model)  # type: ignore[call-overload]
+    if "create_sliding_window_causal_mask" not in vars(sys.modules[type(decoder).__module__]):
+        return False
+    layers = {type(module) for module in model.modules() if hasattr(module, "is_causal")}
+    return any("sliding_window" not in inspect.getsource(layer.forward) for layer in layers)

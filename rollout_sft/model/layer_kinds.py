@@ -46,12 +46,20 @@ ATTENTION_BY_ROW = {
     "Inkling2FullAttention",
     "Inkling2SlidingAttention",
     "InklingAttention",
+    "Llama4TextAttention",
     "MptAttention",
     "XGLMAttention",
 }
 """Classes of attention whose models give them the mask of one long segment, whatever positions the model gets, or that
 count positions from the start of the row. Inkling computes its bias for the square of the row, in padding and for
 neighbours too."""
+
+COUNTED_IN_ROW = {
+    "InklingAttention": "log_scaling_n_floor",
+    "Llama4TextAttention": "floor_scale",
+}
+"""Classes of attention that scale their queries by the place in the row, and the field of the configuration up to which
+the scale is 1. No other attention than eager and sdpa gives them each segment alone."""
 
 TOKEN_BY_TOKEN = {"mamba_selective_scan"}
 """Functions whose fallback computes token by token. Their backward fills the states of the whole call with zeros for
@@ -98,6 +106,13 @@ def attention_by_row(model: nn.Module) -> dict[str, nn.Module]:
     if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return {}
     return {name: module for name, module in model.named_modules() if type(module).__name__ in ATTENTION_BY_ROW}
+
+
+def counted_in_row(model: nn.Module) -> dict[str, int]:
+    """Finds the classes of [`COUNTED_IN_ROW`] in a model, and the number of tokens up to which they do not scale."""
+    found = {type(m).__name__: m for m in model.modules() if type(m).__name__ in COUNTED_IN_ROW}
+    fields = {name: getattr(module.config, COUNTED_IN_ROW[name], None) for name, module in found.items()}
+    return {name: int(limit) for name, limit in fields.items() if limit is not None}
 
 
 def kept_apart(layer: nn.Module) -> bool:

@@ -34,6 +34,7 @@ from rollout_sft.model.layer_kinds import (
     kept_apart,
     recurrent_layers,
 )
+from rollout_sft.model.rotary import embed_apart, forget_earlier_rows, rotary_by_row
 from rollout_sft.model.shared_calls import SAME_CALL, SharedCalls
 from rollout_sft.model.wrappers import base_model
 
@@ -64,6 +65,9 @@ class RecurrentLayers:
         attention (`dict[str, nn.Module]`):
             Attention layers that get each segment alone, with its part of the mask: those of the few models that make
             no mask for packs, where neither [`~rollout_sft.model.attention`] nor flash attention replaces them.
+        rotary (`dict[str, nn.Module]`):
+            Rotary embeddings that get each segment alone, since they look at the longest position of the row; see
+            [`~rollout_sft.model.rotary`].
     """
 
     def __init__(self, model: nn.Module, *, device: torch.device):
@@ -72,7 +76,8 @@ class RecurrentLayers:
         self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
         self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
         self.attention = attention_by_row(self._model)
-        if found or self.attention:
+        self.rotary = rotary_by_row(self._model)
+        if self.summary:
             logger.info("layers of packs: %s.", self.summary)
 
     @property
@@ -82,6 +87,7 @@ class RecurrentLayers:
             (self.by_kernel, "run by their own kernels, which get cu_seq_lens and seq_idx"),
             (self.looped, "run segment by segment, since no installed kernel keeps segments apart here"),
             (self.attention, "run segment by segment, since the model makes no mask for packs"),
+            (self.rotary, "run segment by segment, since their frequencies depend on the longest position of the row"),
         )
         return "; ".join(f"{_counted(layers)} {way}" for layers, way in ways if layers)
 
@@ -89,12 +95,13 @@ class RecurrentLayers:
     def active(self) -> Iterator[None]:
         """Replaces the forwards of the layers for a block of code; does nothing for a model without such layers."""
         layers = {**self.looped, **self.by_kernel, **self.attention}
-        if not layers:
+        if not layers and not self.rotary:
             yield
             return
         borders = _Borders()
         hook = self._model.register_forward_pre_hook(borders.note, with_kwargs=True)
-        own = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
+        replaced = {**layers, **self.rotary}
+        own = {name: layer.__dict__.get("forward") for name, layer in replaced.items()}
         for name, layer in layers.items():
             layer._segments = _Segments(  # type: ignore[assignment]
                 borders,
@@ -106,11 +113,16 @@ class RecurrentLayers:
             )
             # A bound method, so that a deep copy of the model calls the copy's layer.
             layer.forward = MethodType(_apart, layer)
+        for name, rotary in self.rotary.items():
+            rotary._segments = _Segments(borders, own[name])  # type: ignore[assignment]
+            rotary.forward = MethodType(_embed, rotary)
         try:
             yield
         finally:
             hook.remove()
-            for name, layer in layers.items():
+            for rotary in self.rotary.values():
+                forget_earlier_rows(rotary)
+            for name, layer in replaced.items():
                 del layer.forward, layer._segments
                 if own[name] is not None:
                     layer.forward = own[name]  # type: ignore[assignment]
@@ -121,6 +133,8 @@ class _Borders:
 
     def __init__(self) -> None:
         self.given: Tensor | None = None
+        self.mask: Tensor | None = None
+        """The mask of a rectangle that is padded on the right, for rotary embeddings; None while generating."""
         self.alone = False
         """Whether a layer runs with one segment now: the layers inside it run as they are."""
         self._calls: dict[tuple[bool, int], SharedCalls] = {}
@@ -129,6 +143,9 @@ class _Borders:
     def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Runs before every forward of the model."""
         self.set(kwargs.get("cu_seq_lens_q"))
+        mask = kwargs.get("attention_mask")
+        padded = isinstance(mask, Tensor) and mask.ndim == 2 and kwargs.get("use_cache") is False
+        self.mask = mask if padded else None
 
     def set(self, given: Tensor | None) -> None:
         """Takes the borders of one forward, or None for a forward that is not packed."""
@@ -156,7 +173,16 @@ class _Segments:
             Whether it computes in chunks of its `chunk_size`.
     """
 
-    def __init__(self, borders: _Borders, own: Any, *, kernel: bool, masked: bool, spread: int, chunked: bool):
+    def __init__(
+        self,
+        borders: _Borders,
+        own: Any,
+        *,
+        kernel: bool = False,
+        masked: bool = False,
+        spread: int = SAME_CALL,
+        chunked: bool = False,
+    ):
         self.borders = borders
         self.own = own
         self.kernel = kernel
@@ -200,6 +226,21 @@ def _apart(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if segments.chunked:
             layer.chunk_size = chunk
     return now.join(results)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _embed(rotary: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a rotary embedding of [`~rollout_sft.model.rotary`] while [`RecurrentLayers`] is active."""
+    segments: Any = rotary._segments
+    borders: _Borders = segments.borders
+    return embed_apart(
+        rotary,
+        segments.own or MethodType(type(rotary).forward, rotary),
+        args,
+        kwargs,
+        borders=None if borders.given is None or borders.alone else borders.given.tolist(),
+        row_lens=None if borders.mask is None else borders.mask.sum(1).tolist(),
+    )
 
 
 def _counted(layers: dict[str, nn.Module]) -> str:

@@ -1,15 +1,18 @@
 """Generates rollouts with Hugging Face's `generate` on the live model.
 
 Requests are sorted by prompt length, left-padded and generated in chunks. Hybrid models mask the padding in their
-recurrent layers; a model that cannot (RWKV) generates one prompt at a time. Every request samples with a separate
+recurrent layers; a model that cannot (RWKV) generates one prompt at a time. Where the length of a row changes how all
+rows are computed (`dynamic` and `longrope` frequencies, Llama 4's query scale), rows that could differ from the row
+alone share a chunk only with rows of the same length. Every request samples with a separate
 generator, so a response does not depend on its neighbours in the batch (up to the last bits of the logits).
 With `end_rollouts` the host reads the tokens every 16 steps; rows that have ended are padded until the batch ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,8 +22,9 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.text import TextInputs
-from rollout_sft.model.layer_kinds import padding_enters_state
-from rollout_sft.model.wrappers import evaluation_mode
+from rollout_sft.model.layer_kinds import counted_in_row, padding_enters_state
+from rollout_sft.model.rotary import forget_earlier_rows, frequency_borders, rotary_by_row
+from rollout_sft.model.wrappers import base_model, evaluation_mode
 from rollout_sft.ranks.distributed import entangled, is_sharded, together
 from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import Rollout, RolloutRequest, check_prompts
@@ -107,7 +111,27 @@ class HFBackend:
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
         # RWKV ignores masks, and its cached steps mix up the rows of a batch even where no row is padded.
         size = 1 if padding_enters_state(self._model()) else self._batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        kind = self._kinds_of_rows(requests)
+        groups = [list(group) for _, group in groupby(order, key=kind)]
+        return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+
+    def _kinds_of_rows(self, requests: Sequence[RolloutRequest]) -> Callable[[int], Hashable]:
+        """Tells by the index of a request which requests may share a chunk: those with equal results."""
+        model = base_model(self._model())
+        scaled, frequencies = counted_in_row(model), frequency_borders(model)
+        border = min([limit - 1 for limit in scaled.values()] + list(frequencies.values()), default=None)
+        # Behind its border `longrope` has one set of frequencies for every length.
+        settled = max(frequencies.values()) if set(frequencies) == {"longrope"} and not scaled else None
+
+        def kind(i: int) -> Hashable:
+            length = len(requests[i].prompt_ids)
+            if border is None or length + self._decoding.max_new_tokens <= border:
+                return "short"
+            if requests[i].images:  # rows with images have fewer positions than tokens
+                return "alone", i
+            return "long" if settled is not None and length > settled else length
+
+        return kind
 
     def _nobody(self) -> RolloutRequest:
         """Makes the smallest request; with an image where the model has a vision tower."""
@@ -120,6 +144,8 @@ class HFBackend:
         self, model: PreTrainedModel, requests: list[RolloutRequest], *, synced: bool, max_new_tokens: int | None = None
     ) -> list[Rollout]:
         asked = len(requests)
+        for rotary in rotary_by_row(base_model(model)).values():
+            forget_earlier_rows(rotary)
         if synced and self._nobody().images and not any(request.images for request in requests):
             requests = [*requests, self._nobody()]  # the other ranks gather the weights of the vision tower
         width = max(len(r.prompt_ids) for r in requests)
