@@ -273,7 +273,7 @@ def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | No
 
 def _window_in_mask_alone(model: nn.Module, config: Any) -> bool:
     """Says whether masks have a sliding window that layers do not hand to their attention (Phi-MoE, Qwen2-MoE)."""
-    if getattr(config, "sliding_window", None) is None:
+    if not getattr(config, "sliding_window", None):
         return False
     decoder: Any = getattr(model, model.base_model_prefix, model)  # type: ignore[call-overload]
     if "create_sliding_window_causal_mask" not in vars(sys.modules[type(decoder).__module__]):
