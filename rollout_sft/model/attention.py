@@ -237,15 +237,15 @@ def _obstacle(model: nn.Module, device: torch.device, autocast: torch.dtype | No
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     if config.model_type in UNABLE:
         return f"{name} cannot run it: {UNABLE[config.model_type]}"
-    if _window_in_mask_alone(model, config):
-        return f"{name} has its sliding window in the mask alone, which varlen attention does not get"
-    if counted_in_row(model):
-        return f"{name} scales its queries by their place in the row"
     others = sorted(
         set(getattr(config, "layer_types", None) or ()) - PLAIN - (RECURRENT if recurrent_layers(model) else set())
     )
     if others:
         return f"{name} has layers that are not plain attention ({', '.join(others)})"
+    if _window_in_mask_alone(model, config):
+        return f"{name} has its sliding window in the mask alone, which varlen attention does not get"
+    if counted_in_row(model):
+        return f"{name} scales its queries by their place in the row"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention logits, which the kernel does not know"
     if any(parameter.endswith("sinks") for parameter, _ in model.named_parameters()):

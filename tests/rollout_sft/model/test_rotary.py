@@ -117,7 +117,7 @@ def test_rows_that_cannot_differ_still_share_a_chunk():
 
 
 def test_other_attentions_than_those_by_segment_are_refused_for_a_scale_by_place():
-    model = model_of("llama4_text", None)
+    model = model_of("llama4_text", None, layer_types=["full_attention"] * 2)
     with pytest.raises(ValueError, match=r"rollout_matching\.attention is varlen, but Llama4ForCausalLM scales"):
         choose_attention(model, "varlen", device=CPU)
     model.set_attn_implementation("flex_attention")
