@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def _run(path: str) -> None:
         try:
             columns.append((stage.name, run_stage(stage, title)))
         except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a launcher sends it a second time
             if should_log:
                 print(how_to_resume(stage.training, path), file=sys.stderr, flush=True)
             raise SystemExit(INTERRUPTED) from None

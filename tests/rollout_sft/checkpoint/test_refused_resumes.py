@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import check, train
 from tests.tiny import SHAPE
 
@@ -70,16 +71,22 @@ def hashes(folder):
     }
 
 
-@pytest.fixture(scope="session")
-def first_runs(tmp_path_factory, tokenizer):
-    """Kind of run -> the folder of its base model and of its two finished steps."""
+def make_base(folder):
+    """A folder with a model, as a user would have it."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id))
+    tokenizer = build_digits_tokenizer()
+    config = LlamaConfig(**SHAPE, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+
+@pytest.fixture(scope="session")
+def first_runs(tmp_path_factory):
+    """Kind of run -> the folder of its base model and of its two finished steps."""
     made = {}
     for kind, document in RUNS.items():
         folder = tmp_path_factory.mktemp(kind)
-        model.save_pretrained(folder / "base")
-        tokenizer.save_pretrained(folder / "base")
+        make_base(folder)
         train.main(["--config", write(folder, document)])
         made[kind] = folder
     return made
