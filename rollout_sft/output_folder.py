@@ -15,11 +15,10 @@ from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checkpoint.settings import how_long
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.sections import StageConfig
-from rollout_sft.reporting.summary import Numbers
+from rollout_sft.reporting.summary import SUMMARY_FILE, Numbers
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_FILE = "summary.json"
 _TRAINED_WITH = "trained_with"
 _RESULTS = ("checkpoint-*", SUMMARY_FILE, "*.safetensors", "*.bin")
 """What takes long to make again. A log alone is replaced: a run that was stopped in its first steps has one."""

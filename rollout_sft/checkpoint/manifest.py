@@ -82,10 +82,12 @@ def last_finished_checkpoint(output_dir: str | Path) -> str | None:
 
 def rotate(output_dir: str | Path, limit: int | None, *, step: int, best_step: int | None = None) -> None:
     """
-    Removes checkpoints until `limit` are left: unfinished ones first, then those of later steps, then the oldest.
+    Retires the checkpoints of later steps, then removes checkpoints until `limit` are left: unfinished ones, then the
+    oldest.
 
-    Checkpoints of later steps are left over from a run that this one replaces, or was resumed before. Steps decide, not
-    times: a folder that was copied, or a clock that was set back, makes no checkpoint older.
+    Checkpoints of later steps are left over from a run that this one replaces, or that it was resumed from before its
+    end. They lose their mark, so that the next resume does not go on from them. Steps decide, not times: a folder that
+    was copied, or a clock that was set back, makes no checkpoint older.
 
     Args:
         output_dir (`str` or `Path`):
@@ -98,7 +100,10 @@ def rotate(output_dir: str | Path, limit: int | None, *, step: int, best_step: i
             The step of the best checkpoint, which stays too.
     """
     found = _checkpoints(output_dir)
-    order = sorted(found, key=lambda at: ((found[at] / FINISHED).is_file(), at <= step, at))
+    for at in found:
+        if at > step:
+            mark_unfinished(found[at])
+    order = sorted(found, key=lambda at: ((found[at] / FINISHED).is_file(), at))
     removable = [at for at in order if at not in (step, best_step)]
     for at in removable[: max(0, len(found) - limit) if limit else 0]:
         shutil.rmtree(found[at], ignore_errors=True)

@@ -89,6 +89,13 @@ class ResumableTrainer(SavingTrainer):
         batches_of_a_pass = saved.max_steps * self.args.gradient_accumulation_steps
         return passes, round(((saved.epoch or 0) - passes) * batches_of_a_pass)
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        # Only `eval_on_start` skips the scheduler; the start of a resumed run is in its log.
+        if skip_scheduler and self.state.global_step:
+            return {}
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer compares with `max_steps` only after a step.
         if self._is_at_its_end():

@@ -33,6 +33,7 @@ _FREE = {
     # compute and read the same numbers, to the last bit
     *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "torch_empty_cache_steps", "average_tokens_across_devices"),
+    "ddp_find_unused_parameters",  # set for an image model when its trainer is made
     # decide what happens where the run would have ended, so not up to the checkpoint
     *("packing_drop_last", "on_infeasible", "on_non_finite"),
 }

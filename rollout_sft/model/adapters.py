@@ -16,7 +16,8 @@ from rollout_sft.config.sections import ModelSpec
 from rollout_sft.model.weights import compare_weights, reading
 
 _SAVED = "adapter_config.json"
-_COMPARED = ("r", "lora_alpha", "use_rslora", "use_dora", "bias")
+_MAY_DIFFER = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "init_lora_weights"}
+"""Fields that say where a saved adapter came from and how it began."""
 
 
 def load_adapted(spec: ModelSpec, load: Callable[[ModelSpec], nn.Module], *, seed: int = 0) -> nn.Module:
@@ -83,9 +84,12 @@ def _resume_adapter(spec: ModelSpec, folder: Path, load: Callable[[ModelSpec], n
     below = base_of(str(folder))
     if spec.peft is not None:
         asked = read_adapter(spec.peft).to_dict()
-        for key in ("peft_type", *(key for key in _COMPARED if key in spec.peft)):
+        for key in ("peft_type", *(key for key in spec.peft if key not in _MAY_DIFFER)):
             value = getattr(asked[key], "value", asked[key])
-            if key in saved and saved[key] != value:
+            value = sorted(value) if isinstance(value, set) else value
+            before = sorted(saved[key]) if isinstance(value, list) and saved.get(key) else saved.get(key)
+            # A text stands for many modules, and the saved adapter names them.
+            if key in saved and before != value and not (isinstance(value, str) and isinstance(before, list)):
                 raise ValueError(
                     f"model.peft.{key} is {value}, but the adapter in {folder} was trained with {saved[key]}; set it "
                     "back, or leave model.peft out to merge the adapter into the weights."

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rollout_sft.reporting.metrics import is_own_metric
+from rollout_sft.reporting.summary import SUMMARY_FILE
 
 LOG_FILE = "log.jsonl"
 COLUMNS = 120
@@ -120,12 +121,17 @@ class LogLineCallback(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the bar, and `log.jsonl` anew with the entries of the state, which are those of the checkpoint."""
+        """
+        Starts the bar, and `log.jsonl` anew with the entries of the state, which are those of the checkpoint.
+
+        Removes the summary of an earlier run, which would make this one look finished.
+        """
         if self._bars and not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
         if state.is_world_process_zero:
             entries = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
             _log_file(args).write_text(entries, encoding="utf-8")
+            _log_file(args).with_name(SUMMARY_FILE).unlink(missing_ok=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves the bar."""

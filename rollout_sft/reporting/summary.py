@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rollout_sft.reporting.metrics import is_own_metric
 
+SUMMARY_FILE = "summary.json"
 ROWS = {
     "eval F1 before": ("f1_before", "{:.3f}"),
     "eval F1 after": ("f1_after", "{:.3f}"),

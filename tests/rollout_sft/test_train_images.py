@@ -85,6 +85,23 @@ def test_the_rollouts_of_images_are_trained_and_scored(folder):
     assert any(line.get("rollout/new_tokens_mean", 0) > 0 for line in lines)
 
 
+def test_a_resume_compares_the_image_processor_and_the_images(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    resumed = {**RUN, "training": {**RUN["training"], "resume_from_checkpoint": True}}
+    (folder / "resumed.yaml").write_text(yaml.safe_dump(resumed))
+    for command in (train, check):
+        command(["--config", "resumed.yaml"])  # both stages are finished and have not changed
+    smaller = {**resumed, "model": {**RUN["model"], "max_pixels": 1024}}
+    (folder / "resumed.yaml").write_text(yaml.safe_dump(smaller))
+    capsys.readouterr()
+    for command in (train, check):
+        with pytest.raises(SystemExit):
+            command(["--config", "resumed.yaml"])
+        said = capsys.readouterr().err
+        assert "runs/format was saved by a run with other settings: " in said
+        assert "image_processor.size.longest_edge was " in said or "image_processor.max_pixels was " in said, said
+
+
 def test_a_prompt_without_room_for_its_answer_ends_the_run_before_the_model_is_loaded(folder, monkeypatch):
     monkeypatch.chdir(folder)
     # 1 token is the dummy image's and 8 are the answer's; prompts have 20 tokens besides those of the image

@@ -157,6 +157,7 @@ def lay(folder, *steps, unfinished=()):
         ([100], [2], 2, None, 1, [2]),
         ([2, 6], [4], 6, None, 2, [2, 6]),
         ([2, 4, 6], [], 6, None, None, [2, 4, 6]),
+        ([2, 4, 6], [], 4, None, None, [2, 4, 6]),
         ([2, 4, 6], [], 6, None, 0, [2, 4, 6]),
     ],
 )
@@ -167,6 +168,8 @@ def test_checkpoints_rotate_by_step(tmp_path, steps, unfinished, step, best, lim
     rotate(tmp_path, limit, step=step, best_step=best)
     found = sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*") if path.name[11:].isdigit())
     assert found == sorted([3, *left])
+    finished = [at for at in left if (tmp_path / f"checkpoint-{at}" / FINISHED).is_file()]
+    assert finished == [at for at in left if at <= step and at not in unfinished]
     assert (tmp_path / "checkpoint-mine").is_dir()
 
 

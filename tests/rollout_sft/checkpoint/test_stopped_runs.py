@@ -149,3 +149,39 @@ def test_each_stage_is_compared_with_its_own_settings(interrupted, capsys, caplo
     shutil.rmtree(folder / "out" / "two")
     train.main(["--config", path])
     assert "out/two holds no finished checkpoint: it starts from the beginning" in caplog.text
+
+
+def test_a_run_that_goes_back_goes_on_from_its_own_checkpoints(tmp_path, interrupted):
+    """Two steps back with another rate: what lies ahead belongs to the run that was left."""
+    document = with_value(with_value(BUILT, "training.max_steps", 5), "training.learning_rate", 1e-3)
+    train.main(["--config", write(tmp_path, document)])
+    slower = with_value(document, "training.learning_rate", 1e-4)
+    slower = with_value(slower, "training.resume_with_changes", ["training.learning_rate"])
+    (tmp_path / "out" / "summary.json").unlink()
+    back = with_value(slower, "training.resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-1"))
+    _, line = interrupted(with_value(back, "training.max_steps", 5))
+    assert "checkpoint-5" in line, "nothing is saved yet: the run that was left is whole"
+    train.main(["--config", write(tmp_path, with_value(back, "training.max_steps", 3))])
+    (tmp_path / "out" / "summary.json").unlink()
+    train.main(["--config", write(tmp_path, slower)])
+    rates = {entry["step"]: entry["learning_rate"] for entry in log_of(tmp_path / "out") if "loss" in entry}
+    assert rates[1] > 5e-4
+    assert all(rates[step] < 1e-4 for step in (2, 3, 4, 5))
+
+
+def test_a_run_that_replaces_another_is_not_taken_for_finished(tmp_path, interrupted, capsys):
+    train.main(["--config", write(tmp_path, NEW)])
+    other = with_value(with_value(NEW, "training.learning_rate", 1e-3), "training.overwrite_output_dir", True)
+    interrupted(with_value(other, "training.max_steps", 3))
+    assert not (tmp_path / "out" / "summary.json").exists()
+    resumed = with_value(with_value(other, "training.max_steps", 3), "training.resume_from_checkpoint", True)
+    train.main(["--config", write(tmp_path, resumed)])
+    assert "step 2/3" in capsys.readouterr().out
+
+
+def test_eval_on_start_is_not_repeated(interrupted):
+    document = with_value(with_value(NEW, "training.max_steps", 3), "training.eval_on_start", True)
+    folder, _ = interrupted(document)
+    train.main(["--config", write(folder, with_value(document, "training.resume_from_checkpoint", True))])
+    steps = [entry["step"] for entry in log_of(folder / "out") if "eval_rollout/f1" in entry]
+    assert steps == [0, 0, 3]

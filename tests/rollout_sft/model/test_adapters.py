@@ -93,6 +93,26 @@ def test_a_folder_with_an_adapter_is_trained_on_or_merged(tmp_path, base):
         assert not torch.allclose(logits, plain, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", 4),
+        ("lora_alpha", 32),
+        ("lora_dropout", 0.5),
+        ("target_modules", ["k_proj"]),
+        ("modules_to_save", ["lm_head"]),
+        ("rank_pattern", {"q_proj": 4}),
+    ],
+)
+def test_another_field_than_that_of_the_saved_adapter_is_refused(tmp_path, base, key, value):
+    saved_adapter(base, tmp_path / "adapter")
+    same = {**PEFT, "target_modules": ["v_proj", "q_proj"], "init_lora_weights": True, "lora_dropout": 0.0}
+    assert isinstance(load_adapted(ModelSpec(model_name_or_path=str(tmp_path / "adapter"), peft=same), load), PeftModel)
+    spec = ModelSpec(model_name_or_path=str(tmp_path / "adapter"), peft={**PEFT, key: value})
+    with pytest.raises(ValueError, match=rf"model\.peft\.{key} is .*, but the adapter in .* was trained with"):
+        load_adapted(spec, load)
+
+
 def test_an_adapter_of_another_shape_is_not_gone_on_from(tmp_path, base):
     saved_adapter(base, tmp_path / "adapter")
     spec = ModelSpec(model_name_or_path=str(tmp_path / "adapter"), peft={**PEFT, "r": 4})
