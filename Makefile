@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
+DEEPSPEED_BIN := .venv-deepspeed/bin
+DEEPSPEED_STAMP := .venv-deepspeed/.installed
 # One thread: the quickstart's model is too small for more, and threads that wait for each other on a busy machine
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
@@ -71,6 +73,21 @@ $(VLLM_STAMP): constraints-vllm.txt pyproject.toml tests/vllm/declare_torchvisio
 	$(VLLM_BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
+test-deepspeed: $(DEEPSPEED_STAMP)  ## DeepSpeed ZeRO 1, 2 and 3 beside DDP on two ranks of a CPU (.venv-deepspeed; minutes)
+	DS_ACCELERATOR=cpu $(DEEPSPEED_BIN)/python -m pytest $(DEEPSPEED_TESTS)
+
+DEEPSPEED_TESTS ?= tests/deepspeed
+
+# Holds DeepSpeed alone, and sees the packages of .venv. It is built without its kernels: no compiler is needed.
+$(DEEPSPEED_STAMP): $(STAMP)
+	$(PYTHON) -m venv .venv-deepspeed
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> "$$($(DEEPSPEED_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth"
+	$(DEEPSPEED_BIN)/python -m pip install --quiet --upgrade setuptools wheel
+	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 $(DEEPSPEED_BIN)/python -m pip install --quiet --no-build-isolation \
+		-c constraints.txt 'deepspeed==0.19.8'
+	touch $@
+
 CONFIG ?= configs/quickstart-vllm-server.yaml
 PORT ?= 8000
 vllm-server: $(VLLM_STAMP)  ## A vLLM server for the rollouts of CONFIG, on PORT (without a GPU; see docs/vllm.md)
@@ -110,4 +127,4 @@ bench-peers: install  ## rollout_sft beside TRL in one table; PRESET=gpu takes t
 	$(if $(filter gpu,$(PRESET)),CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON),$(BIN)/python) -m benchmarks.peers --preset $(PRESET)
 
 clean:  ## Remove the environments and what runs wrote
-	rm -rf .venv .venv-vllm runs
+	rm -rf .venv .venv-vllm .venv-deepspeed runs

@@ -6,6 +6,7 @@ Nothing is packed, and the state of the training does not change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import Sample, read_id, read_images, read_prompt
 from rollout_sft.ranks.distributed import together
+from rollout_sft.ranks.zero3 import gathered_in_forwards, is_partitioned
 from rollout_sft.reporting.metrics import Counters, Ratios, StepMetrics, check_counters
 from rollout_sft.reporting.stopwatch import phase
 from rollout_sft.rollouts.base import Rollout, RolloutRequest
@@ -58,8 +60,19 @@ class EvaluatingTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Generates, scores and reports; see `Trainer.evaluate`. Metrics are `{prefix}_rollout/f1` and so on."""
         self.metrics.training_ends()
-        with phase("evaluation"):
+        with phase("evaluation"), self._ready_to_generate():
             return self._generate_and_score(dataloader, metric_key_prefix)
+
+    def _ready_to_generate(self) -> AbstractContextManager[None]:
+        """Prepares a model of DeepSpeed for an evaluation before training, which makes its engine."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if plugin is None or self.deepspeed is not None:
+            return nullcontext()
+        model = self.accelerator.unwrap_model(self.model)
+        if is_partitioned(model):
+            return gathered_in_forwards(model, plugin.hf_ds_config.config)
+        model.to(self.args.device)  # the engine would do so; Trainer leaves it to it
+        return nullcontext()
 
     def _generate_and_score(self, dataloader: DataLoader[Any], metric_key_prefix: str) -> EvalLoopOutput:
         self.generation.sync()

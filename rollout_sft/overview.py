@@ -17,6 +17,7 @@ from rollout_sft.config.without_effect import keys_without_effect
 from rollout_sft.model.attention import VARLEN
 from rollout_sft.model.wrappers import base_model
 from rollout_sft.parts import Parts
+from rollout_sft.ranks.zero3 import whole_shape
 from rollout_sft.trainer import RolloutSFTTrainer
 
 BYTES_PER_TOKEN = 20
@@ -40,7 +41,7 @@ def stage_facts(
 def model_facts(model: nn.Module, tokenizer: Any) -> dict[str, str]:
     """Returns what is trained: the class, the parameters, their type, the tokenizer."""
     base = base_model(model)
-    parameters = [(p.numel(), p.requires_grad, p.dtype) for p in model.parameters()]
+    parameters = [(whole_shape(p).numel(), p.requires_grad, p.dtype) for p in model.parameters()]
     total, trained = sum(n for n, _, _ in parameters), sum(n for n, trains, _ in parameters if trains)
     kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for _, _, dtype in parameters}))
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"

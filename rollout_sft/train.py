@@ -16,6 +16,7 @@ from pathlib import Path
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.config.deepspeed import select_deepspeed
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
 from rollout_sft.output_folder import Start, check_output_folders, find_start, write_summary
@@ -92,6 +93,7 @@ def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
     """
     args = stage.training
     start = find_start(args)
+    select_deepspeed(args)
     parts, _ = together(lambda: load_parts(stage), share=lambda _: None)
     model = parts.load_model()
     comparison = compare_stage(stage, parts, model, start)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProcessorMixin, ProgressCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from rollout_sft.checkpoint.described_parts import describe_parts
 from rollout_sft.checkpoint.resume import ResumableTrainer
@@ -134,7 +135,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             self.attention = choose_attention(plain, args.attention, device=args.device, autocast=autocast)
-        self.recurrent = RecurrentLayers(plain, device=args.device)
+        self.recurrent = RecurrentLayers(plain, device=args.device, one_call=is_deepspeed_zero3_enabled())
         self._to_probe = args.packing and args.check_isolation
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = tokenizer.eos_token_id
@@ -343,6 +344,11 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(*args, **kwargs)
         self.generation.weights.changed()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:  # DeepSpeed has read the weights by now, without `_load_from_checkpoint`
+            self.generation.weights.changed()
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,11 +1,11 @@
-"""Leaves the tests that need a real vLLM out where there is none, and says so in one line."""
+"""Leaves the tests that need a real vLLM or DeepSpeed out where there is none, and says so in one line."""
 
 import gc
 from importlib.util import find_spec
 
-HAS_VLLM = find_spec("vllm") is not None
+MISSING = [name for name in ("vllm", "deepspeed") if find_spec(name) is None]
 # No tests: what processes import before they are forked, and what `make mutants` needs an extra for.
-collect_ignore = ["preloaded.py", "mutants", *([] if HAS_VLLM else ["vllm"])]
+collect_ignore = ["preloaded.py", "mutants", *MISSING]
 
 
 def pytest_collection_finish():
@@ -15,5 +15,7 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not HAS_VLLM:
-        terminalreporter.write_line("tests/vllm was left out: vLLM is not installed here; make test-vllm runs it.")
+    for name in MISSING:
+        terminalreporter.write_line(
+            f"tests/{name} was left out: {name} is not installed here; make test-{name} runs it."
+        )

@@ -16,6 +16,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from rollout_sft.ranks.zero3 import whole_shape
+
 _ORIGINS = {
     # where a configuration came from, and which version wrote it; versions are compared by themselves
     *("_name_or_path", "transformers_version", "architectures", "_from_model_config"),
@@ -143,8 +145,8 @@ def _checksum(value: Any) -> str:
 
 
 def _shape(model: nn.Module) -> str:
-    parameters = [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
-    size = sum(p.numel() for p in model.parameters())
+    parameters = [f"{name} {tuple(whole_shape(p))} {p.dtype} {p.requires_grad}" for name, p in model.named_parameters()]
+    size = sum(whole_shape(p).numel() for p in model.parameters())
     return f"{size} parameters, {zlib.crc32(chr(10).join(parameters).encode()):08x}"
 
 

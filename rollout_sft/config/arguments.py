@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from rollout_sft.config.decoding import Decoding
+from rollout_sft.config.deepspeed import check_deepspeed, start_communication
 from rollout_sft.config.inherited_arguments import check_dispatch, check_inherited, init_inherited
 from rollout_sft.config.keys import Range, Section, build, section_of
 from rollout_sft.config.other_trainers import DECODING_KEYS, MATCHING_KEYS, TRAINING_KEYS
@@ -228,6 +229,8 @@ class RolloutSFTConfig(TrainingArguments):
             self.dataloader_pin_memory = False
         self._check_together()
         self._reject_data_parallel()
+        check_deepspeed(self, skips_steps=self.on_non_finite == "skip")
+        start_communication(self)
 
     def _convert(self) -> None:
         """Checks the arguments that this class adds against their type hints, and turns mappings into dataclasses."""

@@ -17,6 +17,7 @@ replaced, in this one model, and they are put back afterwards.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,9 @@ class RecurrentLayers:
             The unwrapped model.
         device (`torch.device`):
             Where it will be trained; the kernels run on CUDA.
+        one_call (`bool`, *optional*, defaults to `False`):
+            Whether all segments of a pack share one call of a layer, however long they are. ZeRO-3 needs it: each call
+            of a module inside gathers weights, so every rank must make equally many.
 
     Attributes:
         looped (`dict[str, nn.Module]`):
@@ -70,13 +74,20 @@ class RecurrentLayers:
             [`~rollout_sft.model.rotary`].
     """
 
-    def __init__(self, model: nn.Module, *, device: torch.device):
+    def __init__(self, model: nn.Module, *, device: torch.device, one_call: bool = False):
         self._model = base_model(model)
+        self._one_call = one_call
         found = recurrent_layers(self._model)
         self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
         self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
         self.attention = attention_by_row(self._model)
         self.rotary = rotary_by_row(self._model)
+        if one_call and self.attention:
+            raise ValueError(
+                f"{type(self._model).__name__} runs {_counted(self.attention)} segment by segment, and under ZeRO-3 "
+                "each of these calls would gather weights: ranks with other packs would wait for each other forever. "
+                "Use ZeRO stage 2 or FSDP2."
+            )
         if self.summary:
             logger.info("layers of packs: %s.", self.summary)
 
@@ -90,6 +101,12 @@ class RecurrentLayers:
             (self.rotary, "run segment by segment, since their frequencies depend on the longest position of the row"),
         )
         return "; ".join(f"{_counted(layers)} {way}" for layers, way in ways if layers)
+
+    def _spread(self, layer: nn.Module) -> int:
+        """Returns how many tokens shorter a segment may be than the longest one of its call."""
+        if self._one_call:
+            return sys.maxsize
+        return SAME_SCAN if called_names(layer) & TOKEN_BY_TOKEN else SAME_CALL
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -108,7 +125,7 @@ class RecurrentLayers:
                 own[name],
                 kernel=name in self.by_kernel,
                 masked=name in self.attention,
-                spread=SAME_SCAN if called_names(layer) & TOKEN_BY_TOKEN else SAME_CALL,
+                spread=self._spread(layer),
                 chunked=bool(called_names(layer) & CHUNKED),
             )
             # A bound method, so that a deep copy of the model calls the copy's layer.

@@ -69,8 +69,8 @@ def sum_is_finite(weights: Iterable[Tensor]) -> bool:
 
 def _own(weight: Tensor) -> Tensor:
     """Returns this rank's part of a weight that may be sharded."""
-    part: Tensor = getattr(weight, "_local_tensor", weight)
-    return part
+    part: Tensor = getattr(weight, "_local_tensor", weight)  # FSDP2
+    return getattr(part, "ds_tensor", part)  # ZeRO-3
 
 
 class FiniteTrainer(Trainer):
@@ -128,7 +128,8 @@ class FiniteTrainer(Trainer):
 
     def _is_overflow_of_scaler(self) -> bool:
         """Returns whether a float16 scaler overflowed, which is normal: only a loss that is not finite is a fault."""
-        return self.accelerator.scaler is not None and all(math.isfinite(loss) for _, loss, _ in self._forwards)
+        has_scaler = self.accelerator.scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
+        return has_scaler and all(math.isfinite(loss) for _, loss, _ in self._forwards)
 
     def _skip_or_raise(self, model: nn.Module, norm: float) -> None:
         """Skips the step on every rank, or raises on every rank."""
@@ -138,11 +139,11 @@ class FiniteTrainer(Trainer):
         text = (
             f"step {self.state.global_step + 1}: the norm of the gradient is {norm}, so the step is not done.\n{found}"
         )
-        # DeepSpeed steps its optimizer inside the backward, so the step cannot be skipped.
-        if self.args.on_non_finite == "raise" or self.is_deepspeed_enabled:
+        if self.args.on_non_finite == "raise":
+            skip = ", or set rollout_matching.on_non_finite: skip to go on without such steps"
             raise NonFiniteError(
-                f"{text}\nLook at these samples, lower training.learning_rate, or set rollout_matching.on_non_finite: "
-                "skip to go on without such steps."
+                f"{text}\nLook at these samples, or lower training.learning_rate"
+                f"{'' if self.is_deepspeed_enabled else skip}."
             )
         if self._in_a_row >= SKIPS_IN_A_ROW:
             raise NonFiniteError(f"{text}\nIt is number {self._in_a_row} in a row, so the run is broken for good.")

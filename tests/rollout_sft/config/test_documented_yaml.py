@@ -40,7 +40,10 @@ def test_documented_yaml_loads(load, tmp_path, monkeypatch, block):
     rest = {key: value for key, value in base.items() if key not in shown or key == "training"}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(rest))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "zero2.json").write_text("{}")
+    shown_json = re.search(
+        r"```json\n(.*?)```", (ROOT / "docs" / "multi_gpu.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (tmp_path / "zero3.json").write_text(shown_json[1])
     if "deepspeed" in shown.get("training", {}) and not find_spec("deepspeed"):
         with pytest.raises(ImportError, match="deepspeed"):  # so far everything was accepted
             load("extends: base.yaml\n" + block)
