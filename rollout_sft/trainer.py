@@ -27,6 +27,7 @@ from rollout_sft.checkpoint.resume import ResumableTrainer
 from rollout_sft.checks import unsupported
 from rollout_sft.checks.equivalence import validate_window
 from rollout_sft.checks.leak_probe import IsolationReport, probe_before_training
+from rollout_sft.checks.length_probe import probe_lengths_before_training, probe_window
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
@@ -137,6 +138,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             self.attention = choose_attention(plain, args.attention, device=args.device, autocast=autocast)
         self.recurrent = RecurrentLayers(plain, device=args.device, one_call=is_deepspeed_zero3_enabled())
         self._to_probe = args.packing and args.check_isolation
+        self._to_probe_window = self._to_probe
         self._to_validate = args.validate_schedule != "off"
         self._filler_id: int = tokenizer.eos_token_id
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(plain)
@@ -189,8 +191,13 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         if not self._to_probe or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
         with self.recurrent.active():
-            report = probe_before_training(self, self.inputs)
+            report = self._probe()
         self._to_probe = self.args.world_size > 1
+        return report
+
+    def _probe(self) -> IsolationReport:
+        report = probe_before_training(self, self.inputs)
+        probe_lengths_before_training(self, self.inputs, self.args.packing_length)
         return report
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -213,7 +220,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         """
         self.metrics.window_begins()
         if self._to_probe:
-            probe_before_training(self, self.inputs)
+            self._probe()
             self._to_probe = False
         if self.args.reference_fraction < 1:
             self.generation.sync()
@@ -245,6 +252,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             batches = self.window_builder.train_early(window, min(report.packs for report in reports))
             if batches:
                 self.denominator.expect(sum(report.weight_sum for report in reports))
+                self._probe_window(batches)
                 yield self._begin_wave([MicroStep((batch.to(device),)) for batch in batches])
             build = self.window_builder.build_next
         weight_sum = sum(report.weight_sum for report in reports)
@@ -270,9 +278,15 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             )
             self.metrics.add_values(differences)
             self._to_validate = self.args.validate_schedule == "every_window"
+        self._probe_window([*window.batches, window.dummy])
         self.generation.sleep()
         most = max(report.packs for report in reports) - len(window.early)
         yield self._begin_wave(arrange_window(window, most=most, config=self.args, device=device))
+
+    def _probe_window(self, batches: list[PackedBatch]) -> None:
+        """Probes the first window that has a pack of different lengths."""
+        if self._to_probe_window and probe_window(self, batches, self.inputs) is not None:
+            self._to_probe_window = False
 
     def _begin_wave(self, micro_steps: list[MicroStep]) -> list[MicroStep]:
         """Begins to train what was just built."""

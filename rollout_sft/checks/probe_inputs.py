@@ -52,6 +52,35 @@ def draw_tokens(
     return allowed[x].tolist(), allowed[y].tolist()
 
 
+def make_segment(vocabulary: int, length: int, adapter: InputAdapter, *, seed: int, images: bool) -> Segment:
+    """
+    Makes one segment of a given length; does not use the global generator.
+
+    Args:
+        vocabulary (`int`):
+            Token ids are drawn below it.
+        length (`int`):
+            Tokens of the segment, with those of its images.
+        adapter (`InputAdapter`):
+            Its media tokens are not drawn.
+        seed (`int`):
+            Of the tokens and the pixels.
+        images (`bool`):
+            Whether to add images, if the model reads them and they take at most half of the segment.
+
+    Returns:
+        `Segment`: the segment.
+    """
+    shown = _images(seed) if images and adapter.image_token_id is not None else ()
+    taken = sum(adapter.image_tokens(image) for image in shown)
+    if 2 * taken > length:
+        shown, taken = (), 0
+    text = length - taken
+    allowed = torch.tensor([token for token in range(vocabulary) if token not in adapter.media_token_ids])
+    drawn = torch.randint(len(allowed), (text,), generator=torch.Generator().manual_seed(seed))
+    return _segment(allowed[drawn].tolist(), shown, adapter)
+
+
 def packed_inputs(segments: Sequence[Segment], adapter: InputAdapter) -> Inputs:
     """Returns the arguments of a training forward, with the logits of every position."""
     pack = pack_of(segments)
