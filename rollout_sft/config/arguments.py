@@ -133,9 +133,9 @@ class RolloutSFTConfig(TrainingArguments):
             `varlen` where it can run and the model would otherwise build dense masks. Recurrent layers keep segments
             apart in all three ([`~rollout_sft.model.recurrent`]); the log says how.
         check_isolation (`bool`, *optional*, defaults to `True`):
-            Whether to run the leak probe of [`~rollout_sft.checks.leak_probe.check_isolation`] before the first step, and
-            the probe of segments of very different lengths ([`~rollout_sft.checks.length_probe`]), which costs less
-            than two micro-steps.
+            Whether to run the leak probe of [`~rollout_sft.checks.leak_probe.check_isolation`] before the first step,
+            and the probe of segments of very different lengths ([`~rollout_sft.checks.length_probe`]), which costs
+            less than two micro-steps.
         on_non_finite (`str`, *optional*, defaults to `"raise"`):
             A step whose loss or gradient is infinite or NaN never reaches the optimizer: `raise` ends the run, `skip`
             leaves the step out and counts it ([`~rollout_sft.step.non_finite`]).
