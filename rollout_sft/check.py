@@ -12,21 +12,21 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import has_length
+from torch import nn
 
 from packsched import advise
 from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
-from rollout_sft.data.samples import Sample, read_prompt
+from rollout_sft.config.shorten import printable
+from rollout_sft.findings import find_in_data, find_missing_end, longest_rollout
+from rollout_sft.lengths import Lengths, measure, samples
 from rollout_sft.output_folder import find_folder_problems, find_start
 from rollout_sft.overview import carry_buffer_fact, data_facts, stage_facts, step_facts
 from rollout_sft.parts import Parts, check_files, compare_stage, load_parts
@@ -34,14 +34,8 @@ from rollout_sft.reporting.pages import print_page
 from rollout_sft.rollouts.base import Rollout, RolloutRequest, StreamedRollouts
 from rollout_sft.rollouts.endings import ended_counters
 from rollout_sft.rollouts.vllm import INSTALL
-from rollout_sft.targets.notes import naming
 from rollout_sft.trainer import RolloutSFTTrainer
 from rollout_sft.user_errors import STATUS, message_alone
-
-PROMPTS = 20_000
-"""The most prompts that are encoded to find the longest."""
-REFERENCES = 512
-"""The most reference answers that are built to estimate the lengths of segments."""
 
 
 class NoRollouts:
@@ -71,31 +65,6 @@ class NoStream(NoRollouts):
         raise AssertionError("a check generates nothing")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """
-    Holds the lengths found in the training data.
-
-    Args:
-        prompts (`int`):
-            How many prompts were encoded.
-        longest (`int`):
-            Tokens of the longest of them.
-        longest_id (`str`):
-            Its sample.
-        references (`list[int]`):
-            Tokens of segments with their reference answer.
-        total (`int`, *optional*):
-            How many samples there are; None for a stream.
-    """
-
-    prompts: int
-    longest: int
-    longest_id: str
-    references: list[int]
-    total: int | None
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """
     Prints the pages.
@@ -121,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             problems += _check_stage(stage, title, knows_model=knows_model)
             knows_model = knows_model and find_start(stage.training).numbers is not None
     for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
+        print(f"problem: {printable(problem)}", file=sys.stderr)
     if problems:
         raise SystemExit(STATUS)
     try:
@@ -135,7 +104,8 @@ def _check_stage(stage: StageConfig, title: str, *, knows_model: bool) -> list[s
     """Prints the page of a stage, with its model where it is there already; returns what would fail."""
     args = stage.training
     parts = load_parts(stage)
-    lengths = measure(parts)
+    lengths = measure(parts, needs_references=args.reference_fraction > 0)
+    model: nn.Module | None = None
     changes: list[str] = []
     if knows_model:
         model = parts.load_model()
@@ -159,8 +129,12 @@ def _check_stage(stage: StageConfig, title: str, *, knows_model: bool) -> list[s
             **step_facts(args, lengths.total),
         }
     facts |= length_facts(args, lengths)
+    findings = [*find_in_data(args, lengths, model), *find_missing_end(lengths)]
+    if warnings := [finding.message for finding in findings if finding.severity == "warning"]:
+        facts["warning"] = "\n".join(warnings)
     print_page(f"{title}: {stage.name}", facts)
-    problems = [*changes, *find_problems(args, lengths), *_find_unknown_metric(args, parts)]
+    wrong = [finding.message for finding in findings if finding.severity != "warning"]
+    problems = [*changes, *_find_missing_vllm(args), *wrong, *_find_unknown_metric(args, parts)]
     return [f"stage {stage.name}: {problem}" for problem in problems]
 
 
@@ -172,27 +146,10 @@ def _find_changes(stage: StageConfig, parts: Parts, model: Any) -> Iterator[str]
         yield str(error)
 
 
-def measure(parts: Parts) -> Lengths:
-    """Encodes prompts and builds reference answers, of a bounded number of samples."""
-    total = len(parts.train) if has_length(parts.train) else None
-    prompts: list[tuple[int, str]] = []
-    references: list[int] = []
-    for sample in islice(_samples(parts.train), PROMPTS):
-        prompts.append((len(read_prompt(sample)), str(sample.get("id"))))
-        if len(references) < REFERENCES:
-            # A builder may have no reference answers.
-            with suppress(NotImplementedError), naming(parts.target_builder, sample):
-                references.append(parts.target_builder.build_reference(sample).segment.encoded_len)
-    if not prompts:
-        raise ValueError("data.train gives no samples, so there is nothing to train.")
-    longest, sample_id = max(prompts, key=lambda prompt: prompt[0])
-    return Lengths(prompts=len(prompts), longest=longest, longest_id=sample_id, references=references, total=total)
-
-
 def length_facts(args: RolloutSFTConfig, lengths: Lengths) -> dict[str, str]:
     """Returns what the lengths say: whether the longest rollout fits, the carry buffer's memory, a batch size."""
     seen = "" if lengths.prompts == lengths.total else f" (of the first {lengths.prompts:,} samples)"
-    longest = _longest_rollout(args, lengths)
+    longest = longest_rollout(args, lengths)
     rollout = f"; with max_new_tokens {args.decoding.max_new_tokens:,} up to {longest:,}"
     facts = {
         "longest prompt": f"{lengths.longest:,} tokens, sample {lengths.longest_id!r}{seen}"
@@ -215,37 +172,10 @@ def _stand_in(args: RolloutSFTConfig) -> NoRollouts:
     return (NoStream if streams else NoRollouts)(f"rollout_backend {args.rollout_backend}")
 
 
-def find_problems(args: RolloutSFTConfig, lengths: Lengths) -> Iterator[str]:
-    """Yields what would end the run, or may."""
+def _find_missing_vllm(args: RolloutSFTConfig) -> Iterator[str]:
+    """Yields that vLLM is missing, where training would say so itself."""
     if args.rollout_backend == "vllm" and args.vllm.mode == "colocate" and find_spec("vllm") is None:
         yield f"rollout_matching.rollout_backend is vllm, but vLLM is not installed. {INSTALL}"
-    if not args.packing or args.on_oversized == "skip":
-        return
-    cap = args.packing_length
-    longest = _longest_rollout(args, lengths)
-    skip = "or set rollout_matching.on_oversized: skip."
-    if longest > cap:
-        what = "prompt and max_new_tokens" if args.reference_fraction < 1 else "prompt"
-        yield (
-            f"sample {lengths.longest_id!r}: its {what} may come to {longest:,} tokens, more than global_max_length "
-            f"{cap:,}; such a segment ends the run. Raise global_max_length, lower max_new_tokens, {skip}"
-        )
-    over = [length for length in lengths.references if length > cap]
-    if over:
-        yield (
-            f"{len(over)} of {len(lengths.references)} samples have a reference answer whose segment is longer than "
-            f"global_max_length {cap:,} (the longest {max(over):,}). Raise global_max_length, {skip}"
-        )
-    micro_steps = args.gradient_accumulation_steps
-    samples = min(micro_steps * args.per_device_train_batch_size, lengths.total or sys.maxsize)
-    tokens = samples * sum(lengths.references) / max(len(lengths.references), 1)
-    plans = args.post_rollout_pack_scope != "micro" and args.on_infeasible == "raise"
-    if plans and not over and tokens > micro_steps * cap:
-        yield (
-            f"a window of {samples:,} segments like the reference answers has {tokens:,.0f} tokens, more than "
-            f"{micro_steps} micro-steps hold ({micro_steps * cap:,}); the run ends at the first such window. Lower "
-            "per_device_train_batch_size, raise global_max_length, or set rollout_matching.on_infeasible: extra_steps."
-        )
 
 
 def _find_unknown_metric(args: RolloutSFTConfig, parts: Parts) -> Iterator[str]:
@@ -255,17 +185,13 @@ def _find_unknown_metric(args: RolloutSFTConfig, parts: Parts) -> Iterator[str]:
     nothing = Rollout(response_ids=[], truncated=True)
     names = {} if args.end_rollouts == "never" else ended_counters([nothing], 1)
     try:
-        names |= parts.target_builder.score(next(_samples(parts.eval)), nothing)
+        names |= parts.target_builder.score(next(samples(parts.eval)), nothing)
     except Exception:  # an evaluation says what is wrong, with a response that a model gave
         return
     try:
         check_best_metric({f"eval_{name}": 0.0 for name in names}, args)
     except ValueError as error:
         yield str(error)
-
-
-def _longest_rollout(args: RolloutSFTConfig, lengths: Lengths) -> int:
-    return lengths.longest + (args.decoding.max_new_tokens if args.reference_fraction < 1 else 0)
 
 
 def _batch_size(args: RolloutSFTConfig, lengths: Lengths) -> str:
@@ -278,11 +204,6 @@ def _batch_size(args: RolloutSFTConfig, lengths: Lengths) -> str:
         f"were like the reference answers (now {args.per_device_train_batch_size}); the run repeats this with its "
         "rollouts"
     )
-
-
-def _samples(dataset: Any) -> Iterator[Sample]:
-    size = len(dataset) if has_length(dataset) else None
-    return iter(dataset) if size is None else (dataset[i] for i in range(size))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers.trainer_utils import has_length
+
 from rollout_sft.checkpoint.manifest import last_finished_checkpoint
 from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.deepspeed import select_deepspeed
 from rollout_sft.config.run import load_run
 from rollout_sft.config.sections import StageConfig
+from rollout_sft.findings import find_in_data, report_findings
+from rollout_sft.lengths import REFERENCES, measure
 from rollout_sft.output_folder import Start, check_output_folders, find_start, write_summary
 from rollout_sft.overview import stage_facts
 from rollout_sft.parts import check_files, compare_stage, load_parts
@@ -111,9 +115,16 @@ def run_stage(stage: StageConfig, title: str | None = None) -> Numbers:
         eval_dataset=parts.eval,
     )
     trainer.comparison = comparison
-    report = trainer.probe()
+    if has_length(parts.train):  # a stream may not be read twice
+
+        def look() -> None:
+            lengths = measure(parts, prompts=REFERENCES, needs_references=args.reference_fraction > 0)
+            report_findings(find_in_data(args, lengths, trainer.accelerator.unwrap_model(trainer.model)))
+
+        together(look, share=lambda _: None)
+    probed = trainer.probe()
     if trainer.is_world_process_zero():
-        print_page(title or stage.name, stage_facts(stage, parts, trainer, report))
+        print_page(title or stage.name, stage_facts(stage, parts, trainer, probed))
     if stage.eval and not start.source:
         check_best_metric(trainer.evaluate(), args)
     trainer.train(resume_from_checkpoint=start.source)

@@ -31,6 +31,7 @@ from rollout_sft.checks.length_probe import probe_lengths_before_training, probe
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
+from rollout_sft.findings import find_in_model, report_findings
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.model.inputs import adapter_for, look_for_unused_parameters, split_processor
@@ -132,6 +133,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.image_processor = image_processor
         self.inputs = adapter_for(plain, tokenizer, image_processor, args)
         unsupported.check_model(plain, args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        report_findings(find_in_model(plain, tokenizer, image_processor, args))
         self.attention: str | None = None
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

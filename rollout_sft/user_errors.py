@@ -19,6 +19,7 @@ from types import TracebackType
 
 import packsched
 import rollout_sft
+from rollout_sft.config.shorten import printable
 from rollout_sft.config.yaml_file import read_document
 from rollout_sft.ranks.distributed import PeerError
 
@@ -69,7 +70,7 @@ def _say_where(error: BaseException) -> None:
 def _print_error(message: str) -> None:
     rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     sys.stdout.flush()
-    print(f"{rank}error: {message}", file=sys.stderr, flush=True)
+    print(f"{rank}error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def is_for_user(error: BaseException) -> bool:

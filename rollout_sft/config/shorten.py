@@ -38,3 +38,8 @@ class _Repr(reprlib.Repr):
             return "{...}"
         shown = [f"{self.repr1(k, level - 1)}: {self.repr1(x[k], level - 1)}" for k in list(x)[: self.maxdict]]
         return "{" + ", ".join([*shown, "..."] if len(x) > self.maxdict else shown) + "}"
+
+
+def printable(text: str) -> str:
+    """Escapes all characters but line ends that a terminal would obey, as `repr` does; data files may hold any."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rollout_sft.config.shorten import printable
+
 Facts = Mapping[str, str]
 """Maps what a line is about to what it says."""
 FILES = {
@@ -33,11 +35,13 @@ def print_page(title: str, facts: Facts, *, console: Console | None = None) -> N
         console (`Console`, *optional*):
             Where to print; the standard output when not given.
     """
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False)
+    table = Table(
+        title=escape(printable(title)), title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False
+    )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in facts.items():
-        table.add_row(name, escape(text))
+        table.add_row(name, escape(printable(text)))
     (console or make_console()).print(table)
 
 
