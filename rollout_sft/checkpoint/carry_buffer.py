@@ -100,6 +100,7 @@ def _plain(segment: Segment) -> dict[str, Any]:
             "source": image.source if isinstance(image.source, str) else torch.from_numpy(_bytes(image.source)),
             "height": image.height,
             "width": image.width,
+            "digest": image.digest,
         }
         for image in segment.images
     ]
@@ -117,7 +118,7 @@ def _segment(fields: dict[str, Any]) -> Segment:
         source = image["source"]
         if isinstance(source, torch.Tensor):
             source = source.numpy() if source.ndim == 3 else source.numpy().tobytes()
-        images.append(Image(source=source, height=image["height"], width=image["width"]))
+        images.append(Image(**{**image, "source": source}))
     return Segment(**{**fields, "images": tuple(images)})
 
 

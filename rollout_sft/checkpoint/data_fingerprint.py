@@ -69,7 +69,7 @@ def _of_samples(dataset: Any, seed: int) -> int:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Image):
-        return [value.source, value.height, value.width]
+        return [value.source, value.height, value.width, value.digest]
     if isinstance(value, torch.Tensor):
         return [str(value.dtype), value.tolist()]
     if isinstance(value, np.generic | np.ndarray):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from PIL import Image as Pictures
 
 from rollout_sft.config.shorten import cut, shorten
-from rollout_sft.inputs.images import Image
+from rollout_sft.inputs.images import Image, digest_of
 
 MAX_PIXELS = 89_478_485
 """An image with more is refused as a decompression bomb; 256 MiB as RGB, and what Pillow warns from on."""
@@ -110,7 +110,12 @@ def _check(file: BinaryIO, source: str | bytes, where: str) -> Image:
         sideways = Pictures.Image.getexif(opened).get(_ORIENTATION) in _SIDEWAYS
     except Exception as error:  # as above
         raise ValueError(f"{where} is cut off or damaged: {_reason(error)}; replace it.") from None
-    return Image(source=source, height=width if sideways else height, width=height if sideways else width)
+    digest = None
+    if isinstance(source, str):  # bytes cannot change
+        file.seek(0)
+        digest = digest_of(file.read())
+    height, width = (width, height) if sideways else (height, width)
+    return Image(source=source, height=height, width=width, digest=digest)
 
 
 def _is_whole_png(file: BinaryIO) -> bool:

@@ -177,7 +177,9 @@ def _cell(column: str, text: str, where: str) -> Any:
     if column not in _JSON_COLUMNS:
         return text
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKeyError as error:
+        raise ValueError(f"{cut(where, 200)}: column {column}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{cut(where, 200)}: column {column} is {shorten(text)}, which is not JSON: {cut(str(error))}."
@@ -193,12 +195,28 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with ParquetFile(path) as file:
+            _check_names(file.schema_arrow, cut(str(path), 200))
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield f"{path}, row {number}", _without_none(row)
                     number += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{cut(str(path), 200)}: not Parquet: {cut(str(error), 300)}") from None
+
+
+def _check_names(fields: Any, place: str) -> None:
+    """Raises `ValueError` for columns, or fields of an object in them, of one name; a row could hold one of them."""
+    from pyarrow import types
+
+    twice = first_repeated([field.name for field in fields])
+    if twice is not None:
+        raise ValueError(f"{place}: gives the name {shorten(twice)} twice; keep one.")
+    for field in fields:
+        kind = field.type
+        while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if types.is_struct(kind):
+            _check_names(list(kind), place)
 
 
 def _read_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:

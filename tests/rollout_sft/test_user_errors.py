@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from packsched import OversizedSegmentError, select
+from packsched import OversizedSegmentError, PackingError, select
 from rollout_sft.config.import_path import import_path
 from rollout_sft.ranks.distributed import PeerError
+from rollout_sft.reporting.pages import print_page
 from rollout_sft.targets.notes import naming
 from rollout_sft.user_errors import is_for_user, message_alone
 
@@ -91,3 +92,14 @@ def test_a_rank_that_another_one_stopped_says_only_that(capsys, monkeypatch, tmp
     report = json.loads((tmp_path / "error.json").read_text())["message"]
     assert "line 3 is bad" in report["message"], "the launcher's report names the cause, whichever rank it shows"
     assert report["extraInfo"]["timestamp"].isdigit()
+
+
+def test_no_message_and_no_page_prints_a_raw_control_character(capsys, tmp_path):
+    with pytest.raises(SystemExit), message_alone(tmp_path / "none.yaml"):
+        raise PackingError("\x1b[31m\x9b\u202e\ud800")
+    print_page("title \x1b]0;x\x07", {"data": "a\x1b[2Jb\nsecond line"})
+    printed = capsys.readouterr()
+    shown = (printed.out + printed.err).replace("\n", "")
+    assert shown.isprintable()
+    assert r"\x1b[31m\x9b\u202e\ud800" in shown
+    assert "second line" in printed.out

@@ -113,7 +113,7 @@ def buffer_of(*lens):
 def test_waiting_images_are_saved_as_the_references_that_they_are(tmp_path):
     encoded, path = b"any bytes", "/images/kite.png"
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    images = tuple(Image(source=source, height=2, width=3) for source in (path, encoded, pixels))
+    images = tuple(Image(source=source, height=2, width=3, digest=7) for source in (path, encoded, pixels))
     buffer = CarryBuffer(100, packing_buffer=9)
     buffer.add(Segment.from_lists([7, 8], [7, 8], [1.0, 0.0], images=images), 2)
     save_carry_buffer(buffer, tmp_path, rank=0, ranks=1)
@@ -122,7 +122,7 @@ def test_waiting_images_are_saved_as_the_references_that_they_are(tmp_path):
     (segment,) = again.segments
     assert [image.source for image in segment.images[:2]] == [path, encoded]
     assert np.array_equal(segment.images[2].source, pixels)
-    assert [(image.height, image.width) for image in segment.images] == [(2, 3)] * 3
+    assert [(image.height, image.width, image.digest) for image in segment.images] == [(2, 3, 7)] * 3
 
 
 def test_the_carry_buffer_round_trip(tmp_path):

@@ -2,13 +2,16 @@
 
 import io
 import json
+import os
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image as Pictures
 
+from rollout_sft.data.images import read_images
 from rollout_sft.data.records import load_records
+from rollout_sft.inputs.images import Image
 from tests.rollout_sft.data.image_models import TOKENS, image_adapter, image_tokenizer
 
 TOKENIZER = image_tokenizer()
@@ -282,3 +285,30 @@ def test_boxes_that_are_not_in_the_pixels_of_one_image_are_refused(folder):
     row = {**PROMPT, "prompt": "<image><image>", "images": ["a.png", "b.jpg"]}
     with pytest.raises(ValueError, match="takes the size of the record's one image, and there are 2"):
         load(folder, row, boxes="norm1000")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: Pictures.new("RGB", (6, 4), "red").save(file),
+        lambda file: Pictures.new("RGB", (4, 6), "blue").save(file),
+        lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    ],
+)
+def test_a_file_that_changed_since_its_size_was_found_is_refused(tmp_path, change):
+    file = tmp_path / "a.png"
+    Pictures.new("RGB", (4, 6), "red").save(file)
+    [image] = read_images(["a.png"], "line 1", tmp_path)
+    assert image.pixels().size == (4, 6)
+    times = file.stat()
+    change(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ValueError, match=rf"^the image {file} has .*put it back, or start the run again\.$"):
+        image.pixels()
+
+
+def test_an_image_of_another_size_than_it_says_is_refused():
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    assert Image(source=pixels, height=4, width=6).pixels().size == (6, 4)
+    with pytest.raises(ValueError, match=r"has 6 x 4 pixels, but 4 x 6 when the data were read"):
+        Image(source=pixels, height=6, width=4).pixels()

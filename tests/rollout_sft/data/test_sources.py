@@ -151,3 +151,25 @@ def test_an_import_path_in_a_list_is_refused():
     spec = DataSpec(source=["a.jsonl", "module:function"])
     with pytest.raises(ValueError, match=r"data\.train\.source lists 'module:function', which is an import path"):
         load_dataset(spec, WORDS, seed=0)
+
+
+def test_a_name_that_is_given_twice_is_refused_in_every_format(tmp_path):
+    one = pyarrow.array([1])
+    inner = pyarrow.StructArray.from_arrays([one, one], names=["x", "x"])
+    tables = {
+        "columns": pyarrow.Table.from_arrays([one, one], names=["a", "a"]),
+        "fields": pyarrow.Table.from_arrays([inner], names=["a"]),
+        "in_lists": pyarrow.Table.from_arrays([pyarrow.ListArray.from_arrays([0, 1], inner)], names=["a"]),
+    }
+    for name, table in tables.items():
+        write_table(table, tmp_path / f"{name}.parquet")
+        with pytest.raises(ValueError, match=r"gives the name '[ax]' twice; keep one"):
+            list(read_rows(str(tmp_path / f"{name}.parquet")))
+    for name, text in {
+        "a.jsonl": '{"a": 1, "a": 2}\n',
+        "a.json": '[{"b": {"a": 1, "a": 2}}]',
+        "cell.csv": 'objects\n"[{""a"": 1, ""a"": 2}]"\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=r"an object gives the key 'a' twice; keep one"):
+            list(read_rows(str(tmp_path / name)))
