@@ -106,12 +106,17 @@ def varlen_attention(
             + (f"it uses {', '.join(unknown)}" if unknown else "it is not causal or was not handed cu_seq_lens")
             + ". Set rollout_matching.attention: model."
         )
-    if query.is_cuda:
+    if has_kernel(query):
         return _fused(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     lens = cu_seq_lens_q.diff().tolist()
     parts = zip(query.split(lens, dim=2), key.split(lens, dim=2), value.split(lens, dim=2), strict=True)
     outputs = [_alone(module, q, k, v, dropout, scaling, sliding_window) for q, k, v in parts]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+
+
+def has_kernel(query: Tensor) -> bool:
+    """Returns whether one fused kernel runs all segments of this row."""
+    return query.is_cuda
 
 
 def _alone(
