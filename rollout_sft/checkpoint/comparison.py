@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,12 @@ from rollout_sft.checkpoint.manifest import read_finished
 from rollout_sft.checkpoint.settings import check_changes, trained_with
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.ranks.distributed import is_sharded, together
+
+_PARTS = {
+    "the optimizer's state": ("optimizer*", "global_step*"),
+    "the random generators' states": ("rng_state*",),
+}
+"""What a checkpoint holds besides weights, and its files; DeepSpeed's are in a folder of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +88,22 @@ def compare(
     def check() -> frozenset[str]:
         if source is None:
             return frozenset()
-        # Every machine reads the files once.
-        before = saved or read_finished(source, contents=config.should_save)
+        before = saved
+        if before is None:
+            before = read_finished(source, contents=config.should_save)  # every machine reads the files once
+            _reject_weights_alone(source)
         return frozenset() if before is None else check_changes(source, before, now, config.resume_with_changes)
 
     changed, _ = together(check, share=lambda _: None)
     return Comparison(source=source, trained_with=now, changed=changed)
+
+
+def _reject_weights_alone(checkpoint: str) -> None:
+    """Refuses a checkpoint from which the Trainer would restore the weights and, without a word, nothing else."""
+    for part, patterns in _PARTS.items():
+        if not any(True for pattern in patterns for _ in Path(checkpoint).glob(pattern)):
+            raise ValueError(
+                f"{checkpoint} does not hold {part}: training.save_only_model saved it, or files were removed. Nothing "
+                "can be resumed from it; start a new run from its weights, with this folder as "
+                "model.model_name_or_path."
+            )

@@ -259,6 +259,32 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(start, refus
 
 
 @pytest.mark.parametrize(
+    ("gone", "what"),
+    [
+        (["optimizer.pt", "scheduler.pt", "rng_state.pth"], "the optimizer's state"),  # as save_only_model saves
+        (["optimizer.pt"], "the optimizer's state"),
+        (["rng_state.pth"], "the random generators' states"),
+    ],
+)
+def test_a_checkpoint_with_the_weights_alone_is_refused(start, refusal, gone, what):
+    folder = start("built")
+    for name in gone:
+        (folder / "out" / "checkpoint-1" / name).unlink()
+    (folder / "out" / "checkpoint-1" / "finished").write_text("")
+    for command in (train, check):
+        assert f"checkpoint-1 does not hold {what}: training.save_only_model" in refusal(command, folder, BUILT)
+
+
+def test_a_checkpoint_that_save_only_model_saved_is_refused(start, refusal):
+    folder = start("built")
+    shutil.rmtree(folder / "out")
+    document = with_value(BUILT, "training.save_only_model", True)
+    train.main(["--config", write(folder, document)])
+    (folder / "out" / "summary.json").unlink()
+    assert "checkpoint-2 does not hold the optimizer's state" in refusal(train, folder, document)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda path: None, "no such folder; the path is taken from"),
