@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,cli,examples,dev]'
+	# Two real vocabularies for the tests, out of sight of transformers, which would use mistral_common.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/vocabularies -c constraints.txt \
+		dashscope mistral-common
 	touch $@
 
 demo: install  ## A small digits run: pages, steps, pictures (a minute and a half on a CPU)

@@ -21,6 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rollout_sft import Counters, Rollout, RolloutSFTConfig, Sample, Segment, Target
+from rollout_sft.targets import find_end_tokens
 
 
 def check(sample: Sample, answer: str) -> float:
@@ -40,6 +41,7 @@ class VerifiedAnswers:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: RolloutSFTConfig):
         self.tokenizer = tokenizer
+        self.end_id = find_end_tokens(tokenizer, config).trained
         self.best: dict[str, tuple[float, list[int]]] = {}
 
     def build(self, sample: Sample, rollout: Rollout) -> Target:
@@ -71,7 +73,7 @@ class VerifiedAnswers:
     def _target(self, sample: Sample, answer_ids: list[int], counters: Counters) -> Target:
         """Makes the segment: the prompt is context, the answer and the end token are trained."""
         prompt = list(sample["prompt_ids"])
-        ids = [*prompt, *answer_ids, self.tokenizer.eos_token_id]
+        ids = [*prompt, *answer_ids, self.end_id]
         weights = [0.0] * (len(prompt) - 1) + [1.0] * (len(answer_ids) + 1) + [0.0]
         segment = Segment.from_lists(ids, [*ids[1:], 0], weights, sample_id=sample["id"])  # position t predicts t + 1
         return Target(segment=segment, counters=counters)

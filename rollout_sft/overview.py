@@ -18,6 +18,7 @@ from rollout_sft.model.attention import VARLEN
 from rollout_sft.model.wrappers import base_model
 from rollout_sft.parts import Parts
 from rollout_sft.ranks.zero3 import whole_shape
+from rollout_sft.rollouts.end_tokens import EndTokens
 from rollout_sft.trainer import RolloutSFTTrainer
 
 BYTES_PER_TOKEN = 20
@@ -30,6 +31,7 @@ def stage_facts(
     """Returns the facts of the page with which a stage begins."""
     args = stage.training
     facts = model_facts(trainer.accelerator.unwrap_model(trainer.model), parts.tokenizer) | data_facts(stage, parts)
+    facts["end of answers"] = end_fact(trainer.end_tokens, parts.tokenizer)
     facts |= step_facts(args, len(parts.train) if has_length(parts.train) else None)
     if trainer.attention is not None:
         facts["attention"] = attention_fact(trainer.attention)
@@ -48,8 +50,18 @@ def model_facts(model: nn.Module, tokenizer: Any) -> dict[str, str]:
     adapter = "" if base is model or not hasattr(model, "peft_config") else f"{_adapters(model)} on "
     return {
         "model": f"{adapter}{type(base).__name__}, {total:,} parameters, {share}, {kinds}",
-        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens, end token {tokenizer.eos_token!r}",
+        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
     }
+
+
+def end_fact(ends: EndTokens, tokenizer: Any) -> str:
+    """Says which token is trained as the end of an answer, and which others end a rollout."""
+    trained, *others = (
+        repr(tokenizer.convert_ids_to_tokens(t)) for t in (ends.trained, *sorted(ends.ids - {ends.trained}))
+    )
+    return f"{trained} is trained" + (
+        f"; {', '.join(others)} end{'' if others[1:] else 's'} a rollout too" if others else ""
+    )
 
 
 def data_facts(stage: StageConfig, parts: Parts) -> dict[str, str]:

@@ -97,6 +97,7 @@ def load_parts(stage: StageConfig) -> Parts:
         require_objects=args.target_builder == "objects",
         adapter=adapter,
         boxes=stage.boxes,
+        chat_template_kwargs=args.chat_template_kwargs,
     )
     return Parts(
         tokenizer=tokenizer,

@@ -42,6 +42,7 @@ from rollout_sft.reporting.log_line import LogLineCallback
 from rollout_sft.reporting.metrics import StepMetrics
 from rollout_sft.reporting.window_fill import FillEstimate
 from rollout_sft.rollouts.base import RolloutBackend, StreamingBackend
+from rollout_sft.rollouts.end_tokens import end_tokens_of
 from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.rollouts.lifecycle import Generation
 from rollout_sft.step.build import WindowBuilder
@@ -88,6 +89,8 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             For each pack of the last window of this rank, the lengths of its segments.
         attention (`str`, *optional*):
             The attention that packs are trained with.
+        end_tokens ([`~rollout_sft.rollouts.end_tokens.EndTokens`]):
+            The tokens that end a rollout, and the one that is trained as the end.
 
     Raises:
         `ValueError`: an argument or the model is one of those that [`~rollout_sft.checks.unsupported`] refuses.
@@ -147,9 +150,12 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.pack_times = PackTimes(args.device, active=args.post_rollout_pack_scope == "global" and not sharded)
         self.schedule = make_schedule(args, plain.config, self.inputs.seen_size, self.pack_times)
         self.fill_estimate = FillEstimate(args)
+        vocab_size = plain.config.get_text_config().vocab_size
+        self.end_tokens = end_tokens_of(plain, tokenizer, args, vocab_size=vocab_size)
         self.generation = Generation(
             args,
             tokenizer,
+            self.end_tokens.ids,
             lambda: self.accelerator.unwrap_model(self.model),
             rollout_backend,
             inputs=self.inputs,
@@ -263,7 +269,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
                 lambda: unsupported.reject_unsupervised_window(weight_sum, len(reports), done), share=lambda _: None
             )
         if not done and self.is_world_process_zero():
-            unsupported.warn_about_missing_end(window.due, self._filler_id)
+            unsupported.warn_about_missing_end(window.due, self.end_tokens.trained)
         self.denominator.settle(weight_sum)
         self.last_window = window.pack_lens
         self.response_lens = [length for report in reports for length in report.response_lens]

@@ -246,7 +246,7 @@ def warn_about_missing_end(segments: Sequence[Segment], end_id: int) -> bool:
         segments (`Sequence[Segment]`):
             The segments of the window, on the CPU.
         end_id (`int`):
-            The tokenizer's end token.
+            The end that is to be trained.
 
     Returns:
         `bool`: whether it warned.
@@ -257,8 +257,8 @@ def warn_about_missing_end(segments: Sequence[Segment], end_id: int) -> bool:
     if missing:
         logger.warning(
             "none of the %d segments of the first window trains the end token (id %d), so the model does not learn to "
-            "stop. Rollout.response_ids come without it: a target builder appends tokenizer.eos_token_id to the tokens "
-            "and makes it the last target.",
+            "stop. Rollout.response_ids come without it: a target builder appends find_end_tokens(tokenizer, "
+            "config).trained (rollout_sft.targets) to the tokens and makes it the last target.",
             len(segments),
             end_id,
         )

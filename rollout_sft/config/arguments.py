@@ -25,6 +25,12 @@ _TOP = {"section": "top"}
 _MATCHING = {"section": "rollout_matching"}
 _DATACLASSES = ("vllm", "decoding", "eval_decoding", "segment_cost")
 
+_SET_BY_US = {
+    *("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "padding", "truncation"),
+    *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+"""Arguments of `apply_chat_template` that say how it is used, not what the template writes."""
+
 _LENGTH = Range(
     takes="the tokens of the longest packed forward, 1 or more (in YAML: global_max_length or template.max_length)",
     at_least=1,
@@ -47,6 +53,8 @@ class RolloutSFTConfig(TrainingArguments):
         global_max_length (`int`):
             Tokens of the longest packed forward; gives `packing_length`. In YAML `global_max_length` or
             `template.max_length`.
+        chat_template_kwargs (`dict`, *optional*):
+            `data.chat_template_kwargs`: further arguments of the chat template, such as `enable_thinking: false`.
         packing (`bool`, *optional*, defaults to `True`):
             `training.packing`. When false, each micro-batch is padded and trained by itself.
         packing_buffer (`int`, *optional*, defaults to 512):
@@ -107,6 +115,9 @@ class RolloutSFTConfig(TrainingArguments):
             `looping`: also when the response repeats itself, four times and for 128 tokens at least, without completing
             anything that is kept. It then counts as truncated; what is trained is the same
             (docs/howto/end_rollouts.md). In evaluation as well.
+        end_tokens (`list[str]`, *optional*):
+            Further tokens that end a rollout, by name. All end tokens of the model's `generation_config` and of the
+            tokenizer end it anyway ([`~rollout_sft.rollouts.end_tokens`]).
         decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
             How training rollouts are sampled; a mapping of its fields is taken as well.
         eval_decoding ([`~rollout_sft.config.decoding.Decoding`], *optional*):
@@ -123,6 +134,8 @@ class RolloutSFTConfig(TrainingArguments):
             `objects`: what is trained inside the rollout. `coordinates`: the coordinates of matched objects. `expert`:
             every token that a correct expert is known to write there, so also the class and the choice to go on or to
             stop (docs/supervision.md).
+        ensure_ascii (`bool`, *optional*, defaults to `False`):
+            `objects`: whether truths are written as `json.dumps` writes them by default, with `\u732b` for `猫`.
         reference_fraction (`float`, *optional*, defaults to 0.0):
             Share of samples trained on their reference answer instead of a rollout.
         loss_reduction (`str`, *optional*, defaults to `"token"`):
@@ -145,6 +158,7 @@ class RolloutSFTConfig(TrainingArguments):
     """
 
     global_max_length: Annotated[int, _LENGTH] = field(default=0, metadata=_TOP)
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict, metadata={"section": "data"})
     packing: bool = True
     packing_buffer: Annotated[int, Range(takes="1 segment or more", at_least=1)] = 512
     packing_min_fill_ratio: Share = 0.65
@@ -164,12 +178,14 @@ class RolloutSFTConfig(TrainingArguments):
     vllm: VLLMConfig = field(default_factory=VLLMConfig, metadata=_MATCHING)
     rollout_batch_size: Prompts = field(default=None, metadata=_MATCHING)
     end_rollouts: Literal["never", "closed", "looping"] = field(default="never", metadata=_MATCHING)
+    end_tokens: list[str] = field(default_factory=list, metadata=_MATCHING)
     decoding: Decoding = field(default_factory=Decoding, metadata=_MATCHING)
     eval_decoding: Decoding = field(default=None, metadata=_MATCHING)  # type: ignore[assignment]  # made in `_convert`
     target_builder: str = field(default="objects", metadata=_MATCHING)
     match_iou_threshold: Overlap = field(default=0.5, metadata=_MATCHING)
     supervise_desc: bool = field(default=True, metadata=_MATCHING)
     prefix_supervision: Literal["coordinates", "expert"] = field(default="coordinates", metadata=_MATCHING)
+    ensure_ascii: bool = field(default=False, metadata=_MATCHING)
     reference_fraction: Share = field(default=0.0, metadata=_MATCHING)
     loss_reduction: Literal["token", "segment", "micro"] = field(default="token", metadata=_MATCHING)
     attention: Literal["auto", "varlen", "model"] = field(default="auto", metadata=_MATCHING)
@@ -236,7 +252,7 @@ class RolloutSFTConfig(TrainingArguments):
 
     def _convert(self) -> None:
         """Checks the arguments that this class adds against their type hints, and turns mappings into dataclasses."""
-        for section in (TOP, TRAINING, ROLLOUT_MATCHING):
+        for section in (TOP, DATA, TRAINING, ROLLOUT_MATCHING):
             ours = [name for name in section.hints if name in _OURS and name not in _DATACLASSES]
             for name, value in section.read({name: getattr(self, name) for name in ours}).items():
                 setattr(self, name, value)
@@ -255,6 +271,11 @@ class RolloutSFTConfig(TrainingArguments):
             raise ValueError(
                 f"rollout_matching.validate_schedule is {self.validate_schedule}, but training.packing is false: there "
                 "are no packs to compare. Set it to off."
+            )
+        taken = sorted(_SET_BY_US.intersection(self.chat_template_kwargs))
+        if taken:
+            raise ValueError(
+                f"data.chat_template_kwargs holds {', '.join(taken)}, which the trainer sets; leave it out."
             )
         check_waves(self)
         if self.rollout_backend == "vllm":
@@ -294,6 +315,8 @@ def _section(name: str, keep: Callable[[Field[Any]], bool], **further: Any) -> S
 _OURS = {spec.name for spec in fields(RolloutSFTConfig)} - {spec.name for spec in fields(TrainingArguments)}
 TOP = _section("", lambda spec: spec.metadata.get("section") == "top")
 """What stands at the top of the file."""
+DATA = _section("data", lambda spec: spec.metadata.get("section") == "data")
+"""What the section `data` holds besides the data sets."""
 ROLLOUT_MATCHING = _section(
     "rollout_matching",
     lambda spec: spec.metadata.get("section") == "rollout_matching",

@@ -140,6 +140,10 @@ DECODING_KEYS = {
     **dict.fromkeys(("n", "num_return_sequences", "num_generations"), _ONE_ROLLOUT),
     "do_sample": "set temperature; 0 is greedy",
     "num_beams": "there is no beam search; leave it out",
-    **dict.fromkeys(("stop", "stop_token_ids", "eos_token_id"), "a response ends at the tokenizer's end token"),
+    **dict.fromkeys(
+        ("stop", "stop_token_ids", "eos_token_id"),
+        "a response ends at the end tokens of generation_config and the tokenizer; set rollout_matching.end_tokens for "
+        "further ones",
+    ),
     "max_length": "set max_new_tokens, which does not count the prompt",
 }

@@ -6,7 +6,7 @@ The sections and who reads them:
     global_max_length: 16384     packing_length (template.max_length says the same)
     custom:                      trainer_variant: rollout_matching_sft
     model:                       `ModelSpec`
-    data:                        train and eval, each a `DataSpec`; boxes, their units
+    data:                        train and eval, each a `DataSpec`; boxes, their units; chat_template_kwargs
     training:                    `TrainingArguments` and packing*
     rollout_matching:            everything this project adds
     stages:                      a list of overrides, run one after the other, each from the last one's weights
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rollout_sft.config.arguments import ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
+from rollout_sft.config.arguments import DATA, ROLLOUT_MATCHING, TOP, TRAINING, RolloutSFTConfig
 from rollout_sft.config.keys import Section, build, section_of
 from rollout_sft.config.other_trainers import DATA_KEYS, LENGTH_KEYS, MODEL_KEYS, SOURCE_KEYS
 from rollout_sft.config.sections import BoxUnits, DataSpec, ModelSpec, StageConfig
@@ -111,6 +111,7 @@ def _stage(name: str, document: dict[str, Any], *, folder: str | None) -> StageC
         )
     arguments = {
         "global_max_length": _packing_length(given),
+        **{key: data[key] for key in DATA.hints if key in data},
         **TRAINING.read(given.get("training", {})),
         **ROLLOUT_MATCHING.read(given.get("rollout_matching", {})),
     }
@@ -198,4 +199,6 @@ _TEMPLATE = Section(
     moved={key: reason for key, reason in LENGTH_KEYS.items() if key != "max_length"},
 )
 _CUSTOM = Section(path="custom", hints={"trainer_variant": str})
-_DATA = Section(path="data", hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits}, moved=DATA_KEYS)
+_DATA = Section(
+    path="data", hints={"train": DataSpec, "eval": DataSpec, "boxes": BoxUnits, **DATA.hints}, moved=DATA_KEYS
+)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from rollout_sft.config.import_path import call_import_path, import_path, is_import_path, meant_import_path
 from rollout_sft.config.sections import BoxUnits, DataSpec
+from rollout_sft.config.shorten import shorten
 from rollout_sft.data.records import load_records
 from rollout_sft.data.sources import local_path, names_of
 from rollout_sft.inputs.base import InputAdapter
@@ -17,6 +20,8 @@ _TAKES = (
     "a function that takes tokenizer, split, size, seed and the keys of arguments as keywords, and adapter if it makes "
     "samples with images"
 )
+_OFFERED = ("adapter", "chat_template_kwargs")
+"""What a function gets if it has such a parameter."""
 
 
 def load_dataset(
@@ -29,6 +34,7 @@ def load_dataset(
     adapter: InputAdapter | None = None,
     longest_prompt: int | None = None,
     boxes: BoxUnits = "as_given",
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """
     Loads the samples that a data section names.
@@ -46,6 +52,8 @@ def load_dataset(
             Whether records have to hold `objects`, which the target builder `objects` reads.
         adapter (`InputAdapter`, *optional*):
             Of an image model; None reads text alone. An import path gets it if its function has such a parameter.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            Further arguments of the chat template. An import path whose function has no such parameter is refused.
         longest_prompt, boxes:
             As in [`~rollout_sft.data.records.load_records`].
 
@@ -62,13 +70,20 @@ def load_dataset(
                 f"data.boxes is {boxes}, but {key}.source is an import path, whose function makes the boxes itself; "
                 "turn them there (rollout_sft.data.boxes), and remove data.boxes."
             )
-        taken = sorted({"tokenizer", "split", "size", "seed", "adapter"} & set(spec.arguments))
+        taken = sorted({"tokenizer", "split", "size", "seed", *_OFFERED} & set(spec.arguments))
         if taken:
             raise ValueError(
                 f"{key}.arguments has {', '.join(taken)}, which {key} sets itself; set the keys of {key} instead."
             )
         key, takes = f"{key}.source", _TAKES
-        keywords = {"adapter": adapter} if _takes_adapter(import_path(spec.source, key=key, takes=takes)) else {}
+        function = import_path(spec.source, key=key, takes=takes)
+        offered = {"adapter": adapter, "chat_template_kwargs": dict(chat_template_kwargs)}
+        keywords = {name: value for name, value in offered.items() if _has_parameter(function, name)}
+        if chat_template_kwargs and "chat_template_kwargs" not in keywords:
+            raise ValueError(
+                f"data.chat_template_kwargs is {shorten(dict(chat_template_kwargs))}, but {key}.source is a function "
+                "that takes no chat_template_kwargs; add this parameter and hand it to apply_chat_template."
+            )
         return call_import_path(
             spec.source,
             key=key,
@@ -113,6 +128,7 @@ def load_dataset(
         adapter=adapter,
         longest_prompt=longest_prompt,
         boxes=boxes,
+        chat_template_kwargs=chat_template_kwargs,
     )
 
 
@@ -121,8 +137,8 @@ def _is_file(source: str) -> bool:
     return path is not None and not path.is_dir()
 
 
-def _takes_adapter(function: Any) -> bool:
+def _has_parameter(function: Any, name: str) -> bool:
     try:
-        return "adapter" in inspect.signature(function).parameters
+        return name in inspect.signature(function).parameters
     except (TypeError, ValueError):  # not callable, or written in C
         return False

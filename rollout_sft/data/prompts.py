@@ -8,9 +8,12 @@ record and its `images` have the same order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from rollout_sft.config.shorten import cut, shorten
+from rollout_sft.data.prompt_edges import Edges, Thoughts
 from rollout_sft.inputs.base import InputAdapter
 from rollout_sft.inputs.images import Image
 from rollout_sft.inputs.placeholders import check_places
@@ -28,10 +31,23 @@ class Prompts:
             Encodes `prompt` unchanged, and `messages` with its chat template and the generation prompt.
         adapter (`InputAdapter`, *optional*):
             Of an image model; without one, or with that of a text model, images are refused.
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            Further arguments of the chat template.
+        answer_first (`bool`, *optional*, defaults to `True`):
+            Whether answers begin directly behind the prompt, so that none may be left within a block of thoughts.
     """
 
-    def __init__(self, tokenizer: Any, adapter: InputAdapter | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        adapter: InputAdapter | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        answer_first: bool = True,
+    ):
         self._tokenizer = tokenizer
+        self._kwargs = dict(chat_template_kwargs)
+        self._thoughts = Thoughts(refused=answer_first)
         self._adapter = None if adapter is None or adapter.image_token_id is None else adapter
 
     @property
@@ -49,17 +65,22 @@ class Prompts:
             `ValueError`: something is malformed, or has images although the model reads none.
         """
         if "messages" in row:
-            return {"messages": self._normalise_messages(row["messages"], place)}
+            messages = self._normalise_messages(row["messages"], place)
+            if not self._thoughts.template_was_seen:  # it ends every prompt in the same way
+                self._thoughts.check_template(lambda: self._write(messages), place)
+            return {"messages": messages}
         text = row["prompt"]
         if not isinstance(text, str) or not text:
             raise ValueError(f"{place}: prompt is {shorten(text)}; give a text that is not empty.")
+        self._edges.check(text, place)
+        self._thoughts.check(text, place)
         return {"prompt": text if self._adapter is None else text.replace(PLACE, self._placeholder())}
 
     def encode(self, record: Mapping[str, Any]) -> list[int]:
         """Returns the token ids of a normalised record, with all tokens that the model reads for its images."""
         if "messages" in record:
             ids = self._tokenizer.apply_chat_template(
-                record["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
+                record["messages"], add_generation_prompt=True, tokenize=True, return_dict=False, **self._kwargs
             )
         else:
             ids = self._tokenizer(record["prompt"])["input_ids"]
@@ -118,6 +139,16 @@ class Prompts:
                 "the images, or raise global_max_length."
             )
 
+    def _write(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Returns the text of a prompt."""
+        return str(
+            self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **self._kwargs)
+        )
+
+    @cached_property
+    def _edges(self) -> Edges:
+        return Edges(self._tokenizer)
+
     def _check_template(self, messages: Sequence[Mapping[str, Any]], images: int, place: str) -> None:
         parts = [part for message in messages for part in message["content"]]
         places = sum(part["type"] == "image" for part in parts)
@@ -127,7 +158,7 @@ class Prompts:
                 f"{images}; give one image for each place, in order."
             )
         try:
-            written = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            written = self._write(messages)
         except Exception as error:  # a template may raise anything, and refuses what it does not know
             raise ValueError(f"{place}: the chat template cannot write the messages: {cut(str(error), 200)}") from None
         assert self._adapter is not None

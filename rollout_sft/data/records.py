@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -67,6 +68,7 @@ def load_records(
     adapter: InputAdapter | None = None,
     longest_prompt: int | None = None,
     boxes: BoxUnits = "as_given",
+    chat_template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> RecordsDataset:
     """
     Loads and checks records.
@@ -92,18 +94,21 @@ def load_records(
             The most tokens of a prompt with images, those of the images included.
         boxes (`str`, *optional*, defaults to `"as_given"`):
             `norm1000` turns boxes in pixels into thousandths of the image; see [`~rollout_sft.data.boxes`].
+        chat_template_kwargs (`Mapping[str, Any]`, *optional*):
+            Further arguments of the chat template, such as `{"enable_thinking": False}`.
 
     Returns:
         `RecordsDataset`: a map-style data set of samples.
 
     Raises:
         `ValueError`: a record is malformed, an image is missing, damaged or too large, the images do not fit the places
-            in the prompt, there are no records, or the data has messages and the tokenizer no chat template; the
-            message names file and line (or data set and row) and the field.
+            in the prompt, there are no records, the data has messages and the tokenizer no chat template, or a prompt
+            begins or ends with tokens that it should not have ([`~rollout_sft.data.prompt_edges`]); the message names
+            file and line (or data set and row) and the field.
         `FileNotFoundError`: the file does not exist.
     """
     check_sources(path_or_name)
-    prompts = Prompts(tokenizer, adapter)
+    prompts = Prompts(tokenizer, adapter, chat_template_kwargs=chat_template_kwargs, answer_first=require_objects)
     rows = (
         (place, row, folder_of(one))
         for one in names_of(path_or_name)

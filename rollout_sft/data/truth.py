@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rollout_sft.config.shorten import shorten
+
+_NO_TEXT = re.compile("[\ud800-\udfff\ufffd]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,24 @@ class TrueObject:
     desc: str
     box: tuple[float, ...]
 
-    @property
-    def json(self) -> str:
-        """Returns the object as answers write it: `json.dumps` with its default separators."""
-        return json.dumps({"desc": self.desc, "bbox_2d": list(self.box)})
+    def as_json(self, *, ensure_ascii: bool = False) -> str:
+        """Returns the object as references write it, with the separators of `json.dumps`."""
+        return f'{{"desc": {text_as_json(self.desc, ensure_ascii=ensure_ascii)}, "bbox_2d": {json.dumps(self.box)}}}'
+
+
+def text_as_json(text: str, *, ensure_ascii: bool) -> str:
+    """
+    Returns a text as JSON, quotes included.
+
+    Args:
+        text (`str`):
+            Any text.
+        ensure_ascii (`bool`):
+            Whether all but ASCII is escaped. Otherwise only what cannot be told from bytes that are no text: halves of
+            surrogate pairs, and U+FFFD.
+    """
+    written = json.dumps(text, ensure_ascii=ensure_ascii)
+    return written if ensure_ascii else _NO_TEXT.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
 def read_truth(objects: Any, where: str) -> list[TrueObject]:

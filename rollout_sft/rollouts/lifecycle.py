@@ -34,7 +34,9 @@ class Generation(TrainerCallback):
         args (`RolloutSFTConfig`):
             Names the backend and how to sample.
         tokenizer (`PreTrainedTokenizerBase`):
-            Gives the end token and the padding.
+            Gives the padding.
+        end_ids (`frozenset[int]`):
+            Tokens that end a rollout.
         model (`Callable[[], nn.Module]`):
             Returns the unwrapped live model.
         backend (`RolloutBackend`, *optional*):
@@ -61,6 +63,7 @@ class Generation(TrainerCallback):
         self,
         args: RolloutSFTConfig,
         tokenizer: PreTrainedTokenizerBase,
+        end_ids: frozenset[int],
         model: Callable[[], nn.Module],
         backend: RolloutBackend | None = None,
         *,
@@ -72,7 +75,7 @@ class Generation(TrainerCallback):
         self._engine: Engine | None = None
         self.train: RolloutBackend
         self.evaluation: RolloutBackend
-        ends = [tokenizer.eos_token_id]
+        ends = sorted(end_ids)
         decodings = args.decoding, args.eval_decoding
         live: Any = model
         inputs = inputs or TextInputs()
@@ -80,7 +83,7 @@ class Generation(TrainerCallback):
             AnswerLimits(
                 vocab_size=live().config.get_text_config().vocab_size,
                 max_new_tokens=decoding.max_new_tokens,
-                end_ids=frozenset(ends),
+                end_ids=end_ids,
                 media_token_ids=inputs.media_token_ids,
                 endings=endings if backend is not None else None,
             )

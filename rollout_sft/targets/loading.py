@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from rollout_sft.config.import_path import call_import_path
+from rollout_sft.rollouts.end_tokens import find_end_tokens
 from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.targets.base import TargetBuilder
 
@@ -37,9 +38,11 @@ def make_target_builder(tokenizer: PreTrainedTokenizerBase, config: RolloutSFTCo
 
         return ObjectsTargetBuilder(
             tokenizer=tokenizer,
+            end_tokens=find_end_tokens(tokenizer, config),
             iou_threshold=config.match_iou_threshold,
             supervise_desc=config.supervise_desc,
             prefix_supervision=config.prefix_supervision,
+            ensure_ascii=config.ensure_ascii,
         )
     takes = "objects, or module:name of a callable (tokenizer, config) -> TargetBuilder"
     builder: TargetBuilder = call_import_path(

@@ -5,7 +5,8 @@ A model is trained inside an answer that it wrote itself: its tokens stay in the
 the target. The expert's text is known only at a few places (a wrong number, the choice between going on and stopping),
 and tokens may cross the borders of these places. One rule works for every tokenizer:
 
-- The expert writes its text from the start of the token that holds the first character asked about.
+- Where the answer says what the expert would write, its own tokens are the targets, canonical or not.
+- Elsewhere the expert writes its text from the start of the token that holds the first character asked about.
 - Its tokens are compared with the answer's one by one. Each of them is the target of its position.
 - The first token that differs is the last target. Behind it the input differs from what the expert would have
   written, so no target is known there, and the weight is 0.
@@ -75,7 +76,19 @@ def token_decisions(
     decisions: Decisions = {}
     if start < known_from:
         return decisions
-    for i, token in enumerate(speller.encode(answer.text[start:begin] + wanted + then), first):
+    expert = answer.text[start:begin] + wanted + then
+    if answer.text[begin:end] == wanted:
+        i = first
+        while expert.startswith(answer.text[start : answer.ends[i]]):
+            decisions[i] = answer.ids[i]
+            if answer.ends[i] >= end:
+                return decisions
+            i += 1
+        # This token holds what is right, and behind it something else.
+        first, again = answer.token_at(answer.ends[i - 1] if i else 0)
+        expert = expert[again - start :]
+        decisions = {i: token for i, token in decisions.items() if i < first}
+    for i, token in enumerate(speller.encode(expert), first):
         decisions[i] = token
         # Up to here both wrote the same text, so what both have reached is where the answer's token ends.
         if token != answer.ids[i] or answer.ends[i] >= max(end, begin + len(wanted)):

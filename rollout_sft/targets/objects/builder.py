@@ -22,11 +22,13 @@ from rollout_sft.data.truth import TrueObject, read_truth
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.reporting.metrics import Counters
 from rollout_sft.rollouts.base import Rollout
+from rollout_sft.rollouts.end_tokens import EndTokens, find_end_tokens
 from rollout_sft.targets.base import Target
 from rollout_sft.targets.objects.completion import Draft, draft_answer
 from rollout_sft.targets.objects.matching import iou_matrix, match_boxes
 from rollout_sft.targets.objects.parsing import AnswerReader, ParsedAnswer, ParsedObject, parse_answer
-from rollout_sft.targets.objects.prefix import COORD, PrefixDecisions, coordinate_decisions, expert_decisions
+from rollout_sft.targets.objects.prefix import PrefixDecisions, coordinate_decisions, expert_decisions
+from rollout_sft.targets.objects.spelling import COORD
 from rollout_sft.targets.token_text import Speller
 
 PREFIX_SUPERVISION = ("coordinates", "expert")
@@ -51,6 +53,10 @@ class ObjectsTargetBuilder:
             `expert`: also the choice to go on (while a true object is not matched by an earlier object) or to end the
             list, the description of matched objects, and where an object is not matched the description of the next
             true object that no earlier one has matched.
+        ensure_ascii (`bool`, *optional*, defaults to `False`):
+            Whether truths are written with escapes for all but ASCII.
+        end_tokens ([`~rollout_sft.rollouts.end_tokens.EndTokens`], *optional*):
+            Those of the run; those of the tokenizer when not given.
 
     Raises:
         `ValueError`: a tokenizer without a fast backend or without an end token, a threshold outside (0,
@@ -64,6 +70,8 @@ class ObjectsTargetBuilder:
         iou_threshold: float = 0.5,
         supervise_desc: bool = True,
         prefix_supervision: str = "coordinates",
+        ensure_ascii: bool = False,
+        end_tokens: EndTokens | None = None,
     ):
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"iou_threshold is {iou_threshold}; give a value above 0 and up to 1, such as 0.5.")
@@ -72,6 +80,8 @@ class ObjectsTargetBuilder:
                 f"prefix_supervision is {prefix_supervision!r}; give one of {', '.join(PREFIX_SUPERVISION)}."
             )
         self.speller = Speller(tokenizer)
+        self.end_tokens = end_tokens or find_end_tokens(tokenizer)
+        self.ensure_ascii = ensure_ascii
         self.iou_threshold = iou_threshold
         self.supervise_desc = supervise_desc
         self.prefix_supervision = prefix_supervision
@@ -85,7 +95,7 @@ class ObjectsTargetBuilder:
             `ValueError`: the sample is malformed, or the tokenizer cannot write its objects.
         """
         prompt_ids, truths, where = _read_sample(sample)
-        draft, answer = draft_answer(self.speller, rollout.response_ids, truths, self._match, where)
+        draft, answer = self._draft(rollout.response_ids, truths, where)
         plan = self._supervise(draft, truths)
         counters = self._count(answer, rollout, truths)
         counters["rollout/appended"] = (len(truths) - len(draft.pairs), 1)
@@ -100,7 +110,7 @@ class ObjectsTargetBuilder:
             `ValueError`: the sample is malformed, or the tokenizer cannot write its objects.
         """
         prompt_ids, truths, where = _read_sample(sample)
-        draft, _ = draft_answer(self.speller, [], truths, self._match, where)
+        draft, _ = self._draft([], truths, where)
         segment = self._segment(sample, prompt_ids, draft, self._supervise(draft, truths))
         return Target(segment=segment, counters={})
 
@@ -117,6 +127,21 @@ class ObjectsTargetBuilder:
         """Returns the valid objects of an answer, in the form of `sample["objects"]`, for pictures and reports."""
         answer = parse_answer(self.speller.spell(rollout.response_ids)[0])
         return [{"desc": found.desc, "bbox_2d": list(found.box)} for found in answer.objects]
+
+    def _draft(
+        self, response_ids: Sequence[int], truths: Sequence[TrueObject], where: str
+    ) -> tuple[Draft, ParsedAnswer]:
+        draft, answer = draft_answer(
+            self.speller, response_ids, truths, self._match, where, ensure_ascii=self.ensure_ascii
+        )
+        ending = self.end_tokens.ids.intersection(draft.tokens.ids[draft.prefix_length :])
+        if ending:
+            token = self.speller.read([min(ending)]).text
+            raise ValueError(
+                f"{where}: the answer to train holds {token!r} (id {min(ending)}), at which rollouts end; take it "
+                "out of rollout_matching.end_tokens, or out of the objects."
+            )
+        return draft, answer
 
     def _supervise(self, draft: Draft, truths: Sequence[TrueObject]) -> _Plan:
         own, appended = draft.answer.objects[: draft.kept], draft.answer.objects[draft.kept :]
@@ -139,14 +164,16 @@ class ObjectsTargetBuilder:
 
     def _decide(self, draft: Draft, truths: Sequence[TrueObject]) -> PrefixDecisions:
         if self.prefix_supervision == "coordinates":
-            return coordinate_decisions(self.speller, draft, truths)
-        return expert_decisions(self.speller, draft, truths, supervise_desc=self.supervise_desc)
+            return coordinate_decisions(self.speller, draft, truths, ensure_ascii=self.ensure_ascii)
+        return expert_decisions(
+            self.speller, draft, truths, supervise_desc=self.supervise_desc, ensure_ascii=self.ensure_ascii
+        )
 
     def _segment(self, sample: Sample, prompt_ids: list[int], draft: Draft, plan: _Plan) -> Segment:
         """Puts the answer behind the prompt: what is decided about token `i` is trained at `i - 1`."""
         shift = len(prompt_ids) - 1
-        input_ids = [*prompt_ids, *draft.tokens.ids, self.speller.eos_id]
-        targets = [*input_ids[1:], self.speller.eos_id]
+        input_ids = [*prompt_ids, *draft.tokens.ids, self.end_tokens.trained]
+        targets = [*input_ids[1:], self.end_tokens.trained]
         for i, token in plan.prefix.targets.items():
             targets[shift + i] = token
         return Segment.from_lists(

@@ -13,7 +13,7 @@ Decides what is trained inside the model's own objects: at which characters a co
 
 from __future__ import annotations
 
-import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,17 +21,14 @@ from dataclasses import dataclass, field, replace
 from rollout_sft.data.truth import TrueObject
 from rollout_sft.targets.objects.completion import Draft
 from rollout_sft.targets.objects.parsing import ParsedObject
+from rollout_sft.targets.objects.spelling import COORD, DESC, Slot, filled, separator, slots_of
 from rollout_sft.targets.token_decisions import Decisions, token_decisions
-from rollout_sft.targets.token_text import Span, SpelledText, Speller
-
-COORD = "coord"
-"""Index field: positions whose logits are trained towards a coordinate, in the prefix and in the tail."""
+from rollout_sft.targets.token_text import SpelledText, Speller
 
 BOUNDARY = "boundary"
 """Index field with `expert`: positions of the prefix trained towards "another object" or "the end"."""
 
-DESC = "desc"
-"""Index field with `expert`: positions of the prefix trained towards the text of a description."""
+_SPACE = re.compile(r"\s*")
 
 
 @dataclass(slots=True)
@@ -61,7 +58,9 @@ class PrefixDecisions:
         self.kinds[kind] += decisions
 
 
-def coordinate_decisions(speller: Speller, draft: Draft, truths: Sequence[TrueObject]) -> PrefixDecisions:
+def coordinate_decisions(
+    speller: Speller, draft: Draft, truths: Sequence[TrueObject], *, ensure_ascii: bool = False
+) -> PrefixDecisions:
     """Decides the coordinates of matched objects. Costs four short encodings for each."""
     made, tokens = PrefixDecisions({COORD: []}), draft.tokens
     for m, j in draft.pairs.items():
@@ -71,14 +70,20 @@ def coordinate_decisions(speller: Speller, draft: Draft, truths: Sequence[TrueOb
         behind = tokens.text[found.span[1] : tokens.ends[bisect_left(tokens.ends, found.span[1])]]
         desc_end = found.desc_span[1]
         known_from = desc_end if desc_end <= found.number_spans[0][0] else found.span[0]
-        slots = _slots(found, truths[j], {COORD})
+        slots = slots_of(tokens.text, found, truths[j], ensure_ascii=ensure_ascii)
+        slots = [slot for slot in slots if slot.kind == COORD]
         for kind, decisions in _decide_slots(speller, tokens, found, slots, behind, known_from):
             made.add(kind, decisions)
     return made
 
 
 def expert_decisions(
-    speller: Speller, draft: Draft, truths: Sequence[TrueObject], *, supervise_desc: bool = True
+    speller: Speller,
+    draft: Draft,
+    truths: Sequence[TrueObject],
+    *,
+    supervise_desc: bool = True,
+    ensure_ascii: bool = False,
 ) -> PrefixDecisions:
     """
     Boundaries, classes, and the coordinates of matched objects. Six short encodings for each object.
@@ -92,6 +97,8 @@ def expert_decisions(
             The ground truth, in the order in which the expert writes it.
         supervise_desc (`bool`, *optional*, defaults to `True`):
             Whether classes are asked for.
+        ensure_ascii (`bool`, *optional*, defaults to `False`):
+            Whether truths are written with escapes.
 
     Returns:
         `PrefixDecisions`: The targets. The boundary behind the last kept object belongs to the tail.
@@ -99,20 +106,31 @@ def expert_decisions(
     made, tokens = PrefixDecisions({COORD: [], BOUNDARY: [], DESC: []}), draft.tokens
     own = draft.answer.objects[: draft.kept]
     wanted = list(_wanted_truths(draft, truths))
-    going_on = ["]" if truth is None else (", " if m else "") + truth.json for m, truth in enumerate(wanted)]
-    going_on.append(tokens.text[own[-1].span[1] :] if own else "")
-    boundary, known_from = draft.answer.body_start or 0, 0
+    filled_slots = [
+        [] if truth is None else slots_of(tokens.text, found, truth, ensure_ascii=ensure_ascii)
+        for found, truth in zip(own, wanted, strict=True)
+    ]
+    ends = [draft.answer.body_start or 0, *(found.span[1] for found in own)]
+    # The first character that is no white space decides.
+    places = [_SPACE.match(tokens.text, end).end() for end in ends]  # type: ignore[union-attr]
+    commas = [separator(tokens.text, own, ends[0], behind=m - 1).lstrip() for m in range(1, len(own))]
+    going_on = [
+        "]" if truth is None else (commas[m - 1] if m else "") + filled(tokens.text, own[m], filled_slots[m])
+        for m, truth in enumerate(wanted)
+    ]
+    going_on.append(tokens.text[places[-1] :])
+    known_from = 0
     for m, (found, truth) in enumerate(zip(own, wanted, strict=True)):
-        # The first character decides.
-        asked, first, then = (boundary, boundary + 1), going_on[m][:1], going_on[m][1:]
+        asked, first, then = (places[m], places[m] + 1), going_on[m][:1], going_on[m][1:]
         made.add(BOUNDARY, token_decisions(speller, tokens, asked, first, then=then, known_from=known_from))
-        boundary, known_from = found.span[1], found.content_end
+        known_from = found.content_end
         if truth is None:
             continue
-        slots = _slots(found, truth, {COORD, DESC})
+        slots = filled_slots[m]
         if m not in draft.pairs:
             slots = [replace(slot, known=slot is slots[0] and slot.kind == DESC) for slot in slots]
-        for kind, decisions in _decide_slots(speller, tokens, found, slots, going_on[m + 1], found.span[0]):
+        behind = tokens.text[ends[m + 1] : places[m + 1]] + going_on[m + 1]
+        for kind, decisions in _decide_slots(speller, tokens, found, slots, behind, found.span[0]):
             if supervise_desc or kind != DESC:
                 made.add(kind, decisions)
     return made
@@ -127,38 +145,8 @@ def _wanted_truths(draft: Draft, truths: Sequence[TrueObject]) -> Iterator[TrueO
         still_open.pop(draft.pairs.get(m, -1), None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """
-    Describes a part of an object that a truth fills.
-
-    Args:
-        kind (`str`): `COORD` or `DESC`.
-        span (`Span`): What the model wrote.
-        wanted (`str`): What the truth says.
-        end (`int`): Where the content ends: before the closing quote of a description.
-        known (`bool`): Whether the expert would write the truth there.
-    """
-
-    kind: str
-    span: Span
-    wanted: str
-    end: int
-    known: bool = True
-
-
-def _slots(found: ParsedObject, truth: TrueObject, kinds: set[str]) -> list[_Slot]:
-    """Returns the parts of an object, in the order of its text."""
-    begin, end = found.desc_span
-    # Whether a description ends there is part of it: its closing quote is asked for as well.
-    slots = [_Slot(DESC, (begin, end + 1), json.dumps(truth.desc)[1:], end)]
-    for span, number in zip(found.number_spans, truth.box, strict=True):
-        slots.append(_Slot(COORD, span, json.dumps(number), span[1]))
-    return sorted((slot for slot in slots if slot.kind in kinds), key=lambda slot: slot.span)
-
-
 def _decide_slots(
-    speller: Speller, tokens: SpelledText, found: ParsedObject, slots: Sequence[_Slot], behind: str, known_from: int
+    speller: Speller, tokens: SpelledText, found: ParsedObject, slots: Sequence[Slot], behind: str, known_from: int
 ) -> Iterator[tuple[str, Decisions]]:
     """
     Kind and decisions of each known slot of one object. The slots behind it are written with the truth too, since a

@@ -93,7 +93,7 @@ def recorded(target):
 
 
 def build(name, options, truths, ids):
-    builder = ObjectsTargetBuilder(tokenizer=tokenizer_named(name), **options)
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer_named(name), ensure_ascii=True, **options)
     sample = {"id": "s", "prompt_ids": PROMPT, "objects": truths}
     return builder.build(sample, Rollout(response_ids=ids, truncated=False))
 

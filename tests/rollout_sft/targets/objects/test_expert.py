@@ -180,10 +180,12 @@ def test_a_description_is_supervised_up_to_its_first_wrong_token(generated, true
 
 
 def test_a_character_of_several_tokens_is_decided_at_its_first():
-    answer = expert("characters", '[{"desc": "né", "bbox_2d": [1, 2, 3, 4]}]', thing("né", 1, 2, 3, 4))
+    right = expert("characters", '[{"desc": "né", "bbox_2d": [1, 2, 3, 4]}]', thing("né", 1, 2, 3, 4))
+    assert [right.targets[i] for i in right.field("desc")] == [right.ids[i] for i in right.field("desc")]
+    answer = expert("characters", '[{"desc": "né", "bbox_2d": [1, 2, 3, 4]}]', thing("nü", 1, 2, 3, 4))
     n, e = answer.field("desc")
     assert (e, answer.text_at(n), answer.text_at(e)) == (n + 1, "n", "\N{REPLACEMENT CHARACTER}")
-    assert slow_text(answer.tokenizer, [answer.targets[e]]) == "\\", "answers write it as \\u00e9"
+    assert slow_text(answer.tokenizer, [answer.targets[e]]) == "\\", "truths write it as \\u00fc here"
     assert answer.weights[e + 1] == 0, "behind half a character nothing is known"
 
 

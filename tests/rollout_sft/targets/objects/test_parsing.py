@@ -179,4 +179,5 @@ def test_a_malformed_truth_is_refused_by_sample_and_field(objects, message):
 
 def test_the_truth_is_written_with_its_numbers_and_without_other_keys():
     (truth,) = read_truth([{"desc": "é", "bbox_2d": (1, 2.5, 3, 4), "area": 7}], "x")
-    assert truth.json == '{"desc": "\\u00e9", "bbox_2d": [1, 2.5, 3, 4]}'
+    assert truth.as_json() == '{"desc": "é", "bbox_2d": [1, 2.5, 3, 4]}'
+    assert truth.as_json(ensure_ascii=True) == '{"desc": "\\u00e9", "bbox_2d": [1, 2.5, 3, 4]}'

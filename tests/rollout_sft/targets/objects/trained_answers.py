@@ -20,7 +20,8 @@ SCORED_BY_BUILDING_ALONE = {"rollout/appended", "rollout/unaligned_slots"}
 
 def build(name, text_or_ids, *truths, truncated=False, **options):
     tokenizer = tokenizer_named(name)
-    builder = ObjectsTargetBuilder(tokenizer=tokenizer, **options)
+    # As `json.dumps` writes them, so that tests can say what they expect; test_spelling.py has the default.
+    builder = ObjectsTargetBuilder(tokenizer=tokenizer, **{"ensure_ascii": True, **options})
     ids = builder.speller.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
     target = builder.build(sample(*truths), Rollout(response_ids=ids, truncated=truncated))
     return Answer(tokenizer, target)
@@ -29,11 +30,12 @@ def build(name, text_or_ids, *truths, truncated=False, **options):
 class Answer:
     """A built target, read from the side of the answer: token `i` of Y_train and what was asked of it."""
 
-    def __init__(self, tokenizer, target):
+    def __init__(self, tokenizer, target, *, end=None):
+        end = tokenizer.eos_token_id if end is None else end
         self.tokenizer, self.segment, self.counters = tokenizer, target.segment, target.counters
         ids = self.segment.input_ids.tolist()
         assert ids[: len(PROMPT)] == PROMPT
-        assert ids[-1] == tokenizer.eos_token_id
+        assert ids[-1] == end
         self.ids = ids[len(PROMPT) : -1]
         self.text = slow_text(tokenizer, self.ids)
         at = slice(len(PROMPT) - 1, -2)
@@ -41,7 +43,7 @@ class Answer:
         self.targets = self.segment.targets[at].tolist()
         assert self.segment.weights[: len(PROMPT) - 1].tolist() == [0] * (len(PROMPT) - 1)
         assert self.segment.weights[-2:].tolist() == [1, 0]
-        assert self.segment.targets[-2] == tokenizer.eos_token_id
+        assert self.segment.targets[-2] == end
 
     def text_at(self, i):
         return slow_text(self.tokenizer, self.ids[i : i + 1])
