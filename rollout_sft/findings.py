@@ -26,6 +26,7 @@ from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.lengths import Lengths
 from rollout_sft.model.wrappers import base_model
+from rollout_sft.rollouts.end_tokens import find_end_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,8 @@ def find_missing_end(lengths: Lengths) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             message=f"none of the {len(lengths.references)} reference answers trains the end token, so the model does "
-            "not learn to stop. A target builder appends tokenizer.eos_token_id to the tokens and makes it the last "
-            "target.",
+            "not learn to stop. A target builder appends find_end_tokens(tokenizer, config).trained "
+            "(rollout_sft.targets) to the tokens and makes it the last target.",
         )
 
 
@@ -240,7 +241,7 @@ def _find_missing_rows(
         "Use the model's own tokenizer, or give the model rows for it: model.resize_token_embeddings(len(tokenizer)), "
         "then save_pretrained."
     )
-    special = {"end": tokenizer.eos_token_id}
+    special: dict[str, int | None] = {"end": find_end_tokens(tokenizer, args).trained}
     if args.rollout_backend == "hf":  # which pads the prompts of a batch
         special["padding"] = tokenizer.pad_token_id
     missing = {name: token for name, token in special.items() if token is not None and token >= rows}

@@ -13,6 +13,7 @@ from transformers.trainer_utils import has_length
 from rollout_sft.data.samples import Sample, read_prompt
 from rollout_sft.inputs.segment import SUPERVISED
 from rollout_sft.parts import Parts
+from rollout_sft.rollouts.end_tokens import find_end_tokens
 from rollout_sft.targets.notes import naming
 
 PROMPTS = 20_000
@@ -81,7 +82,7 @@ def measure(parts: Parts, *, prompts: int = PROMPTS, needs_references: bool = Tr
     highest: tuple[int, str] = (0, "")
     references: list[int] = []
     responses: list[int] = []
-    ends = 0
+    ends, end_id = 0, find_end_tokens(parts.tokenizer).trained
     # A builder may have no reference answers.
     without = NotImplementedError if needs_references else Exception
     for sample in islice(samples(parts.train), prompts):
@@ -94,7 +95,7 @@ def measure(parts: Parts, *, prompts: int = PROMPTS, needs_references: bool = Tr
                 references.append(segment.encoded_len)
                 responses.append(segment.encoded_len - len(ids))
                 targets = segment.targets[segment.indices[SUPERVISED]]
-                ends += bool((targets == parts.tokenizer.eos_token_id).any())
+                ends += bool((targets == end_id).any())
                 trained = max(int(segment.input_ids.max()), *targets.tolist(), 0)
                 highest = max(highest, (trained, name))
     if not found:

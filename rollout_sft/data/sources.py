@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.data.json_lines import DuplicateKeyError, check_value, first_repeated, read_json_lines, unique_keys
 
@@ -196,9 +198,10 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         with ParquetFile(path) as file:
             _check_names(file.schema_arrow, cut(str(path), 200))
+            schema = file.schema_arrow
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
-                    yield f"{path}, row {number}", _without_none(row)
+                    yield f"{path}, row {number}", _without_none(_shortest_numbers(row, schema))
                     number += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{cut(str(path), 200)}: not Parquet: {cut(str(error), 300)}") from None
@@ -234,8 +237,10 @@ def _read_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
         raise ValueError(
             f"{cut(source, 200)} is no local file, and datasets cannot load it as a data set {why}"
         ) from error
+    features = getattr(rows, "features", None)
     for number, row in enumerate(rows):
-        yield f"{source}[{split}], row {number}", _without_none(row)
+        short = _shortest_numbers(row, features.arrow_schema) if features else row
+        yield f"{source}[{split}], row {number}", _without_none(short)
 
 
 def _undecoded(rows: Any) -> Any:
@@ -246,6 +251,29 @@ def _undecoded(rows: Any) -> Any:
     if isinstance(getattr(feature, "feature", None), Image):
         return rows.cast_column("images", List(Image(decode=False)))
     return rows
+
+
+def _shortest_numbers(row: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """
+    Returns a row whose `objects` hold the shortest number for each one of a float32 or float16 column: 2.1, and not
+    2.0999999046325684. The type of the column decides: a value of a float64 column stays what it is.
+    """
+    at = schema.get_field_index("objects")
+    return row if at < 0 else {**row, "objects": _shortest(row.get("objects"), schema.field(at).type)}
+
+
+def _shortest(value: Any, kind: Any) -> Any:
+    import pyarrow.types as types
+
+    if value is None:
+        return None
+    if types.is_struct(kind) and isinstance(value, dict):
+        return {name: _shortest(inner, kind.field(name).type) for name, inner in value.items()}
+    if types.is_nested(kind) and isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_shortest(inner, kind.value_type) for inner in value]
+    if types.is_float32(kind) or types.is_float16(kind):
+        return float(str((np.float32 if types.is_float32(kind) else np.float16)(value)))
+    return value
 
 
 def _without_none(row: dict[str, Any]) -> dict[str, Any]:

@@ -36,11 +36,14 @@ class Answer:
             What it generated, with the end token; less where the response ended early.
         origin (`str`, *optional*, defaults to `""`):
             The server that generated it.
+        finish_reason (`str`, *optional*):
+            Why it ended: `stop` and `length`, or None where the request was ended early; all else is refused.
     """
 
     prompt_ids: list[int]
     token_ids: list[int]
     origin: str = ""
+    finish_reason: str | None = None
 
 
 class Engine(Protocol):
@@ -182,6 +185,13 @@ class VLLMBackend:
 
     def _cut(self, i: int, answer: Answer) -> Rollout:
         """Takes the end token off the response; without one it must be as long as it can be, or end early."""
+        if answer.finish_reason not in (None, "stop", "length"):
+            raise AnswerError(
+                i,
+                answer.origin,
+                f"the response ended with finish_reason {answer.finish_reason!r} after {len(answer.token_ids)} tokens, "
+                "so it is not whole. The engine gave up or was interrupted; look into its log.",
+            )
         ids, truncated = answer.token_ids, True
         if ids and ids[-1] in self._ends:
             ids, truncated = ids[:-1], False

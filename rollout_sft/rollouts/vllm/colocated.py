@@ -147,7 +147,11 @@ class ColocatedEngine:
             if watch is not None:
                 return step_watched(self._llm.llm_engine, prompts, params, watch)
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        return [Answer(list(out.prompt_token_ids), list(out.outputs[0].token_ids)) for out in outputs]
+        return [
+            Answer(list(out.prompt_token_ids), list(done.token_ids), finish_reason=done.finish_reason)
+            for out in outputs
+            for done in out.outputs[:1]
+        ]
 
     def sleep(self) -> None:
         """Frees the memory of weights and key-value cache until the next use, where the platform supports it."""

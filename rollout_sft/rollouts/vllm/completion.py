@@ -58,6 +58,12 @@ class _Failure(Reply):
     error: _Problem
 
 
+def check_finish(reason: str | None, what: str) -> None:
+    """Raises [`ServerError`] for a response that neither ended nor reached its most tokens: "abort", "error", ..."""
+    if reason not in (None, "stop", "length"):
+        raise ServerError(f"{what} ended with finish_reason {excerpt(reason, 100)!r}, so it is not whole.", again=True)
+
+
 class Completion:
     """
     Holds what has arrived of one completion.
@@ -116,5 +122,6 @@ class Completion:
             raise ServerError(
                 f"{self.address}: the response has {len(self.token_ids)} tokens, but {self._max_tokens} were asked for."
             )
+        check_finish(choice.finish_reason, f"{self.address}: the response")
         self._shape = _Later if choice.finish_reason is None else _Usage
         return self._shape is _Later and self._enough(self.token_ids)

@@ -6,6 +6,7 @@ Ranks that share an engine step it together and see the same tokens, so they abo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rollout_sft.rollouts.endings import CHECK_EVERY, Watch
@@ -37,6 +38,7 @@ def step_watched(
         how.output_kind = RequestOutputKind.DELTA  # `LLM.generate` would ask for finished responses alone
         engine.add_request(str(i), prompt, how)
     answers = [Answer([], []) for _ in prompts]
+    reasons: list[str | None] = [None] * len(prompts)
     watches = [watch() for _ in prompts]
     due = [CHECK_EVERY] * len(prompts)
     while engine.has_unfinished_requests():
@@ -45,9 +47,11 @@ def step_watched(
             answers[i].prompt_ids[:] = output.prompt_token_ids
             response = answers[i].token_ids
             response += output.outputs[0].token_ids
+            if output.finished and watches[i](response) is None:  # not aborted here
+                reasons[i] = output.outputs[0].finish_reason
             if output.finished or len(response) < due[i]:
                 continue
             due[i] = len(response) + CHECK_EVERY
             if watches[i](response) is not None:
                 engine.abort_request([output.request_id])
-    return answers
+    return [replace(answer, finish_reason=reason) for answer, reason in zip(answers, reasons, strict=True)]

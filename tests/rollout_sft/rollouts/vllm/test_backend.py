@@ -21,17 +21,17 @@ class Stopping:
 
     version, max_model_len, retries = 0, 100, 0
 
-    def __init__(self, ids):
-        self.ids, self.watched = ids, None
+    def __init__(self, ids, reason=None):
+        self.ids, self.reason, self.watched = ids, reason, None
 
     def generate(self, requests, knobs, watch=None):
         self.watched = watch and watch()
-        return [Answer([5], list(self.ids), origin="http://there:1")]
+        return [Answer([5], list(self.ids), origin="http://there:1", finish_reason=self.reason)]
 
 
-def answer(ids, endings=CLOSED):
+def answer(ids, endings=CLOSED, reason=None):
     weights = SimpleNamespace(version=0, require=lambda version: None)
-    engine = Stopping(ids)
+    engine = Stopping(ids, reason)
     backend = VLLMBackend(engine, weights, Decoding(max_new_tokens=8), eos_token_ids=[EOS], endings=endings)
     (rollout,) = backend.generate([REQUEST])
     return rollout, engine
@@ -42,6 +42,14 @@ def test_a_response_that_stops_early_without_a_reason_is_refused(ids):
     for endings in (CLOSED, None):
         with pytest.raises(AnswerError, match=rf"stops after {len(ids)} of 8 tokens without an end token"):
             answer(ids, endings)
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", ""])
+@pytest.mark.parametrize("ids", [[4, 4, EOS], [4] * 8, [4, OVER]])
+def test_a_response_that_ended_for_another_reason_is_refused(ids, reason):
+    with pytest.raises(AnswerError, match=rf"finish_reason '{reason}' after {len(ids)} tokens"):
+        answer(ids, reason=reason)
+    assert answer(ids, reason="stop")[0].response_ids
 
 
 @pytest.mark.parametrize("more", [[], [6, 6], [6] * 5, [EOS]])

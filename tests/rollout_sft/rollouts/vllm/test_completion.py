@@ -59,6 +59,12 @@ def test_a_whole_completion_keeps_every_id():
         assert (got.prompt_ids, got.token_ids) == ([1, 2, 3], [4, 5, 6, 7])
 
 
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition", ""])
+def test_a_response_that_is_not_whole_is_refused(reason):
+    with pytest.raises(ServerError, match=f"/v1/completions: the response ended with finish_reason '{reason}'"):
+        ask(events(FIRST, event([6, 7], reason)))
+
+
 MISPLACED = {
     "no prompt": ([event([4])], "prompt_token_ids: Field required"),
     "prompt twice": ([FIRST, FIRST], "prompt_token_ids: Input should be null"),
