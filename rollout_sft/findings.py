@@ -255,8 +255,9 @@ def _find_missing_rows(
     if beyond and not missing:
         yield Finding(
             severity="warning",
-            message=f"the tokenizer has {len(beyond)} tokens for which the model's {rows} embeddings have no row, such "
-            f"as {shorten(beyond[0][1])} (id {beyond[0][0]}). A prompt or an answer that holds one ends the run. "
+            message=f"the tokenizer has {len(beyond)} token{'s' * (len(beyond) > 1)} for which the model's {rows} "
+            f"embeddings have no row, such as {shorten(beyond[0][1])} (id {beyond[0][0]}). A prompt or an answer that "
+            "holds one ends the run. "
             f"{advice}",
         )
 

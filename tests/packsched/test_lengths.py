@@ -178,3 +178,21 @@ def test_the_command_writes_a_trace_that_replay_reads(tmp_path, tokenizer):
     empty = CliRunner().invoke(commands, [*arguments, "--out", str(out)])
     assert (empty.exit_code, "holds no records" in empty.stderr) == (2, True)
     assert len(read_trace(str(out))) == 3, "a failed count leaves the file as it was"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"text": "a", "text": "b"}', "line 1: the key 'text' is given twice; keep one"),
+        ('{"text": "a"}\n{"text": "\\ud800"}', "line 2: the tokenizer refuses the text: "),
+    ],
+)
+def test_a_record_that_no_tokenizer_can_take_is_named(tokenizer, tmp_path, line, says):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(FileError, match=says):
+        list(count_tokens(read_records(str(tmp_path / "a.jsonl")), tokenizer))
+
+
+def test_a_path_that_is_none_is_named():
+    with pytest.raises(FileError, match="cannot be read: embedded null byte"):
+        list(read_records("a\0b.jsonl"))
