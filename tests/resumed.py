@@ -67,16 +67,31 @@ def with_adapter(family, seed, **overrides):
     return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
 
 
+def whole_run(family, folder, make_model=tiny_model, **overrides):
+    """The end of a run that nothing interrupts; its checkpoints stay in the folder."""
+    trainer = make_trainer(family, make_model(family, 0), folder, **overrides)
+    trainer.train()
+    return end_of(trainer)
+
+
+def resumed_run(family, folder, make_model=tiny_model, **overrides):
+    """The end of the same run, resumed after two steps with other weights than it began with."""
+    trainer = make_trainer(family, make_model(family, 1), folder, **overrides)
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    return end_of(trainer)
+
+
 def difference(family, folder, make_model=tiny_model, **overrides):
-    """The largest difference of the weights and losses between the two runs; 0 where both are equal in every bit."""
-    whole = make_trainer(family, make_model(family, 0), folder, **overrides)
-    whole.train()
-    weights, losses = end_of(whole)
-    resumed = make_trainer(family, make_model(family, 1), folder, **overrides)
-    before, _ = end_of(resumed)
-    assert any(not torch.equal(before[name], tensor) for name, tensor in weights.items()), "the same weights: no test"
-    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-    again, losses_again = end_of(resumed)
+    """The difference between the two runs; see [`between`]."""
+    pairs = zip(make_model(family, 0).parameters(), make_model(family, 1).parameters(), strict=True)
+    assert any(not torch.equal(one, other) for one, other in pairs), "both begin with the same weights: no test"
+    whole = whole_run(family, folder, make_model, **overrides)
+    return between(whole, resumed_run(family, folder, make_model, **overrides))
+
+
+def between(one, other):
+    """The largest difference of the weights and losses of two ends; 0 where both are equal in every bit."""
+    (weights, losses), (again, losses_again) = one, other
     assert sorted(losses) == sorted(losses_again) == [1, 2, 3, 4]
     assert weights.keys() == again.keys()
     worst = max(abs(losses[step] - losses_again[step]) for step in losses)

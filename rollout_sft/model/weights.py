@@ -68,8 +68,9 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     """
     Gives a model the weights that a folder holds.
 
-    A `PreTrainedModel` is loaded a second time on the CPU, of which its parameters and buffers are copied; any other
-    model, and one that got further modules after it was built, takes tensors by their names.
+    A `PreTrainedModel` is loaded a second time on the CPU, sharded if it was sharded when it was loaded, and its
+    parameters and buffers are copied. Any other model, and one that got further modules after it was built, takes
+    tensors by their names.
 
     Args:
         model (`nn.Module`):
@@ -86,7 +87,12 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
             return
         kind: Any = next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule))
         loaded, report = kind.from_pretrained(
-            folder, config=model.config, dtype=_widest(model), ignore_mismatched_sizes=True, output_loading_info=True
+            folder,
+            config=model.config,
+            dtype=_widest(model),
+            distributed_config=getattr(model.config, "distributed_config", None),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
         values, own = loaded.state_dict(), model.state_dict()
         if values.keys() != own.keys():

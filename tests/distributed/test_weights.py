@@ -31,7 +31,10 @@ def test_weights_come_back_on_both_ranks_or_end_both(tmp_path):
 
 
 @pytest.mark.families
-@pytest.mark.parametrize(("column", "kind"), [("DDP", "ddp"), ("FSDP2", "fsdp2"), ("FSDP2, next stage", "stage")])
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [("DDP", "ddp"), ("FSDP2", "fsdp2"), ("FSDP2, next stage", "stage"), ("FSDP2, best model", "best")],
+)
 def test_families_resume_bit_equal_on_two_ranks(tmp_path, column, kind):
     for name, both in found(tmp_path, [(kind, family) for family in FAMILIES]).items():
         record(name.partition(", ")[2], column, both)

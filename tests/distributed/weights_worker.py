@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from transformers import TrainerCallback
 from transformers.distributed import DistributedConfig
 
 from rollout_sft.checkpoint import resume
@@ -30,24 +31,56 @@ def adapter(folder, family):
     return difference(family, folder, with_adapter)
 
 
-def stage(folder, family):
-    """A model that FSDP2 shards while it is loaded is saved at the end of a stage, and the next one loads it."""
+def sharded_model(folder, family):
+    """A model that FSDP2 shards while transformers loads it."""
     model = tiny_model(family, 0)
     if dist.get_rank() == 0:
         model.save_pretrained(folder / "start")
     dist.barrier()
     parts = DistributedConfig(fsdp_size=dist.get_world_size())
-    sharded = type(model).from_pretrained(folder / "start", dtype=model.dtype, distributed_config=parts)
-    trainer = make_trainer(family, sharded, folder / "run", save_strategy="no")
+    return type(model).from_pretrained(folder / "start", dtype=model.dtype, distributed_config=parts)
+
+
+def stage(folder, family):
+    """Such a model is saved at the end of a stage, and the next one loads it."""
+    trainer = make_trainer(family, sharded_model(folder, family), folder / "run", save_strategy="no")
     trainer.train()
     trainer.save_model()
     dist.barrier()
-    whole = type(model).from_pretrained(folder / "run", dtype=model.dtype)
-    compare_weights(whole, folder / "run")
-    again = type(model).from_pretrained(folder / "run", dtype=model.dtype, distributed_config=parts)
-    compare_weights(again, folder / "run")
-    ends = zip(trainer.model.parameters(), again.parameters(), strict=True)
-    return max(float((one.full_tensor() - other.full_tensor()).abs().max()) for one, other in ends)
+    model = tiny_model(family, 0)
+    for parts in (None, trainer.model.config.distributed_config):
+        again = type(model).from_pretrained(folder / "run", dtype=model.dtype, distributed_config=parts)
+        compare_weights(again, folder / "run")
+    return furthest(trainer.model.state_dict(), again.state_dict())
+
+
+def best(folder, family):
+    """Such a model gets the best of its checkpoints at the end; transformers resumes none of them."""
+    seen = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen[state.global_step] = {n: t.full_tensor().clone() for n, t in model.state_dict().items()}
+
+    choice = {"load_best_model_at_end": True, "metric_for_best_model": "eval_rollout/second", "eval_strategy": "steps"}
+    model = sharded_model(folder, family)
+    trainer = make_trainer(family, model, folder, evaluated=True, eval_steps=2, save_only_model=True, **choice)
+    trainer.target_builder.score = lambda *_: {"rollout/second": (float(trainer.state.global_step == 2), 1.0)}
+    trainer.add_callback(Keep())
+    trainer.train()
+    weights = {name: tensor.full_tensor() for name, tensor in trainer.model.state_dict().items()}
+    assert furthest(weights, seen[4]) > 0
+    return furthest(weights, seen[2])
+
+
+def furthest(one, other):
+    """The largest difference between two state dicts."""
+    assert one.keys() == other.keys()
+    return max(float(_whole(tensor - other[name]).abs().max()) for name, tensor in one.items())
+
+
+def _whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def other_weights_on_rank_1(folder, family):
@@ -70,7 +103,7 @@ def other_weights_on_rank_1(folder, family):
         resume.load_weights = load
 
 
-WORK = {f.__name__: f for f in (ddp, fsdp2, adapter, stage, other_weights_on_rank_1)}
+WORK = {f.__name__: f for f in (ddp, fsdp2, adapter, stage, best, other_weights_on_rank_1)}
 
 if __name__ == "__main__":
     folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])

@@ -10,8 +10,9 @@ from transformers import TrainerCallback
 
 from rollout_sft.checkpoint.manifest import FINISHED
 from rollout_sft.config.sections import ModelSpec
+from rollout_sft.model.adapters import load_adapted
 from rollout_sft.model.loading import load_model
-from rollout_sft.model.weights import DIGESTS, WeightsError
+from rollout_sft.model.weights import DIGESTS, WeightsError, load_weights
 from tests.resumed import difference, end_of, make_trainer, tiny_model, with_adapter
 from tests.tiny_images import image_tokenizer
 
@@ -190,3 +191,54 @@ def test_an_adapter_that_does_not_come_back_ends_the_resume(tmp_path, fault, mes
     with pytest.raises(WeightsError, match=message) as raised:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "layers.1.self_attn.q_proj.lora_A" in str(raised.value)
+
+
+@pytest.mark.parametrize("peft", [{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}, None])
+def test_the_stage_after_an_adapter_starts_from_it_or_not_at_all(tmp_path, peft):
+    """Trained on or merged, and on weights whose experts were saved under other names."""
+    tokenizer, folder = image_tokenizer(), tmp_path / "run"
+    tiny_model("qwen3_moe", 0).save_pretrained(tmp_path / "base")
+    new = ModelSpec(
+        model_name_or_path=str(tmp_path / "base"), peft={"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}
+    )
+    trainer = make_trainer(
+        "qwen3_moe", load_adapted(new, load := lambda spec: load_model(spec, tokenizer, seed=0)), folder
+    )
+    trainer.train()
+    trainer.save_model()
+    after = ModelSpec(model_name_or_path=str(folder), peft=peft)
+    load_adapted(after, load)
+    change(
+        folder / "adapter_model.safetensors",
+        set_to_zero,
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight",
+    )
+    with pytest.raises(
+        WeightsError, match=r"not what was saved, of 4: 1 tensor \(.*layers\.1\.self_attn\.q_proj\.lora_B"
+    ):
+        load_adapted(after, load)
+
+
+def test_parts_of_different_dtypes_come_back_in_their_own(tmp_path):
+    one, other = (tiny_model("qwen3_moe", seed, torch.bfloat16) for seed in (0, 1))
+    for model in (one, other):
+        model.model.norm.to(torch.float32)
+    torch.nn.init.normal_(one.model.norm.weight)
+    one.save_pretrained(tmp_path)
+    load_weights(other, tmp_path)
+    state = other.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16, torch.float32}
+
+
+def test_a_model_with_further_modules_takes_weights_by_their_names(tmp_path):
+    one, other = (tiny_model("qwen3", seed) for seed in (0, 1))
+    for model in (one, other):
+        model.further = torch.nn.Linear(2, 2)
+    one.save_pretrained(tmp_path)
+    load_weights(other, tmp_path)
+    state = other.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+    change(tmp_path / "model.safetensors", remove, "further.bias")
+    with pytest.raises(WeightsError, match=r"further\.bias"):
+        load_weights(other, tmp_path)
