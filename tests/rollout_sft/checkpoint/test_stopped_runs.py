@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,6 +28,15 @@ class StopInTheSecondStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2 and not args.output_dir.endswith("one"):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class SetTheClockBack(TrainerCallback):
+    """Before each save the folders that are there get a time in the future, the older the later."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        for path in Path(args.output_dir).glob("checkpoint-*"):
+            later = 4e9 - int(path.name[11:])
+            os.utime(path, (later, later))
 
 
 @pytest.fixture
@@ -78,6 +88,16 @@ def test_the_line_after_ctrl_c_goes_on_when_it_is_pasted(interrupted, tmp_path_f
     numbers = [json.loads((at / "out" / "summary.json").read_text()) for at in (folder, whole)]
     assert numbers[0]["f1_before"] == numbers[1]["f1_before"]
     assert numbers[0]["trained_with"] == numbers[1]["trained_with"]
+
+
+@pytest.mark.parametrize(("best", "left"), [(False, ["checkpoint-4"]), (True, ["checkpoint-1", "checkpoint-4"])])
+def test_the_checkpoints_that_stay_are_those_of_the_latest_step_and_the_best(tmp_path, best, left):
+    training = {"max_steps": 4, "save_total_limit": 1 + best, "callbacks": [f"{__name__}:SetTheClockBack"]}
+    if best:  # all scores are 0, so the first one is
+        training |= {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "rollout/f1"}
+        training |= {"load_best_model_at_end": True, "greater_is_better": True}
+    train.main(["--config", write(tmp_path, {**NEW, "training": {**NEW["training"], **training}})])
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == left
 
 
 def test_ctrl_c_before_the_first_checkpoint_says_that_nothing_is_saved(interrupted):
