@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from benchmarks.packsched.measure import table
+from benchmarks.packsched.shapes import shaped_windows
 from benchmarks.packsched.workloads import CAP, KINDS, realistic_lengths, realistic_window, tight_window
 from packsched import InfeasibleWindowError, UndecidedWindowError, plan_window
 from packsched.planner import bounds, stages
@@ -47,9 +48,14 @@ def _labels(names: Iterable[str]) -> list[tuple[str, str | None]]:
 
 def _kinds(quick: bool) -> Iterator[tuple[str, list[Window], str]]:
     rng = random.Random(2)
-    realistic = [realistic_window(rng) for _ in range(2000 if quick else 20_000)]
+    realistic = [realistic_window(rng) for _ in range(1000 if quick else 4000)]
     yield "realistic, dense", realistic, "dense"
-    yield "realistic, balanced", realistic[: 200 if quick else 1000], "balanced"
+    yield "realistic, balanced", realistic[: 100 if quick else 300], "balanced"
+    shaped = [
+        (window.lengths, window.packing_length, window.micro_steps)
+        for window in shaped_windows(300 if quick else 1500, seed=2)
+    ]
+    yield "fifteen shapes, nearly full, dense", shaped, "dense"
     few = [_few_a_pack(rng, rng.randint(4, 14)) for _ in range(60 if quick else 600)]
     yield "1.8 to 4 segments a pack, 88 to 99.5 % full", few, "dense"
     for title, slack, sizes in (

@@ -12,17 +12,22 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from operator import neg
 
-from packsched.planner.random_integers import Integers
 from packsched.subset_sum import fill_room
 
-# Multiples (numerator, denominator) of a pack's fair share of the slack, in the order in which they succeed most.
-_ALLOWANCES = ((1, 1), (5, 4), (0, 1), (3, 4), (1, 4), (3, 2))
+Allowance = tuple[int, int]
+"""A multiple (numerator, denominator) of a pack's fair share of the slack."""
+
+FAIR_SHARE: Allowance = (1, 1)
+# In the order in which they succeed most, after the fair share.
+OTHER_ALLOWANCES: tuple[Allowance, ...] = ((5, 4), (0, 1), (3, 4), (1, 4), (3, 2))
 
 
-def minimum_bin_slack(lengths: Sequence[int], packing_length: int, packs: int) -> list[list[int]] | None:
+def minimum_bin_slack(
+    lengths: Sequence[int], packing_length: int, packs: int, allowances: Sequence[Allowance]
+) -> list[list[int]] | None:
     """Puts all positions in `lengths` (longest first) into at most `packs` packs; returns None if it finds no way.
 
-    Tries one allowance after the other; without slack all allowances are the same.
+    Tries one allowance after the other. Without slack all are the same, so the fair share is the only one to try.
 
     Cost: `O(packs * n * packing_length / 64)` for each allowance, about 1 ms for 32 packs of 16 segments.
 
@@ -31,41 +36,15 @@ def minimum_bin_slack(lengths: Sequence[int], packing_length: int, packs: int) -
     of the subset sum algorithm for bin packing", Operations Research Letters 32 (2004).
     """
     slack = packs * packing_length - sum(lengths)
-    for allowance in _ALLOWANCES if slack else _ALLOWANCES[:1]:
+    for allowance in allowances if slack else [one for one in allowances if one == FAIR_SHARE]:
         filled = _fill(lengths, packing_length, packs, slack, allowance)
         if filled is not None:
             return filled
     return None
 
 
-def shuffled_bin_slack(lengths: Sequence[int], packing_length: int, packs: int, tries: int) -> list[list[int]] | None:
-    """Packs a window with (nearly) no slack into `packs` packs; returns None if it finds no way.
-
-    Each pack gets the longest remaining segment, but the others are tried in random order. Longest first would leave
-    only short segments for the last packs, and similar short lengths rarely fill a pack exactly; a random order
-    leaves a mixture. With eight or more segments a pack the first try nearly always succeeds.
-    """
-    draw = Integers(packs)
-    for _ in range(tries):
-        slack = packs * packing_length - sum(lengths)
-        left = list(range(len(lengths)))
-        filled: list[list[int]] = []
-        while left and slack >= 0:
-            keyed = sorted([(draw.below(1 << 20), position) for position in left[1:]])
-            order = [position for _, position in keyed]
-            room = packing_length - lengths[left[0]]
-            chosen = fill_room([lengths[position] for position in order], room)
-            taken = {order[at] for at in chosen}
-            slack -= room - sum(lengths[position] for position in taken)
-            filled.append([left[0], *sorted(taken)])
-            left = [position for position in left[1:] if position not in taken]
-        if slack >= 0:
-            return filled
-    return None
-
-
 def _fill(
-    lengths: Sequence[int], packing_length: int, packs: int, slack: int, allowance: tuple[int, int]
+    lengths: Sequence[int], packing_length: int, packs: int, slack: int, allowance: Allowance
 ) -> list[list[int]] | None:
     times, per = allowance
     filled: list[list[int]] = []

@@ -1,14 +1,19 @@
 """Plans the dense objective: as few non-empty packs as possible."""
 
 from packsched.planner.bounds import volume_bound
+from packsched.planner.levelling import longest_pack, shortest_longest_pack
 from packsched.planner.stages import Packs, Proof, SortedWindow, fit
 
 # How much of the usual work goes into fewer packs when more packs are allowed.
 _EXTRA_EFFORT = 0.1
+# Packs times segments: in a larger window every question takes a tenth of a second.
+_MOST_ASKED_ONE_BY_ONE = 1 << 17
 
 
 def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple[Packs | None, Proof, bool]:
     """Asks for one more pack until the segments fit, beginning with as many as hold all tokens.
+
+    Large windows that are searched get one pack more, then two, four, ...
 
     Args:
         window: The lengths and the cap.
@@ -20,6 +25,7 @@ def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple
     """
     proof = Proof(volume_bound(window.lengths, window.packing_length), "volume")
     packs = proof.packs if most is None else min(proof.packs, most)
+    step = 1
     while True:
         answer = fit(window, packs, effort if packs == most else _EXTRA_EFFORT * effort)
         if isinstance(answer, Proof):
@@ -30,6 +36,14 @@ def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple
         elif answer is not None:
             return answer, proof, len(answer) == proof.packs
         elif packs == most:
-            return None, proof, False
+            # What objective `balanced` places, this one places too.
+            level, _ = shortest_longest_pack(window, most, effort)
+            if longest_pack(window.lengths, level) > window.packing_length:
+                return None, proof, False
+            return level, proof, len(level) == proof.packs
         else:
-            packs += 1
+            packs += step
+            if window.searchable and packs * len(window.lengths) > _MOST_ASKED_ONE_BY_ONE:
+                step *= 2
+            if most is not None:
+                packs = min(packs, most)

@@ -15,6 +15,10 @@ from packsched.planner.stages import Packs, Proof, SortedWindow, fit
 
 # How much of the usual work goes into each pack length that the bisection asks about.
 _BISECTION_EFFORT = 0.05
+# Packs times segments: a larger window takes seconds to bisect, so pairs of its packs are re-split and that is all.
+_MOST_BISECTED = 1 << 17
+# More subset sums than the pairs of 64 packs need, and about half a second.
+_MOST_SPLITS = 20_000
 
 
 def level_packs(window: SortedWindow, packs: int, effort: float) -> tuple[Packs | None, Proof, bool]:
@@ -25,11 +29,7 @@ def level_packs(window: SortedWindow, packs: int, effort: float) -> tuple[Packs 
     """
     if not window.lengths or window.lower_bound.packs > packs:
         return None if window.lengths else [], window.lower_bound, not window.lengths
-    shortest = longest_pack_bound(window.lengths, window.packing_length, packs)
-    best = longest_processing_time(window.lengths, packs)
-    longest = longest_pack(window.lengths, best)
-    if longest > shortest and replace(window, packing_length=longest).searchable:
-        best, shortest = _bisect(window, packs, best, shortest, effort)
+    best, shortest = shortest_longest_pack(window, packs, effort)
     if longest_pack(window.lengths, best) > window.packing_length:
         # Leveling did not even reach the cap; placing the window at all comes before leveling it.
         placed = fit(window, packs, effort)
@@ -39,6 +39,18 @@ def level_packs(window: SortedWindow, packs: int, effort: float) -> tuple[Packs 
             return None, window.lower_bound, False
         best = placed
     return best, window.lower_bound, longest_pack(window.lengths, best) == shortest
+
+
+def shortest_longest_pack(window: SortedWindow, packs: int, effort: float) -> tuple[Packs, int]:
+    """Returns the most level packs it found, which may exceed the cap, and a lower bound of every longest pack."""
+    shortest = longest_pack_bound(window.lengths, window.packing_length, packs)
+    best = longest_processing_time(window.lengths, packs)
+    longest = longest_pack(window.lengths, best)
+    if longest > shortest and replace(window, packing_length=longest).searchable:
+        if packs * len(window.lengths) <= _MOST_BISECTED:
+            return _bisect(window, packs, best, shortest, effort)
+        best = pairwise_resplit(window.lengths, best, splits=_MOST_SPLITS)
+    return best, shortest
 
 
 def longest_pack(lengths: Sequence[int], packs: Packs) -> int:
@@ -89,7 +101,7 @@ def _bisect(window: SortedWindow, packs: int, best: Packs, shortest: int, effort
             best = found
         else:
             if limit == shortest:
-                best = pairwise_resplit(window.lengths, best)
+                best = pairwise_resplit(window.lengths, best, splits=_MOST_SPLITS)
             if isinstance(found, Proof):
                 shortest = limit + 1
             low = limit + 1

@@ -5,12 +5,21 @@ possible. This repeats until no partner shortens the longest pack.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from packsched.subset_sum import fill_room
 
 
-def pairwise_resplit(lengths: Sequence[int], packs: list[list[int]]) -> list[list[int]]:
+def pairwise_resplit(
+    lengths: Sequence[int], packs: list[list[int]], enough: int = 0, splits: float = inf
+) -> list[list[int]]:
     """Returns the same positions in as many packs, the longest of them as short as re-splitting pairs makes it.
+
+    Args:
+        lengths: The tokens of each segment.
+        packs: Where they are now: positions in `lengths`.
+        enough: Stops when no pack is longer than this.
+        splits: Stops after this many subset sums.
 
     Cost: at most `4 * len(packs)` successful re-splits. Each tries up to `len(packs)` partners, with one small subset
     sum for each.
@@ -23,10 +32,15 @@ def pairwise_resplit(lengths: Sequence[int], packs: list[list[int]]) -> list[lis
     loads = [sum(lengths[position] for position in pack) for pack in packs]
     for _ in range(4 * len(packs)):
         longest = max(range(len(packs)), key=loads.__getitem__)
+        if loads[longest] <= enough:
+            return packs
         for partner in sorted(range(len(packs)), key=loads.__getitem__):
-            total = loads[longest] + loads[partner]
             if loads[longest] - loads[partner] < 2:
                 return packs  # this partner and all after it are as long as the longest
+            if splits <= 0:
+                return packs
+            splits -= 1
+            total = loads[longest] + loads[partner]
             pool = packs[longest] + packs[partner]
             lower = fill_room([lengths[position] for position in pool], total // 2)
             short = sum(lengths[pool[at]] for at in lower)

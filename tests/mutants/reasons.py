@@ -30,11 +30,6 @@ REASONS: dict[tuple[str, str, str], str] = {
         "fits = (1 << room + 1) - 2",
     ): "Equal: lengths are at least 1, so a shifted bitset never has the lowest bit.",
     (
-        f"{PLANNER}stages.py",
-        'Stage("shuffled bin slack", _nearly_full, 8, False, _shuffled_bin_slack),',
-        'Stage("shuffled bin slack", _nearly_full, 8, True, _shuffled_bin_slack),',
-    ): WORK,
-    (
         f"{PLANNER}levelling.py",
         "for k in range(1, (len(lengths) - 1) // packs + 1):",
         "for k in range(1, (len(lengths) - 1) * packs + 1):",

@@ -2,17 +2,16 @@
 
 import random
 from fractions import Fraction
-from itertools import accumulate
 from math import ceil, floor
 
 import pytest
 
 from packsched.planner.bounds import (
     BOUNDS,
-    cardinality_bound,
     dual_feasible_bound,
     lower_bound,
     martello_toth_bound,
+    shortest_segments_bound,
     volume_bound,
 )
 
@@ -45,13 +44,15 @@ def martello_toth(lengths, cap):
     return best
 
 
-def cardinality(lengths, cap):
-    best = 0
-    for i in range(1, len(lengths) + 1):
-        shortest_first = lengths[:i][::-1]
-        together = sum(tokens <= cap for tokens in accumulate(shortest_first))
-        best = max(best, ceil(Fraction(i, together)))
-    return best
+def shortest_segments(lengths, cap):
+    """The fewest packs, no fewer than the tokens need, whose r fullest can hold r * (k + 1) of the shortest."""
+    packs = ceil(Fraction(sum(lengths), cap))
+    while packs < len(lengths):
+        per_pack, more = divmod(len(lengths), packs)
+        if sum(sorted(lengths)[: more * (per_pack + 1)]) <= more * cap:
+            break
+        packs += 1
+    return packs
 
 
 def dual_feasible(lengths, cap):
@@ -67,10 +68,10 @@ def dual_feasible(lengths, cap):
     [
         (volume_bound, volume),
         (martello_toth_bound, martello_toth),
-        (cardinality_bound, cardinality),
+        (shortest_segments_bound, shortest_segments),
         (dual_feasible_bound, dual_feasible),
     ],
-    ids=["volume", "Martello-Toth", "cardinality", "dual feasible"],
+    ids=["volume", "Martello-Toth", "shortest segments", "dual feasible"],
 )
 def test_a_bound_is_its_definition(bound, textbook):
     found = set()
@@ -91,12 +92,14 @@ def test_the_dual_feasible_bound_is_exact_where_64_bits_end():
 def test_the_best_bound_is_named_by_the_first_that_reaches_it():
     assert lower_bound([5, 5, 1], 10) == (2, "volume")
     assert lower_bound([6, 6, 6], 10) == (3, "Martello-Toth L2")
-    assert lower_bound([4, 4, 4, 4, 4], 10) == (3, "cardinality")
+    assert lower_bound([4, 4, 4, 4, 4], 10) == (3, "shortest segments")
     assert lower_bound([10, 10, 6, 6, 5, 3, 3, 3, 3], 10) == (6, "dual-feasible functions")
 
 
-def test_the_costly_bounds_are_left_out_of_large_windows():
-    three_fit_two = [4] * 4096
-    assert lower_bound(three_fit_two, 10) == (2048, "cardinality")
-    assert lower_bound([*three_fit_two, 4], 10) == (volume_bound([*three_fit_two, 4], 10), "volume")
-    assert [bound.most_segments for bound in BOUNDS[:2]] == [float("inf")] * 2
+def test_the_costly_bound_is_left_out_of_large_windows():
+    lengths, cap = [34] * 7 + [26], 100
+    assert lower_bound(lengths, cap) == (4, "dual-feasible functions")
+    many = sorted(lengths * 512, reverse=True)
+    assert lower_bound(many, cap)[1] == "dual-feasible functions"
+    assert lower_bound([*many, 1], cap)[1] != "dual-feasible functions"
+    assert [bound.most_segments for bound in BOUNDS] == [float("inf")] * 3 + [4096]
