@@ -58,6 +58,33 @@ test-ranks: install  ## The tests with more than two ranks, and every save that 
 test-fuzz: install  ## All random inputs of the fuzz tests, with fixed seeds (minutes)
 	FUZZ=whole $(BIN)/python -m pytest -m fuzz tests/fuzz
 
+VERSIONS_TESTED := tests/rollout_sft tests/packsched tests/distributed tests/versions
+test-lowest: .venv-lowest/.installed  ## The tests with the lowest versions that pyproject.toml admits (.venv-lowest, 3 GB; half an hour)
+	.venv-lowest/bin/python -m pytest -n auto --dist loadscope $(VERSIONS_TESTED)
+
+test-newest: .venv-newest/.installed  ## The same with the newest versions (.venv-newest, 2 GB)
+	.venv-newest/bin/python -m pytest -n auto --dist loadscope $(VERSIONS_TESTED)
+
+.venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: constraints-%.txt pyproject.toml tests/versions/empty_cuda_libraries.py
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip wheel
+	.venv-$*/bin/python -m pip install --quiet --no-deps -r constraints-$*.txt
+	.venv-$*/bin/python tests/versions/empty_cuda_libraries.py
+	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# What differs from .venv but for torch, in a folder before it on the path.
+NEWEST_FAST := .venv-newest-fast
+test-newest-fast: install $(NEWEST_FAST)/.installed  ## A part of test-newest in .venv, with its torch (a minute)
+	PYTHONPATH=$(CURDIR)/$(NEWEST_FAST) $(BIN)/python -m pytest -n auto --dist loadscope \
+		tests/rollout_sft/model tests/rollout_sft/checks tests/rollout_sft/config/test_releases.py
+
+$(NEWEST_FAST)/.installed: constraints-newest.txt constraints.txt
+	rm -rf $(NEWEST_FAST)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(NEWEST_FAST) \
+		$$(grep -E '^(transformers|accelerate|peft|datasets)==' constraints-newest.txt | grep -Fxv -f constraints.txt)
+	touch $@
+
 mutants: install  ## Change single tokens and see whether the tests notice; writes docs/mutants.md (half an hour)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,cli,examples,dev,mutants]'
 	$(BIN)/python -m tests.mutants
@@ -130,4 +157,4 @@ bench-peers: install  ## rollout_sft beside TRL in one table; PRESET=gpu takes t
 	$(if $(filter gpu,$(PRESET)),CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON),$(BIN)/python) -m benchmarks.peers --preset $(PRESET)
 
 clean:  ## Remove the environments and what runs wrote
-	rm -rf .venv .venv-vllm .venv-deepspeed runs
+	rm -rf .venv .venv-vllm .venv-deepspeed .venv-lowest .venv-newest .venv-newest-fast runs

@@ -12,8 +12,18 @@ try:
     from rollout_sft.rollouts.base import Rollout, RolloutBackend, RolloutRequest
     from rollout_sft.targets.base import Target, TargetBuilder
     from rollout_sft.trainer import RolloutSFTTrainer
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] == "rollout_sft":
+except ImportError as error:
+    if (error.name or "").partition(".")[0] in ("", "rollout_sft"):
+        raise
+    try:
+        from rollout_sft.config.releases import ReleaseError, explain_import
+    except ImportError:  # what these need is missing as well
+        explanation = None
+    else:
+        explanation = explain_import(error)
+    if explanation is not None:
+        raise ReleaseError(explanation) from error
+    if not isinstance(error, ModuleNotFoundError):
         raise
     raise ImportError(
         f"rollout_sft needs {error.name}, which is not installed. Install what training needs: "

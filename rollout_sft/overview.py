@@ -15,6 +15,7 @@ from rollout_sft.config.sections import StageConfig
 from rollout_sft.config.shorten import cut
 from rollout_sft.config.without_effect import keys_without_effect
 from rollout_sft.model.attention import VARLEN
+from rollout_sft.model.attention_names import described_kernel, kernel_instead
 from rollout_sft.model.wrappers import base_model
 from rollout_sft.parts import Parts
 from rollout_sft.ranks.zero3 import whole_shape
@@ -93,6 +94,9 @@ def attention_fact(attention: str) -> str:
     """Says how packs are trained."""
     if attention == VARLEN:
         return f"{VARLEN}: each packed segment by itself, without a dense mask"
+    kernel = kernel_instead(attention)
+    if kernel is not None:
+        return f"{described_kernel(kernel)}, a kernel that transformers downloaded from its hub"
     return f"{attention}, the model's own"
 
 

@@ -29,6 +29,7 @@ from rollout_sft.checks.equivalence import validate_window
 from rollout_sft.checks.leak_probe import IsolationReport, probe_before_training
 from rollout_sft.checks.length_probe import probe_lengths_before_training, probe_window
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.config.releases import check_releases
 from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
 from rollout_sft.findings import find_in_model, report_findings
@@ -110,6 +111,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         rollout_backend: RolloutBackend | None = None,
         **kwargs: Any,
     ):
+        check_releases(warn=getattr(args, "should_log", True))
         tokenizer, image_processor = split_processor(processing_class, image_processor)
         unsupported.reject_wrong_types(model, args, tokenizer)
         unsupported.reject_hooks(kwargs)
@@ -130,8 +132,6 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
             super().__init__(
                 model=model, args=args, processing_class=tokenizer, **{**kwargs, "data_collator": collate_raw}
             )
-        # transformers before 5.19 reads this instead of `loss_is_scaled_for_ga`.
-        self.model_accepts_loss_kwargs = True
         plain = self.accelerator.unwrap_model(self.model)
         self.image_processor = image_processor
         self.inputs = adapter_for(plain, tokenizer, image_processor, args)

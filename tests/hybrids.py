@@ -3,11 +3,11 @@
 import contextlib
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, set_seed
 
 from tests.tiny_families import tiny_config
 
-HYBRIDS = (
+_HYBRIDS = (
     "bailing_hybrid",
     "bamba",
     "falcon_h1",
@@ -35,6 +35,7 @@ HYBRIDS = (
     "zamba2",
     "zaya",
 )
+HYBRIDS = tuple(family for family in _HYBRIDS if family in CONFIG_MAPPING)
 """Every causal language model of the installed transformers with recurrent layers that builds tiny."""
 
 FLOAT32 = ("inkling2_text", "nemotron_h")

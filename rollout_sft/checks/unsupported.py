@@ -16,9 +16,12 @@ from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 
 from rollout_sft.config.arguments import RolloutSFTConfig
+from rollout_sft.config.releases import CACHE_ARGUMENTS
 from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.inputs.segment import SUPERVISED, Segment
 from rollout_sft.model.forward import forward_names
+from rollout_sft.model.layer_kinds import recurrent_layers
+from rollout_sft.model.wrappers import base_model
 from rollout_sft.rollouts.base import StreamingBackend
 
 logger = logging.getLogger(__name__)
@@ -144,6 +147,7 @@ def check_model(model: nn.Module, config: RolloutSFTConfig, *, sharded: bool) ->
     reject_virtual_tokens(model)
     if config.packing:
         reject_unknown_positions(model)
+        reject_unfound_state(model)
         warn_about_dropout(model)
     if sharded and config.validate_schedule != "off":
         raise ValueError(
@@ -159,6 +163,17 @@ def reject_unknown_positions(model: nn.Module) -> None:
         raise ValueError(
             f"{type(model).__name__}.forward takes no position_ids, so it cannot tell packed segments apart: they "
             "would attend to each other silently. Use a model that does, or set training.packing: false."
+        )
+
+
+def reject_unfound_state(model: nn.Module) -> None:
+    """Raises `ValueError` when the model carries a state along the row and none of its layers is known to take it."""
+    base = base_model(model)
+    if getattr(base, "_is_stateful", False) and not recurrent_layers(base):
+        raise ValueError(
+            f"{type(base).__name__} carries a state along the row, and none of its layers takes it by a known argument "
+            f"({', '.join(sorted(CACHE_ARGUMENTS))}), so it would cross the borders of packed segments. Set "
+            "training.packing: false, or take a tested version of transformers (docs/versions.md)."
         )
 
 

@@ -26,6 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rollout_sft.inputs.choose import why_refused
+from rollout_sft.model.attention_names import reject_failing_kernel
 from rollout_sft.model.layer_kinds import counted_in_row, recurrent_layers
 from rollout_sft.model.wrappers import base_model
 
@@ -199,13 +200,15 @@ def choose_attention(
 
     Raises:
         `ValueError`: `varlen` is wanted and cannot run, the model reads images and has no input adapter, or its own
-            attention would scale queries by their place in the pack; the message says why.
+            attention would scale queries by their place in the pack, or fail in its backward; the message says why.
     """
     base: Any = base_model(model)
     refusal = why_refused(base.config) if hasattr(base, "config") else None
     if refusal is not None:
         raise ValueError(refusal)
     own = str(getattr(getattr(base, "config", None), "_attn_implementation", None))
+    if hasattr(base, "config"):
+        reject_failing_kernel(own, base.config)
     scaled = counted_in_row(base)
     if scaled and own not in ("sdpa", "eager", VARLEN):
         raise ValueError(

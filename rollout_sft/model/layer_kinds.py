@@ -13,10 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from rollout_sft.config.releases import CACHE_ARGUMENTS
 from rollout_sft.model.wrappers import base_model
-
-STATES = {"cache", "cache_params", "past_key_values", "state", "use_cache"}
-"""Arguments by which a layer takes a state; a layer that has one and a convolution along the row is recurrent."""
 
 WITHOUT_CONVOLUTION = {
     "Inkling2DynamicShortConvolution",
@@ -90,7 +88,7 @@ def _is_recurrent(module: nn.Module) -> bool:
         return True
     if not any(isinstance(child, nn.Conv1d) for child in module.children()):
         return False
-    return bool(STATES & set(inspect.signature(type(module).forward).parameters))
+    return bool(CACHE_ARGUMENTS & set(inspect.signature(type(module).forward).parameters))
 
 
 def padding_enters_state(model: nn.Module) -> bool:

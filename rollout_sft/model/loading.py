@@ -26,6 +26,7 @@ from rollout_sft.config.sections import ModelSpec
 from rollout_sft.config.shorten import shorten
 from rollout_sft.inputs.choose import QWEN_VL
 from rollout_sft.model.adapters import base_of
+from rollout_sft.model.attention_names import reject_failing_kernel
 from rollout_sft.model.config_fields import check_fields
 from rollout_sft.model.weights import check_report, compare_weights, has_digests
 
@@ -149,6 +150,7 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
             left to train.
     """
     config = load_config(spec, tokenizer)
+    reject_failing_kernel(spec.attn_implementation, config)
     kwargs: dict[str, Any] = {}
     if spec.attn_implementation is not None:
         kwargs["attn_implementation"] = spec.attn_implementation

@@ -89,7 +89,8 @@ def test_a_shape_that_transformers_refuses_ends_with_the_message_alone(run):
         ("flash-attention-2", "is 'flash-attention-2', which cannot be used: did you mean flash_attention_2?"),
         pytest.param(
             "flash_attention_2",
-            "is 'flash_attention_2', which cannot be used: the package flash-attn is missing. Leave",
+            "is 'flash_attention_2', which cannot be used: the package flash-attn is missing (with the package "
+            "kernels, transformers would download kernels-community/flash-attn2, version ",
             marks=pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed"),
         ),
     ],

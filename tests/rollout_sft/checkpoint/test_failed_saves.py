@@ -30,7 +30,7 @@ def test_a_save_that_fails_raises_and_the_checkpoint_before_stays(make_trainer, 
         if scope == "window" and name.startswith("carry"):
             continue
         (folder / "checkpoint-2" / name / "taken").mkdir(parents=True)
-        with pytest.raises(Exception, match=r"(?i)directory"):
+        with pytest.raises(Exception, match=r"(?i)directory|cannot be opened"):
             trainer._save_checkpoint(trainer.model, None)
         assert last_finished_checkpoint(folder) == str(folder / "checkpoint-1"), name
         assert trainer.args.save_total_limit == 1, name

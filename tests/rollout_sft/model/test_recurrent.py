@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.config.decoding import Decoding
@@ -41,6 +42,7 @@ BY_ROW = {
     "inkling": ("inkling_text", INKLING),
     "inkling2": ("inkling2_text", INKLING),
 }
+BY_ROW = {name: case for name, case in BY_ROW.items() if case[0] in CONFIG_MAPPING}
 FAMILIES = pytest.mark.parametrize(
     "family", [*SLICE, *(pytest.param(f, marks=pytest.mark.families) for f in HYBRIDS if f not in SLICE)]
 )
@@ -118,6 +120,7 @@ def test_attention_that_counts_along_the_row_gets_each_segment_alone(family, sha
     assert relative_difference(found, expected) < TOLERANCE.get(family, 1e-10)
 
 
+@pytest.mark.skipif("inkling2_text" not in CONFIG_MAPPING, reason="transformers has it from 5.23 on")
 def test_both_kinds_of_attention_of_inkling_2_get_each_segment_alone():
     """Either gives the right gradient as it is, but computes its bias for the square of the pack."""
     model = hybrid("inkling2_text", torch.float32)
