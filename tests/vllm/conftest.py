@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, set_seed
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, set_seed
 
 from examples.digits.data import DigitsDataset
 from examples.digits.tokenizer import build_digits_tokenizer
 from rollout_sft import RolloutRequest, RolloutSFTConfig, RolloutSFTTrainer
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.config.vllm import VLLMConfig
+from rollout_sft.rollouts.end_tokens import find_end_tokens
 from rollout_sft.rollouts.endings import make_endings
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.rollouts.live_weights import LiveWeights
@@ -61,6 +62,21 @@ def by_hf(model, asked=None, *, ends=(EOS,), endings=None, **decoding):
     decoding = Decoding(**{"max_new_tokens": 24, **decoding})
     backend = HFBackend(lambda: model, decoding, eos_token_ids=ends, pad_token_id=PAD, batch_size=8, endings=endings)
     return backend.generate(requests() if asked is None else asked)
+
+
+def ends_that_only_the_model_names(model):
+    """All end tokens of a model whose `generation_config` names the third token of one response and of another."""
+    named = [rollout.response_ids[2] for rollout in by_hf(model)[:2]]
+    assert len({*named, EOS}) == 3
+    return sorted(find_end_tokens(TOKENIZER, generation_config=GenerationConfig(eos_token_id=named)).ids)
+
+
+def compare_ends(backend, model, ends):
+    """Every one of them ends a response, alone and with the others, where it ends Hugging Face's."""
+    for some in (ends, *([end] for end in ends if end != EOS)):
+        backend_answers = backend(some).generate(requests())
+        assert backend_answers == by_hf(model, ends=some)
+        assert any(not rollout.truncated for rollout in backend_answers)
 
 
 def perturb(model, scale=0.05):
@@ -141,13 +157,13 @@ class Trained:
     def model(self):
         return self.live.model
 
-    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", endings=None, **decoding):
+    def backend(self, *servers, timeout=120.0, retries=3, transfer="folder", ends=(EOS,), endings=None, **decoding):
         urls = [server.url for server in servers]
         config = VLLMConfig(mode="server", base_url=urls, timeout=timeout, retries=retries, weight_transfer=transfer)
         engine = ServerEngine(config, make_transfer(config, default_folder=self.folder), show_progress=False)
         self.engines.append(engine)
         decoding = Decoding(**{"max_new_tokens": 24, **decoding})
-        return ServedBackend(engine, self.live.weights, decoding, eos_token_ids=[EOS], endings=endings)
+        return ServedBackend(engine, self.live.weights, decoding, eos_token_ids=ends, endings=endings)
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from tests.vllm.conftest import (
     Live,
     by_hf,
     colocate_config,
+    compare_ends,
     compare_every_window,
+    ends_that_only_the_model_names,
     make_model,
     make_trainer,
     perturb,
@@ -161,6 +163,11 @@ def test_an_end_token_ends_the_response_and_is_not_part_of_it(colocated, backend
     end = whole[0].response_ids[2]
     assert backend(ends=[end]).generate(requests()) == by_hf(colocated.model, ends=[end])
     assert not backend(ends=[end]).generate(requests())[0].truncated
+
+
+def test_every_end_that_only_the_generation_config_names_ends_a_response(colocated, backend):
+    ends = ends_that_only_the_model_names(colocated.model)
+    compare_ends(lambda some: backend(ends=some), colocated.model, ends)
 
 
 def test_other_knobs_mean_the_same(colocated, backend):

@@ -30,7 +30,9 @@ from tests.vllm.conftest import (
     SHORT,
     by_hf,
     colocate_config,
+    compare_ends,
     compare_every_window,
+    ends_that_only_the_model_names,
     make_trainer,
     requests,
 )
@@ -59,6 +61,17 @@ def test_greedy_equals_hugging_face_before_and_after_every_sync(served, trained,
         backend.sync()
         assert backend.generate(requests()) == expected
         assert backend.generate(requests()) == expected, "the second time from the prefix cache"
+
+
+def test_every_end_that_only_the_generation_config_names_ends_a_response(servers, trained):
+    run, server = trained(), servers["tied"].wait()
+
+    def backend(some):
+        made = run.backend(server, ends=some)
+        made.sync()
+        return made
+
+    compare_ends(backend, run.model, ends_that_only_the_model_names(run.model))
 
 
 @pytest.mark.parametrize(("builder", "temperature"), [(Rare(), 1.0), (Builder(), 0.0)])

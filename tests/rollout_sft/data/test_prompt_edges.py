@@ -9,6 +9,9 @@ import pytest
 from pyarrow import parquet
 from tokenizers import processors
 
+from rollout_sft.config.run import load_run
+from rollout_sft.config.sections import DataSpec
+from rollout_sft.data.loading import load_dataset
 from rollout_sft.data.records import load_records
 from tests.rollout_sft.targets.tokenizers import MAKERS
 
@@ -103,3 +106,34 @@ def test_float32_columns_are_read_by_their_shortest_digits(tmp_path, kind, colum
     (record,) = load_records(str(source), tokenizer()).records
     assert record["objects"] == [{"desc": "cat", "bbox_2d": expected}]
     assert record["weight"] == pa.array([2.1], column)[0].as_py()
+
+
+def reading(tokenizer, split, size, seed, chat_template_kwargs):
+    return [{"id": "a", "prompt_ids": [5], "seen": chat_template_kwargs}]
+
+
+def not_reading(tokenizer, split, size, seed):
+    return [{"id": "a", "prompt_ids": [5]}]
+
+
+def test_a_function_gets_the_arguments_of_the_template_or_is_refused():
+    given = {"seed": 0, "chat_template_kwargs": CLOSED}
+    source = f"{__name__}:reading"
+    assert load_dataset(DataSpec(source=source), tokenizer(), **given)[0]["seen"] == CLOSED
+    with pytest.raises(ValueError, match=r"data\.chat_template_kwargs is .*takes no chat_template_kwargs; add"):
+        load_dataset(DataSpec(source=f"{__name__}:not_reading"), tokenizer(), **given)
+    assert load_dataset(DataSpec(source=f"{__name__}:not_reading"), tokenizer(), seed=0)
+
+
+def test_a_file_says_what_the_template_gets(tmp_path):
+    file = tmp_path / "x.yaml"
+    text = (
+        "global_max_length: 64\nmodel: {model_name_or_path: x}\ndata:\n  train: {source: a.jsonl}\n"
+        "  chat_template_kwargs: {%s}\ntraining: {use_cpu: true, report_to: none}\n"
+    )
+    file.write_text(text % "enable_thinking: false")
+    (stage,) = load_run(file)
+    assert stage.training.chat_template_kwargs == {"enable_thinking": False}
+    file.write_text(text % "tokenize: true")
+    with pytest.raises(ValueError, match=r"data\.chat_template_kwargs holds tokenize, which the trainer sets"):
+        load_run(file)
