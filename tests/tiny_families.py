@@ -109,7 +109,7 @@ SPECIAL: dict[str, dict[str, object]] = {
         "mamba_d_state": 8,
         "mamba_ngroups": 1,
     },
-    "youtu": {"pad_token_id": 0},  # or transformers zeroes the row of padding in trained weights that it loads
+    "youtu": {"pad_token_id": 0},  # transformers zeroes the row of padding whenever it loads weights
     "zaya": {"num_experts_per_tok": 1},
     "qwen4_exp_text": {
         "num_experts_per_tok": 2,

@@ -86,7 +86,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
             safetensors.torch.load_model(model, Path(folder) / SAFE_WEIGHTS_NAME, strict=True)
             return
         kind: Any = next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule))
-        loaded, report = kind.from_pretrained(
+        loaded, report = _initialised_once(kind).from_pretrained(
             folder,
             config=model.config,
             dtype=_widest(model),
@@ -188,6 +188,16 @@ def _raise_if(folder: str | Path, problems: Mapping[str, Collection[str]]) -> No
     found = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
         raise WeightsError(f"the weights in {folder} do not come back whole: {'; '.join(found)}. {_ADVICE}")
+
+
+def _initialised_once(kind: Any) -> Any:
+    """Returns the class with one difference: weights that were all loaded are not initialised (youtu zeroes a row)."""
+
+    def initialize_weights(self: Any) -> None:
+        if not all(getattr(value, "_is_hf_initialized", False) for value in self.state_dict(keep_vars=True).values()):
+            kind.initialize_weights(self)
+
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "initialize_weights": initialize_weights})
 
 
 def _some(names: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ KINDS = {
     "qwen3_next": ("qwen3_next", tiny_model),
     "qwen2_5_vl": ("qwen2_5_vl", tiny_model),
     "internvl": ("internvl", tiny_model),
+    "youtu, whose load zeroes a row": ("youtu", tiny_model),
     "LoRA": ("qwen3", with_adapter),
     "LoRA, qwen3_moe": ("qwen3_moe", with_adapter),
 }
