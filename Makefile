@@ -90,6 +90,7 @@ mutants: install  ## Change single tokens and see whether the tests notice; writ
 	$(BIN)/python -m tests.mutants
 
 masks: install  ## Probe every model family for leaks between packed segments; writes docs/masks.md (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.length_table
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mask_table
 
 test-vllm: $(VLLM_STAMP)  ## The rollouts against a real vLLM on the CPU, in an environment of its own (.venv-vllm)

@@ -3,6 +3,7 @@
     python -m benchmarks.mask_table                    probes everything: half an hour
     python -m benchmarks.mask_table --only FAMILY ...  probes these families again, and keeps the other rows
     python -m benchmarks.mask_table --settings auto    probes what the trainer chooses by itself: minutes
+    python -m benchmarks.mask_table --page             probes image models alone, and writes the page again
 
 Every causal language model of the installed transformers, times what the trainer chooses by itself (`auto`), eager,
 sdpa, flex attention and this project's varlen attention, each family in a separate process (some configurations take
@@ -18,6 +19,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -48,6 +50,7 @@ HALVES = {
     "trocr",
 }
 ENCODERS = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "git"} - HALVES
+NO_DECODERS = ENCODERS | HALVES
 REASONS = {
     "cpmant": "It attends both ways inside its prompt, by a bias over the whole row.",
     "deepseek_v4": "The cause is not known; its keys are compressed in blocks. The probe refuses it.",
@@ -62,7 +65,8 @@ INTRODUCTION = """\
 
 Made by `make masks`: the start-up probe (`rollout_sft.check_isolation`) on every causal language model of
 transformers that builds from a tiny configuration, float32, CPU, random weights, with the arguments that training
-passes. What holds for your model, attention and dtype is measured again before the first step.
+passes. What holds for your model, attention and dtype is measured again before the first step. Gradients at every
+length of a configuration, and resumed runs, are [below](#at-every-length).
 
 - `auto` is what the trainer does with `rollout_matching.attention: auto`, the default: the attention that it chooses,
   and each segment alone in recurrent layers and in the attention of models that make no mask for packs. The other
@@ -151,11 +155,11 @@ def _short(error: Exception) -> str:
     return text.replace("|", "/") if len(text) <= 70 else text[:67].replace("|", "/") + "..."
 
 
-def in_own_process(family: str, setting: str) -> str:
-    """Runs `probe` in a forked process with a time limit; forked, since the imports take longer than most families."""
+def in_own_process(family: str, setting: str, *, work: Callable[[str, str], str] = probe) -> str:
+    """Runs `work` in a forked process with a time limit; forked, since the imports take longer than most families."""
     fork = multiprocessing.get_context("fork")
     reader, writer = fork.Pipe(duplex=False)
-    process = fork.Process(target=_answer, args=(writer, family, setting))
+    process = fork.Process(target=_answer, args=(writer, work, family, setting))
     process.start()
     writer.close()
     try:
@@ -168,18 +172,18 @@ def in_own_process(family: str, setting: str) -> str:
     return verdict
 
 
-def _answer(writer: Connection, family: str, setting: str) -> None:
+def _answer(writer: Connection, work: Callable[[str, str], str], family: str, setting: str) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
-    writer.send(probe(family, setting))
+    writer.send(work(family, setting))
 
 
 def page(found: dict[str, dict[str, str]]) -> str:
     """The whole of `docs/masks.md`."""
     built = {f: v for f, v in found.items() if not all(c == NO or c.startswith(NOT_BUILT) for c in v.values())}
     lines = [f"| {family} | " + " | ".join(v[a] for a in SETTINGS) + " |" for family, v in built.items()]
-    decoders = {f: v[AUTO] for f, v in built.items() if f not in ENCODERS | HALVES}
+    decoders = {f: v[AUTO] for f, v in built.items() if f not in NO_DECODERS}
     apart = {f: cell for f, cell in decoders.items() if cell.startswith("isolated")}
     cured = sum("isolated" not in (v["eager"] + v["sdpa"]) and f in apart for f, v in built.items())
     counts = (
@@ -198,10 +202,13 @@ def page(found: dict[str, dict[str, str]]) -> str:
     reasons = {f: next((c for c in v.values() if c != NO), NO) for f, v in found.items() if f not in built}
     missing = "\n".join(f"- {family}: {reason.removeprefix(NOT_BUILT + ': ')}" for family, reason in reasons.items())
     header = f"| family | {' | '.join(SETTINGS)} |\n|---|{'---|' * len(SETTINGS)}\n"
+    from benchmarks import length_table  # it measures with this module
+
     parts = {
         "Causal decoders that `auto` does not isolate": rest,
         "Other families": groups,
         "Image models": image_masks.section(),
+        "At every length": length_table.section(),
         "All families": header + "\n".join(lines),
         "Not built": missing,
     }
@@ -212,10 +219,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="probe these families and keep the other rows")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="probe these columns")
+    parser.add_argument("--page", action="store_true", help="write the page from what was found before")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     found: dict[str, dict[str, str]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    families = arguments.only or sorted([*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS])
+    families = (
+        []
+        if arguments.page
+        else arguments.only or sorted([*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS])
+    )
     for family in families:
         cells = found.setdefault(family, {})
         for setting in arguments.settings:
