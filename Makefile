@@ -7,6 +7,8 @@ VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 DEEPSPEED_BIN := .venv-deepspeed/bin
 DEEPSPEED_STAMP := .venv-deepspeed/.installed
+QUANTIZED_BIN := .venv-quantized/bin
+QUANTIZED_STAMP := .venv-quantized/.installed
 # One thread: the quickstart's model is too small for more, and threads that wait for each other on a busy machine
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
@@ -109,14 +111,27 @@ test-deepspeed: $(DEEPSPEED_STAMP)  ## DeepSpeed ZeRO 1, 2 and 3 beside DDP on t
 
 DEEPSPEED_TESTS ?= tests/deepspeed
 
-# Holds DeepSpeed alone, and sees the packages of .venv. It is built without its kernels: no compiler is needed.
-$(DEEPSPEED_STAMP): $(STAMP)
-	$(PYTHON) -m venv .venv-deepspeed
+# Environments that hold one package more than .venv, and see the packages of .venv.
+define beside_venv
+	$(PYTHON) -m venv $(1)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
-		> "$$($(DEEPSPEED_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth"
-	$(DEEPSPEED_BIN)/python -m pip install --quiet --upgrade setuptools wheel
+		> "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_venv.pth"
+	$(1)/bin/python -m pip install --quiet --upgrade setuptools wheel
+endef
+
+$(DEEPSPEED_STAMP): $(STAMP)  # built without its kernels: no compiler is needed
+	$(call beside_venv,.venv-deepspeed)
 	DS_ACCELERATOR=cpu DS_BUILD_OPS=0 $(DEEPSPEED_BIN)/python -m pip install --quiet --no-build-isolation \
 		-c constraints.txt 'deepspeed==0.19.8'
+	touch $@
+
+test-quantized: $(QUANTIZED_STAMP)  ## QLoRA and 8-bit optimizers with bitsandbytes (.venv-quantized; half a minute)
+	$(QUANTIZED_BIN)/python -m pytest tests/rollout_sft/model/test_quantized.py tests/rollout_sft/step/test_optimizers.py
+
+# Not in .venv, where accelerate and peft would import it at every start, with a warning.
+$(QUANTIZED_STAMP): $(STAMP)
+	$(call beside_venv,.venv-quantized)
+	$(QUANTIZED_BIN)/python -m pip install --quiet -c constraints.txt 'bitsandbytes==0.50.2'
 	touch $@
 
 CONFIG ?= configs/quickstart-vllm-server.yaml
@@ -158,4 +173,4 @@ bench-peers: install  ## rollout_sft beside TRL in one table; PRESET=gpu takes t
 	$(if $(filter gpu,$(PRESET)),CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON),$(BIN)/python) -m benchmarks.peers --preset $(PRESET)
 
 clean:  ## Remove the environments and what runs wrote
-	rm -rf .venv .venv-vllm .venv-deepspeed .venv-lowest .venv-newest .venv-newest-fast runs
+	rm -rf .venv .venv-vllm .venv-deepspeed .venv-quantized .venv-lowest .venv-newest .venv-newest-fast runs

@@ -44,7 +44,7 @@ def stage_facts(
 def model_facts(model: nn.Module, tokenizer: Any) -> dict[str, str]:
     """Returns what is trained: the class, the parameters, their type, the tokenizer."""
     base = base_model(model)
-    parameters = [(whole_shape(p).numel(), p.requires_grad, p.dtype) for p in model.parameters()]
+    parameters = [(_numel(p), p.requires_grad, p.dtype) for p in model.parameters()]
     total, trained = sum(n for n, _, _ in parameters), sum(n for n, trains, _ in parameters if trains)
     kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for _, _, dtype in parameters}))
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
@@ -123,6 +123,12 @@ def carry_buffer_fact(args: RolloutSFTConfig, longest: int) -> str:
         f"at most {args.packing_buffer} segments of {longest:,} tokens: {size / 2**20:,.1f} MiB a rank, also in every "
         "checkpoint (token ids and targets; images come on top)"
     )
+
+
+def _numel(weight: Any) -> int:
+    """Counts the numbers of a weight; two of them share a byte where bitsandbytes stores 4 bits."""
+    quantized = getattr(weight, "quant_state", None)
+    return int((whole_shape(weight) if quantized is None else quantized.shape).numel())
 
 
 def _adapters(model: Any) -> str:

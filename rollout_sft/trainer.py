@@ -36,6 +36,7 @@ from rollout_sft.findings import find_in_model, report_findings
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.model.inputs import adapter_for, look_for_unused_parameters, split_processor
+from rollout_sft.model.quantized import prepare_quantized
 from rollout_sft.model.recurrent import RecurrentLayers
 from rollout_sft.ranks.distributed import is_sharded, together
 from rollout_sft.reporting.callbacks import keep_tensorboard_in, make_callbacks
@@ -115,6 +116,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         tokenizer, image_processor = split_processor(processing_class, image_processor)
         unsupported.reject_wrong_types(model, args, tokenizer)
         unsupported.reject_hooks(kwargs)
+        prepare_quantized(model)
         look_for_unused_parameters(model, args)
         self.target_builder = target_builder or make_target_builder(tokenizer, args)
         self.described = describe_parts(

@@ -35,6 +35,7 @@ from rollout_sft.inputs.choose import reads_images
 from rollout_sft.inputs.segment import Segment
 from rollout_sft.inputs.text import TextInputs
 from rollout_sft.model.forward import Inputs, prepare_forward
+from rollout_sft.model.quantized import prepare_quantized
 from rollout_sft.model.wrappers import base_model, evaluation_mode
 from rollout_sft.ranks.distributed import together
 from rollout_sft.step.non_finite import NonFiniteError, first_non_finite
@@ -111,6 +112,7 @@ def check_isolation(
         [`~rollout_sft.step.non_finite.NonFiniteError`]: the weights or the logits are not finite.
     """
     inner: Any = base_model(model)
+    prepare_quantized(inner)
     adapter = adapter or TextInputs()
     if adapter.image_token_id is None and reads_images(inner.config):
         logger.warning(

@@ -21,6 +21,7 @@ from rollout_sft.config.shorten import cut, shorten
 from rollout_sft.inputs.segment import SUPERVISED, Segment
 from rollout_sft.model.forward import forward_names
 from rollout_sft.model.layer_kinds import recurrent_layers
+from rollout_sft.model.quantized import is_quantized
 from rollout_sft.model.wrappers import base_model
 from rollout_sft.rollouts.base import StreamingBackend
 
@@ -149,6 +150,12 @@ def check_model(model: nn.Module, config: RolloutSFTConfig, *, sharded: bool) ->
         reject_unknown_positions(model)
         reject_unfound_state(model)
         warn_about_dropout(model)
+    if config.rollout_backend == "vllm" and is_quantized(model):
+        raise ValueError(
+            "rollout_matching.rollout_backend is vllm, which takes whole weights, but the model's weights are "
+            "quantized: merging the adapter into them and taking it out again would change them. Set "
+            "rollout_backend: hf, or remove model.quantization_config."
+        )
     if sharded and config.validate_schedule != "off":
         raise ValueError(
             f"rollout_matching.validate_schedule is {config.validate_schedule}, which compares whole gradients, but "

@@ -109,6 +109,13 @@ def check_inherited(arguments: TrainingArguments) -> None:
             "training.train_sampling_strategy is group_by_length, which is refused: the length of a segment is known "
             "only after its rollout. Set it to random or sequential; packs hold segments of any lengths."
         )
+    optim = getattr(arguments.optim, "value", arguments.optim)
+    if optim in ("lomo", "adalomo") or str(optim).endswith("_layerwise"):
+        raise ValueError(
+            f"training.optim is {optim}, which is refused: it changes the weights inside each backward, so the packs "
+            "of a window would be trained with different weights. Choose one that steps once a window, such as "
+            "adamw_torch or adamw_8bit."
+        )
     for name, reason in _REFUSED.items():
         value = getattr(arguments, name)
         if value:

@@ -32,7 +32,6 @@ _QUANTIZED = (
     "load_in_4bit",
     "load_in_8bit",
     "quantization",
-    "quantization_config",
     "quantization_bit",
     "quant_bits",
     "quant_method",
@@ -117,7 +116,7 @@ MODEL_KEYS = {
     **_ADAPTERS,
     **LENGTH_KEYS,
     "trust_remote_code": "code that comes with a model is never run; leave it out",
-    **dict.fromkeys(_QUANTIZED, "weights are not quantized while they are loaded; set model.dtype: bfloat16"),
+    **dict.fromkeys(_QUANTIZED, "set model.quantization_config, such as {load_in_4bit: true}, and model.peft"),
 }
 DATA_KEYS = {
     "source": "set data.train.source, or data.eval.source",

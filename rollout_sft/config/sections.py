@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from rollout_sft.config.adapter import read_adapter
 from rollout_sft.config.arguments import RolloutSFTConfig
 from rollout_sft.config.keys import Range
+from rollout_sft.config.quantization import read_quantization
 from rollout_sft.config.shorten import shorten
 
 BoxUnits = Literal["as_given", "norm1000"]
@@ -40,6 +41,9 @@ class ModelSpec:
         peft (`dict`, *optional*):
             An adapter that is trained instead of the weights: `peft_type`, such as `LORA`, and the fields of peft's
             configuration class, such as `r`, `lora_alpha` and `target_modules`.
+        quantization_config (`dict`, *optional*):
+            Quantizes the weights below the adapter while they are loaded: `load_in_4bit` or `load_in_8bit`, and other
+            fields of transformers' `BitsAndBytesConfig`. Needs `peft`.
     """
 
     model_name_or_path: str | None = None
@@ -51,6 +55,7 @@ class ModelSpec:
     max_pixels: Annotated[int | None, Range(takes="1 pixel or more, or nothing", at_least=1)] = None
     freeze: list[str] = field(default_factory=list)
     peft: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.config is None):
@@ -76,6 +81,14 @@ class ModelSpec:
                     "ones. Set model.model_name_or_path, or remove model.peft."
                 )
             read_adapter(self.peft)
+        if self.quantization_config is not None:
+            if self.peft is None:
+                raise ValueError(
+                    f"model.quantization_config is {shorten(self.quantization_config)}, but model.peft is missing, and "
+                    "quantized weights cannot be trained: there would be no weight to train. Set model.peft, or remove "
+                    "quantization_config."
+                )
+            read_quantization(self.quantization_config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from rollout_sft.config.import_path import call_import_path, is_import_path, meant_import_path
+from rollout_sft.config.quantization import read_quantization
 from rollout_sft.config.sections import ModelSpec
 from rollout_sft.config.shorten import shorten
 from rollout_sft.inputs.choose import QWEN_VL
@@ -135,7 +136,8 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
 
     Args:
         spec (`ModelSpec`):
-            Gives the path, the type of the weights, the attention implementation and what stays frozen.
+            Gives the path, the type of the weights, how they are quantized, the attention implementation and what stays
+            frozen.
         tokenizer (`PreTrainedTokenizerBase`):
             As in [`load_config`].
         seed (`int`):
@@ -158,12 +160,15 @@ def load_model(spec: ModelSpec, tokenizer: Tokenizer, *, seed: int) -> PreTraine
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     if spec.model_name_or_path is not None:
         ours = has_digests(spec.model_name_or_path)
+        if spec.quantization_config is not None:
+            kwargs["quantization_config"] = read_quantization(spec.quantization_config)
         loaded: Any = auto.from_pretrained(
             spec.model_name_or_path, dtype=dtype, ignore_mismatched_sizes=ours, output_loading_info=True, **kwargs
         )
         model, report = loaded
         if ours:
             check_report(report, spec.model_name_or_path)
+        if ours and spec.quantization_config is None:
             compare_weights(model, spec.model_name_or_path)
     else:
         set_seed(seed)

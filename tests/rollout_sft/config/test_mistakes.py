@@ -269,7 +269,10 @@ ERRORS = {
         "model: {freeze_vit: true}",
         r"model\.freeze_vit is refused: set model\.freeze, a list of",
     ),
-    "ms-swift: quantization": ("model: {load_in_4bit: true}", r"load_in_4bit is refused: .*set model\.dtype"),
+    "ms-swift: quantization": (
+        "model: {load_in_4bit: true}",
+        r"load_in_4bit is refused: set model\.quantiz",
+    ),
     "verl: path of the model": ("model: {path: a/b}", r"^model\.path is refused: set model\.model_name_or_path"),
     "verl: files": ("data: {train_files: a.parquet}", r"^data\.train_files is refused: set data\.train\.source"),
     "verl: batch of the data": (
