@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from packsched import advise
 from rollout_sft.checks.unsupported import check_best_metric, check_scheduler
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = parser.parse_args(arguments).config
     with message_alone(path):
         stages = load_run(path)
+        unset_hf_deepspeed_config()  # or stage 3 would partition the weights over this one process
         check_files(stages)
         for stage in stages:
             check_scheduler(stage.training)
@@ -113,7 +115,9 @@ def _check_stage(stage: StageConfig, title: str, *, knows_model: bool) -> list[s
         with tempfile.TemporaryDirectory() as folder:  # a trainer makes its output folder
             trainer = RolloutSFTTrainer(
                 model=model,
-                args=replace(args, output_dir=folder, push_to_hub=False),  # which would make a repository
+                args=replace(
+                    args, output_dir=folder, push_to_hub=False, deepspeed=None
+                ),  # a hub would get a repository
                 processing_class=parts.tokenizer,
                 image_processor=parts.image_processor,
                 target_builder=parts.target_builder,

@@ -16,6 +16,7 @@ from tests.tiny_families import tiny_config
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 PAGE = Path(__file__).parents[2] / "docs" / "multi_gpu.md"
+DEMO = PAGE.parents[1] / "configs" / "demo.yaml"
 
 
 def pytest_collection_modifyitems(items):

@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM
 from rollout_sft.config.run import load_run
 from rollout_sft.parts import load_parts
 from rollout_sft.trainer import RolloutSFTTrainer
-from tests.deepspeed.conftest import PAGE, documented
+from tests.deepspeed.conftest import DEMO, documented
 from tests.distributed.launch import start_two_ranks
 from tests.processes import wait_for
 
-DEMO = PAGE.parents[1] / "configs" / "demo.yaml"
 SHORT = {"use_cpu": True, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
 
 

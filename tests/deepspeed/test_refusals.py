@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+import yaml
 
-from tests.deepspeed.conftest import documented
+from rollout_sft import check
+from tests.deepspeed.conftest import DEMO, documented
 from tests.tiny import tiny_arguments
 
 ZERO = documented("json")
@@ -46,3 +48,17 @@ def test_values_that_differ_from_training_are_named_before_anything_runs(tmp_pat
 def test_skipping_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"on_non_finite is skip, but DeepSpeed steps its optimizer inside"):
         arguments(tmp_path, {}, on_non_finite="skip")
+
+
+def test_the_check_looks_at_a_configuration_of_stage_3_on_one_process(tmp_path, capsys):
+    training = {
+        **documented("yaml")["training"],
+        "deepspeed": ZERO,
+        "use_cpu": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump({"extends": str(DEMO), "training": training}))
+    check.main(["--config", str(tmp_path / "demo.yaml")])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "No problem found" in out
+    assert "parameters, all trained" in out
