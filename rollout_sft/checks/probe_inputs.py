@@ -31,14 +31,15 @@ def probe_segments(vocabulary: int, length: int, adapter: InputAdapter) -> list[
             Its media tokens are not drawn, and their images are added.
 
     Returns:
-        `list[Segment]`: two that differ at every token of text and in all pixels; for an image model also one with the
-        tokens of the first and the pixels of the second.
+        `list[Segment]`: two that differ at every token of text, in all pixels and in the places of their images; for an
+            image model also one with the tokens and places of the first and the pixels of the second.
     """
     x, y = draw_tokens(vocabulary, length, without=adapter.media_token_ids)
     if adapter.image_token_id is None:
         return [_segment(ids, (), adapter) for ids in (x, y)]
     some, others = _images(seed=0), _images(seed=1)
-    return [_segment(ids, images, adapter) for ids, images in ((x, some), (y, others), (x, others))]
+    elsewhere = _segment(y, others, adapter, shift=1)
+    return [_segment(x, some, adapter), elsewhere, _segment(x, others, adapter)]
 
 
 def draw_tokens(
@@ -108,9 +109,9 @@ def _images(seed: int) -> tuple[Image, ...]:
     )
 
 
-def _segment(ids: list[int], images: tuple[Image, ...], adapter: InputAdapter) -> Segment:
-    """Puts the images between the tokens, each with tokens of text before and after it."""
-    for place, _ in zip((len(ids) // 3, 2 * len(ids) // 3 + 1), images, strict=False):
+def _segment(ids: list[int], images: tuple[Image, ...], adapter: InputAdapter, *, shift: int = 0) -> Segment:
+    """Puts the images between the tokens, `shift` tokens later, each with tokens of text before and after it."""
+    for place, _ in zip((len(ids) // 3 + shift, 2 * len(ids) // 3 + 1 + shift), images, strict=False):
         assert adapter.image_token_id is not None
         ids = [*ids[:place], adapter.image_token_id, *ids[place:]]
     expanded = adapter.expand(ids, images)

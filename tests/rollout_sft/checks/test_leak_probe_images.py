@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rollout_sft.checks.equivalence import ScheduleMismatchError
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
+from rollout_sft.checks.probe_inputs import probe_segments
 from rollout_sft.inputs.qwen_vl import QwenVLInputs
 from rollout_sft.model.attention import choose_attention
 from rollout_sft.model.recurrent import RecurrentLayers
@@ -45,6 +46,15 @@ def test_right_packs_with_images_pass_the_probe(family, attention):
     assert report.leak <= 2e-6
     assert report.alone < 2e-6
     assert min(report.response, report.pixels) > 1e-2
+
+
+def test_the_probed_segments_have_their_images_at_different_places():
+    """A model that looks images up at their place in another segment would look right where all places are the same."""
+    adapter = adapter_of("qwen3_vl", image_model("qwen3_vl", torch.float32))
+    x, y, other_pixels = (s.input_ids == IMAGE for s in probe_segments(64, 16, adapter))
+    assert len(x) == len(y)
+    assert not torch.equal(x, y)
+    assert torch.equal(x, other_pixels)
 
 
 def text_row_alone(self, packed):
