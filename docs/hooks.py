@@ -62,7 +62,7 @@ def yaml_keys() -> str:
 
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = [field for field in dataclasses.fields(RolloutSFTConfig) if field.name not in inherited]
-    sections: dict[str, list[Any]] = {"top": [], "training": [], "rollout_matching": []}
+    sections: dict[str, list[Any]] = {"top": [], "data": [], "training": [], "rollout_matching": []}
     for field in own:
         sections[field.metadata.get("section", "training")].append(field)
     parts = [
@@ -72,6 +72,7 @@ def yaml_keys() -> str:
         "[some are refused](../gradients.md#what-is-refused-warned-of-or-left-to-you).",
         _section("At the top", RolloutSFTConfig, sections["top"]),
         _section("`model`", ModelSpec, dataclasses.fields(ModelSpec)),
+        _section("`data`", RolloutSFTConfig, sections["data"]),
         _section("`data.train` and `data.eval`", DataSpec, dataclasses.fields(DataSpec)),
         _section("`training`", RolloutSFTConfig, sections["training"]),
         _section("`rollout_matching`", RolloutSFTConfig, sections["rollout_matching"]),
