@@ -134,6 +134,10 @@ $(QUANTIZED_STAMP): $(STAMP)
 	$(QUANTIZED_BIN)/python -m pip install --quiet -c constraints.txt 'bitsandbytes==0.50.2'
 	touch $@
 
+test-slurm: $(VLLM_STAMP)  ## Jobs on a real Slurm with two nodes on this machine, vLLM server included (Debian, as root; minutes)
+	command -v slurmctld /usr/sbin/slurmctld >/dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/slurm
+
 CONFIG ?= configs/quickstart-vllm-server.yaml
 PORT ?= 8000
 vllm-server: $(VLLM_STAMP)  ## A vLLM server for the rollouts of CONFIG, on PORT (without a GPU; see docs/vllm.md)

@@ -1,6 +1,7 @@
 """Submits a training to Slurm: `python -m examples.slurm.submit --config my.yaml --nodes 4 --gpus 8`.
 
 `--server-nodes 1` adds machines that run vLLM servers for the rollouts; the training starts when all of them answer.
+The job takes the machines with all their cores, or with `--cpus-per-gpu` those that are asked for.
 `--dry-run` prints the job's script and submits nothing. All machines see the configuration, the data and `output_dir`
 under the same paths, and have the same Python environment.
 """
@@ -43,6 +44,7 @@ _SCRIPT = """#!/bin/bash
 #SBATCH --nodes={all_nodes}
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={gpus}
+#SBATCH {cores}
 #SBATCH --time={time}
 set -euo pipefail
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -65,6 +67,7 @@ def script(options: argparse.Namespace) -> str:
         "nodes": options.nodes,
         "all_nodes": options.nodes + options.server_nodes,
         "gpus": options.gpus,
+        "cores": f"--cpus-per-gpu={options.cpus_per_gpu}" if options.cpus_per_gpu else "--exclusive",
         "time": options.time,
         "python": shlex.quote(options.python),
         "config": shlex.quote(str(path)),
@@ -81,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="the YAML file of the training")
     parser.add_argument("--nodes", type=int, required=True, help="machines that train")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs of each machine; each gets one rank")
+    parser.add_argument("--cpus-per-gpu", type=int, help="cores for each rank; all cores of the machines by default")
     parser.add_argument("--server-nodes", type=int, default=0, help="further machines that run vLLM servers")
     parser.add_argument("--port", type=int, default=8000, help="port of the servers")
     parser.add_argument("--rdzv-port", type=int, default=29500, help="port on which the machines find each other")

@@ -198,6 +198,7 @@ class RolloutSFTConfig(TrainingArguments):
     logging_steps: float = 1
     # The filter replaces a loss that is not a number by the mean, and waits for the device in every micro-step.
     logging_nan_inf_filter: bool = False
+    log_on_each_node: bool = False  # tables and lines once for the job, not for every machine
     resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]  # true: from the last checkpoint
     fsdp: str | bool | list[str] | None = None  # type: ignore[assignment]  # transformers documents fsdp=True
 
