@@ -109,6 +109,9 @@ $(VLLM_STAMP): constraints-vllm.txt pyproject.toml tests/vllm/declare_torchvisio
 test-deepspeed: $(DEEPSPEED_STAMP)  ## DeepSpeed ZeRO 1, 2 and 3 beside DDP on two ranks of a CPU (.venv-deepspeed; minutes)
 	DS_ACCELERATOR=cpu $(DEEPSPEED_BIN)/python -m pytest $(DEEPSPEED_TESTS)
 
+test-deepspeed-fast:  ## One training under ZeRO-3 beside DDP, and what is refused (a minute)
+	$(MAKE) test-deepspeed DEEPSPEED_TESTS='tests/deepspeed/test_one_cell.py tests/deepspeed/test_refusals.py'
+
 DEEPSPEED_TESTS ?= tests/deepspeed
 
 # Environments that hold one package more than .venv, and see the packages of .venv.
