@@ -138,8 +138,8 @@ $(QUANTIZED_STAMP): $(STAMP)
 	touch $@
 
 test-slurm: $(VLLM_STAMP)  ## Jobs on a real Slurm with two nodes on this machine, vLLM server included (Debian, as root; minutes)
-	command -v slurmctld /usr/sbin/slurmctld >/dev/null || (apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/slurm
+	test -x /usr/sbin/slurmctld || (apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m slurm tests/slurm
 
 CONFIG ?= configs/quickstart-vllm-server.yaml
 PORT ?= 8000

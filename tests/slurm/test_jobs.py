@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 
 from tests.slurm.cluster import CORES, Cluster, free_port, missing
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed (make test-slurm): {missing()}")
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed (make test-slurm): {missing()}"),
+]
 CONFIG = """
 global_max_length: 260
 custom: {trainer_variant: rollout_matching_sft}
