@@ -46,7 +46,7 @@ quickstart-images-micro: install  ## The same in scope micro
 
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
-		--doctest-modules packsched tests benchmarks/step_time benchmarks/peers benchmarks/waves
+		--doctest-modules packsched tests benchmarks/packsched/test_shapes.py benchmarks/step_time benchmarks/peers benchmarks/waves
 
 test-families: install  ## Every hybrid and image family on one and two ranks; writes benchmarks/results/families.md (half an hour)
 	$(BIN)/python -m pytest -m families tests/rollout_sft tests/distributed
