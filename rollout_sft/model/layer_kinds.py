@@ -35,6 +35,14 @@ SCANS = {
     "torch_chunk_gated_delta_rule": "cu_seqlens",
 }
 """The functions of transformers behind which a kernel may stand, and the argument that keeps segments apart, if any."""
+DECODING = {
+    "causal_conv1d_update",
+    "mamba2_selective_state_update",
+    "mamba_selective_state_update",
+    "recurrent_kimi_delta_attention",
+    "torch_recurrent_gated_delta_rule",
+}
+"""The same for a single token of a generation, which no pack reaches."""
 
 ATTENTION_BY_ROW = {
     "BioGptAttention",
@@ -120,7 +128,7 @@ def kept_apart(layer: nn.Module) -> bool:
         return False
     space, borders = vars(sys.modules[type(layer).__module__]), {**CONVOLUTION, **SCANS}
     called = names & set(borders)
-    return bool(called) and all(_is_kernel(space[name], borders[name]) for name in called)
+    return bool(called) and all(is_kernel(space[name], borders[name]) for name in called)
 
 
 def called_names(layer: nn.Module) -> set[str]:
@@ -129,8 +137,17 @@ def called_names(layer: nn.Module) -> set[str]:
     return {name for method in methods for name in method.__code__.co_names}
 
 
-def _is_kernel(function: Any, border: str | None) -> bool:
-    """The fallback in PyTorch refuses the borders of segments before it looks at anything else."""
+def kernel_names(layer: nn.Module) -> set[str]:
+    """Returns the functions that a recurrent layer calls and behind which a kernel may stand."""
+    return called_names(layer) & {*CONVOLUTION, *SCANS, *DECODING}
+
+
+def is_kernel(function: Any, border: str | None) -> bool:
+    """
+    Says whether a kernel stands behind a function of transformers, one that knows the borders of segments.
+
+    Asks the function: its fallback in PyTorch refuses borders before it looks at anything else.
+    """
     if border is None:
         return False
     try:

@@ -37,6 +37,7 @@ from rollout_sft.model.layer_kinds import (
 )
 from rollout_sft.model.rotary import embed_apart, forget_earlier_rows, rotary_by_row
 from rollout_sft.model.shared_calls import SAME_CALL, SharedCalls
+from rollout_sft.model.torch_on_cpu import compute_on_cpu
 from rollout_sft.model.wrappers import base_model
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class RecurrentLayers:
         model (`nn.Module`):
             The unwrapped model.
         device (`torch.device`):
-            Where it will be trained; the kernels run on CUDA.
+            Where it will be trained; the kernels run on CUDA. On a CPU their functions in PyTorch take their place; see
+            [`~rollout_sft.model.torch_on_cpu`].
         one_call (`bool`, *optional*, defaults to `False`):
             Whether all segments of a pack share one call of a layer, however long they are. ZeRO-3 needs it: each call
             of a module inside gathers weights, so every rank must make equally many.
@@ -78,6 +80,8 @@ class RecurrentLayers:
         self._model = base_model(model)
         self._one_call = one_call
         found = recurrent_layers(self._model)
+        if device.type == "cpu":
+            compute_on_cpu(self._model)
         self.by_kernel = {n: layer for n, layer in found.items() if device.type == "cuda" and kept_apart(layer)}
         self.looped = {n: layer for n, layer in found.items() if n not in self.by_kernel}
         self.attention = attention_by_row(self._model)

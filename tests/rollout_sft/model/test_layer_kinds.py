@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from rollout_sft.model.layer_kinds import CONVOLUTION, SCANS, kept_apart, recurrent_layers
+from rollout_sft.model.layer_kinds import CONVOLUTION, DECODING, SCANS, kept_apart, recurrent_layers
 from tests.hybrids import hybrid
 from tests.tiny_families import tiny_config
 
@@ -27,8 +27,7 @@ def test_every_function_behind_which_a_kernel_may_stand_is_known():
     decorated = re.compile(r"@use_kernel_func_from_hub_with_fallback\([^)]*\)\ndef (\w+)")
     root = Path(inspect.getfile(transformers)).parent / "models"
     found = {name for path in root.glob("*/modeling_*.py") for name in decorated.findall(path.read_text())}
-    decoding = {name for name in found if re.search("update|recurrent", name)}
-    assert found - decoding == {*CONVOLUTION, *SCANS}
+    assert found == {*CONVOLUTION, *SCANS, *DECODING}
 
 
 def test_every_family_with_a_state_has_its_recurrent_layers_found():
