@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
@@ -55,14 +56,14 @@ class Finding:
 
 def report_findings(findings: Iterable[Finding]) -> None:
     """
-    Logs what was found as warnings.
+    Logs what was found as warnings, on the first process alone.
 
     Raises:
         `ValueError`: there are errors; the message holds them all.
     """
     found = list(findings)
     for finding in found:
-        if finding.severity != "error":
+        if finding.severity != "error" and PartialState().is_main_process:
             logger.warning("%s", finding.message)
     errors = [finding.message for finding in found if finding.severity == "error"]
     if errors:

@@ -97,6 +97,7 @@ def test_tables_and_files_come_once_for_the_job_not_for_each_machine(whole):
     folder, text = whole
     assert text.count("1 of 1 stages") == 1, text[-3000:]
     assert text.count("summary.json") == 1
+    assert text.count("have a reference answer longer than") == 1, "warnings as well"
     assert text.count("attention of packs:") == 1, "lines of the log as well"
     assert (folder / "out" / "log.jsonl").read_text().count('"loss"') == 6
 
