@@ -9,6 +9,8 @@ DEEPSPEED_BIN := .venv-deepspeed/bin
 DEEPSPEED_STAMP := .venv-deepspeed/.installed
 QUANTIZED_BIN := .venv-quantized/bin
 QUANTIZED_STAMP := .venv-quantized/.installed
+TRITON_BIN := .venv-triton/bin
+TRITON_STAMP := .venv-triton/.installed
 # One thread: the quickstart's model is too small for more, and threads that wait for each other on a busy machine
 # cost far more than a second core gains on an idle one.
 export OMP_NUM_THREADS ?= 1
@@ -46,7 +48,7 @@ quickstart-images-micro: install  ## The same in scope micro
 
 test: install  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto --dist loadscope --cov=packsched --cov-report= --cov-fail-under=99 \
-		--doctest-modules packsched tests benchmarks/packsched/test_shapes.py benchmarks/step_time benchmarks/peers benchmarks/waves
+		--doctest-modules packsched tests benchmarks/packsched/test_shapes.py benchmarks/step_time benchmarks/peers benchmarks/waves benchmarks/kernels
 
 test-families: install  ## Every hybrid and image family on one and two ranks; writes benchmarks/results/families.md (half an hour)
 	$(BIN)/python -m pytest -m families tests/rollout_sft tests/distributed
@@ -137,6 +139,16 @@ $(QUANTIZED_STAMP): $(STAMP)
 	$(QUANTIZED_BIN)/python -m pip install --quiet -c constraints.txt 'bitsandbytes==0.50.2'
 	touch $@
 
+check-triton: $(TRITON_STAMP)  ## fla's Triton kernels in Triton's interpreter, without a GPU (.venv-triton; three minutes)
+	$(TRITON_BIN)/python -W ignore -m benchmarks.kernels --interpreter
+
+# triton is the version that torch was made for; both packages would otherwise bring a torch with CUDA.
+$(TRITON_STAMP): $(STAMP)
+	$(call beside_venv,.venv-triton)
+	$(TRITON_BIN)/python -m pip install --quiet --no-deps \
+		triton==3.7.1 flash-linear-attention==0.6.0 fla-core==0.6.0 einops==0.8.2
+	touch $@
+
 test-slurm: $(VLLM_STAMP)  ## Jobs on a real Slurm with two nodes on this machine, vLLM server included (Debian, as root; minutes)
 	test -x /usr/sbin/slurmctld || (apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m slurm tests/slurm
@@ -172,12 +184,13 @@ bench-step: install  ## Seconds per optimizer step, from padded batches to the l
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_time --preset cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_time.growth
 
-bench-gpu:  ## The same on a GPU, with the python of GPU_PYTHON, whose torch has CUDA (half an hour)
-	CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON) -m benchmarks.step_time --preset gpu --rounds 3
+bench-gpu:  ## Gradients through the kernels and step times on a GPU, with the python of GPU_PYTHON (ten minutes)
+	export CUDA_VISIBLE_DEVICES=0; $(GPU_PYTHON) -m benchmarks.kernels; kernels=$$?; \
+		$(GPU_PYTHON) -m benchmarks.step_time --preset gpu --rounds 2 --minutes 8 && exit $$kernels
 
 PRESET ?= cpu
 bench-peers: install  ## rollout_sft beside TRL in one table; PRESET=gpu takes the python of GPU_PYTHON (an hour)
 	$(if $(filter gpu,$(PRESET)),CUDA_VISIBLE_DEVICES=0 $(GPU_PYTHON),$(BIN)/python) -m benchmarks.peers --preset $(PRESET)
 
 clean:  ## Remove the environments and what runs wrote
-	rm -rf .venv .venv-vllm .venv-deepspeed .venv-quantized .venv-lowest .venv-newest .venv-newest-fast runs
+	rm -rf .venv .venv-vllm .venv-deepspeed .venv-quantized .venv-triton .venv-lowest .venv-newest .venv-newest-fast runs

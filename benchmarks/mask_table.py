@@ -28,6 +28,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from benchmarks import image_masks
+from benchmarks.kernels import compare
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.checks.unsupported import reject_unknown_positions
 from rollout_sft.model.attention import VARLEN, choose_attention
@@ -79,6 +80,8 @@ length of a configuration, and resumed runs, are [below](#at-every-length).
 - refuses: the forward raises because of the packing, so nothing can leak silently. Hybrids do in the columns of an
   attention alone, since no kernel of their recurrent layers is installed on a CPU.
 - fails: the forward raises for another reason, as a rule a size of the tiny configuration; nothing is known.
+
+Other kernels and engines: [what ran, and what did not](engines.md).
 """
 
 
@@ -209,6 +212,7 @@ def page(found: dict[str, dict[str, str]]) -> str:
         "Other families": groups,
         "Image models": image_masks.section(),
         "At every length": length_table.section(),
+        "Recurrent layers by fla's kernels": compare.section(),
         "All families": header + "\n".join(lines),
         "Not built": missing,
     }

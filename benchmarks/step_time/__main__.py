@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.step_time --preset cpu
     python -m benchmarks.step_time --preset gpu
+    python -m benchmarks.step_time --preset gpu --minutes 8    leaves out what would not end in time
     python -m benchmarks.step_time --preset gpu --device cpu --dry-run    what the GPU will run, on a tiny shape
     python -m benchmarks.step_time --preset cpu --shape 110m --only "short rollouts, 1 at a time"
                                                   what scheduling and collating cost beside a larger model
@@ -19,6 +20,7 @@ import copy
 import logging
 import os
 import statistics
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,50 @@ def planned(preset: str, dry_run: bool, only_shape: str | None = None) -> list[t
     return [(w, "quickstart") for w in (QUICKSTART, *workloads(16))]
 
 
+def work_of(workload: Workload, shape: str, windows: int) -> float:
+    """Returns the operations of a model's windows with this workload; makes no weights."""
+    model = make_model(shape, torch.bfloat16, torch.device("meta"))
+    data = FixedRollouts(workload, windows, model.config.get_text_config().vocab_size, inputs_of(shape))
+    return useful_flops(model, data.segments, data.adapter)
+
+
+class Budget:
+    """
+    Chooses what can be measured in some minutes, by the speed of what was measured before.
+
+    Args:
+        minutes (`float`, *optional*):
+            How long all may take; None leaves nothing out.
+    """
+
+    def __init__(self, minutes: float | None):
+        self._end = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self._last: tuple[float, float] | None = None
+        self._pace = float("inf")
+        self.left_out: list[str] = []
+
+    def has_room(self, name: str, work: float) -> bool:
+        """
+        Says whether to measure this now; asked before each, in order. The first is measured in any case.
+
+        Args:
+            name (`str`):
+                Kept in `left_out` if there is no room.
+            work (`float`):
+                Its operations; takes the best pace of those measured before.
+        """
+        now = time.monotonic()
+        if self._last is not None:
+            began, done = self._last
+            self._pace = min(self._pace, (now - began) / done)
+            self._last = None
+        if self._pace < float("inf") and now + self._pace * work > self._end:
+            self.left_out.append(name)
+            return False
+        self._last = now, work
+        return True
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", choices=["cpu", "gpu"], required=True, help="models, lengths and precision")
@@ -195,6 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--windows", type=int, default=2, help="the first of each run warms up")
+    parser.add_argument("--minutes", type=float, help="leave out what would not end within them")
     parser.add_argument("--only", help="part of a workload's name")
     parser.add_argument("--shape", choices=list(SHAPES), help="another model than the preset's, without images")
     parser.add_argument("--out", help="folder of the results")
@@ -212,14 +259,20 @@ def main(argv: list[str] | None = None) -> None:
         + (f" --device {args.device}" if args.device else "")
         + (" --dry-run" if args.dry_run else "")
         + f" --rounds {args.rounds} --windows {args.windows}"
+        + (f" --minutes {args.minutes:g}" if args.minutes else "")
         + (f" --shape {args.shape}" if args.shape else "")
         + (f' --only "{args.only}"' if args.only else ""),
     }
+    budget = Budget(args.minutes)
     tables = [
         measure(workload, shape, dtype, device, rounds=args.rounds, windows=args.windows)
         for workload, shape in planned(args.preset, args.dry_run, args.shape)
         if not args.only or args.only in workload.name
+        if not args.minutes or budget.has_room(f"{workload.name}, {shape}", work_of(workload, shape, args.windows))
     ]
+    if budget.left_out:
+        about["left out"] = f"{'; '.join(budget.left_out)}: would not end within {args.minutes:g} minutes"
+        print(about["left out"], flush=True)
     about["load average"] = f"{load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
     results = {"about": about, "tables": tables}
     usual = not args.dry_run and device.type == ("cuda" if args.preset == "gpu" else "cpu")

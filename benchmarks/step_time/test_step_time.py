@@ -157,3 +157,22 @@ def test_the_images_of_the_gpu_preset_have_the_lengths_of_the_log():
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(load_config(model_spec(shape), build_image_tokenizer()))
     assert 2.0e9 < sum(p.numel() for p in model.parameters()) < 2.3e9
+
+
+def test_a_budget_leaves_out_what_would_not_end_in_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(step_time.time, "monotonic", lambda: now[0])
+    budget = step_time.Budget(10)
+    assert budget.has_room("small", 1.0), "nothing is known yet"
+    now[0] = 120.0
+    assert not budget.has_room("large", 5.0), "120 s are gone, and it takes five times as long"
+    assert budget.has_room("middle", 2.0)
+    now[0] = 180.0
+    assert budget.has_room("large", 5.0), "the second went at four times the pace"
+    assert budget.left_out == ["large"]
+    assert step_time.Budget(None).has_room("anything", 1e30)
+
+
+def test_the_work_of_the_gpu_preset_is_known_without_weights():
+    (first, shape), *_ = step_time.planned("gpu", dry_run=False)
+    assert 1e13 < step_time.work_of(first, shape, 2) < 1e17

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -122,19 +123,38 @@ def counted_in_row(model: nn.Module) -> dict[str, int]:
 
 
 def kept_apart(layer: nn.Module) -> bool:
-    """Says whether every kernel that this recurrent layer calls is installed and keeps packed segments apart."""
+    """Says whether every kernel that this recurrent layer calls is installed, keeps packed segments apart and gets
+    their borders."""
     names = called_names(layer)
     if hasattr(layer, "A_log") and not names & set(SCANS):  # the state is computed here, behind no kernel
         return False
     space, borders = vars(sys.modules[type(layer).__module__]), {**CONVOLUTION, **SCANS}
     called = names & set(borders)
-    return bool(called) and all(is_kernel(space[name], borders[name]) for name in called)
+    return bool(called) and all(
+        is_kernel(space[name], border) and _hands_on(layer, border) for name in called for border in [borders[name]]
+    )
 
 
 def called_names(layer: nn.Module) -> set[str]:
     """Returns the names that the methods of this layer's class use; the functions that they call are among them."""
-    methods = [inspect.unwrap(member) for member in vars(type(layer)).values() if inspect.isfunction(member)]
-    return {name for method in methods for name in method.__code__.co_names}
+    return {name for code in _methods(layer) for name in code.co_names}
+
+
+def _methods(layer: nn.Module) -> list[CodeType]:
+    return [inspect.unwrap(member).__code__ for member in vars(type(layer)).values() if inspect.isfunction(member)]
+
+
+def _hands_on(layer: nn.Module, border: str | None) -> bool:
+    """
+    Says whether a layer gives its kernel the borders that it gets.
+
+    `seq_idx` has the same name in layer and kernel, so `**kwargs` hands it on. What a kernel takes as `cu_seqlens` is
+    `cu_seq_lens_q` in a model, so the layer has to name it; kimi_linear of transformers 5.23 does not.
+    """
+    if border != "cu_seqlens":
+        return True
+    constants = [constant for code in _methods(layer) for constant in code.co_consts]
+    return any(constant == border or (isinstance(constant, tuple) and border in constant) for constant in constants)
 
 
 def kernel_names(layer: nn.Module) -> set[str]:

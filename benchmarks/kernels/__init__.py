@@ -1,0 +1,1 @@
+"""Gradients of packs through real kernels, on a GPU or in Triton's interpreter."""

@@ -1,0 +1,5 @@
+"""Runs the comparison; see [`~benchmarks.kernels.compare`]."""
+
+from benchmarks.kernels.compare import main
+
+main()
