@@ -10,6 +10,7 @@ waste would do. An `allowance` lets every pack waste up to a multiple of its sha
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
 from operator import neg
 
 from packsched.subset_sum import fill_room
@@ -23,13 +24,14 @@ OTHER_ALLOWANCES: tuple[Allowance, ...] = ((5, 4), (0, 1), (3, 4), (1, 4), (3, 2
 
 
 def minimum_bin_slack(
-    lengths: Sequence[int], packing_length: int, packs: int, allowances: Sequence[Allowance]
+    lengths: Sequence[int], packing_length: int, packs: int, allowances: Sequence[Allowance], shifts: float = inf
 ) -> list[list[int]] | None:
     """Puts all positions in `lengths` (longest first) into at most `packs` packs; returns None if it finds no way.
 
     Tries one allowance after the other. Without slack all are the same, so the fair share is the only one to try.
 
-    Cost: `O(packs * n * packing_length / 64)` for each allowance, about 1 ms for 32 packs of 16 segments.
+    Cost: `O(packs * n * packing_length / 64)` for each allowance, about 1 ms for 32 packs of 16 segments; at most
+    `shifts` of half a microsecond. One more segment in the sums of a pack is one shift for every 2^14 tokens.
 
     Source: J. N. D. Gupta and J. C. Ho, "A new heuristic algorithm for the one-dimensional bin-packing problem",
     Production Planning & Control 10 (1999); subset sums for it: A. Caprara and U. Pferschy, "Worst-case analysis
@@ -37,28 +39,32 @@ def minimum_bin_slack(
     """
     slack = packs * packing_length - sum(lengths)
     for allowance in allowances if slack else [one for one in allowances if one == FAIR_SHARE]:
-        filled = _fill(lengths, packing_length, packs, slack, allowance)
+        filled = _fill(lengths, packing_length, packs, slack, allowance, shifts)
         if filled is not None:
             return filled
     return None
 
 
 def _fill(
-    lengths: Sequence[int], packing_length: int, packs: int, slack: int, allowance: Allowance
+    lengths: Sequence[int], packing_length: int, packs: int, slack: int, allowance: Allowance, shifts: float
 ) -> list[list[int]] | None:
     times, per = allowance
     filled: list[list[int]] = []
     left = list(range(len(lengths)))
     left_lengths = list(lengths)
-    while left and slack >= 0:
+    while left and slack >= 0 and shifts > 0:
         enough = slack * times // (per * (packs - len(filled)))
         room = packing_length - left_lengths[0]
         start = bisect_left(left_lengths, -room, lo=1, key=neg)
         chosen = fill_room(left_lengths[start:], room, enough)
         filled.append([left[0]] + [left[start + at] for at in chosen])
+        tried = len(left) - start
+        per_segment = (room >> 14) + 1
         for at in reversed(chosen):
             room -= left_lengths[start + at]
             del left[start + at], left_lengths[start + at]
         del left[0], left_lengths[0]
         slack -= room
-    return filled if slack >= 0 else None
+        # The sums end at the last segment chosen if that was enough.
+        shifts -= ((chosen[-1] + 1 if chosen else 0) if room <= enough else tried) * per_segment
+    return filled if slack >= 0 and not left else None

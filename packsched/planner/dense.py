@@ -6,14 +6,14 @@ from packsched.planner.stages import Packs, Proof, SortedWindow, fit
 
 # How much of the usual work goes into fewer packs when more packs are allowed.
 _EXTRA_EFFORT = 0.1
-# Packs times segments: in a larger window every question takes a tenth of a second.
-_MOST_ASKED_ONE_BY_ONE = 1 << 17
+# Packs times segments: in a larger window every question takes up to a tenth of a second, in a much larger one longer.
+_MOST_ASKED_ONE_BY_ONE, _MOST_ASKED_OFTEN = 1 << 17, 1 << 19
 
 
 def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple[Packs | None, Proof, bool]:
     """Asks for one more pack until the segments fit, beginning with as many as hold all tokens.
 
-    Large windows that are searched get one pack more, then two, four, ...
+    Large windows that are searched get one pack more, then two, four, ...; the largest one, four, sixteen, ...
 
     Args:
         window: The lengths and the cap.
@@ -44,6 +44,6 @@ def fewest_packs(window: SortedWindow, most: int | None, effort: float) -> tuple
         else:
             packs += step
             if window.searchable and packs * len(window.lengths) > _MOST_ASKED_ONE_BY_ONE:
-                step *= 2
+                step *= 2 if packs * len(window.lengths) <= _MOST_ASKED_OFTEN else 4
             if most is not None:
                 packs = min(packs, most)

@@ -17,8 +17,8 @@ from packsched.planner.stages import Packs, Proof, SortedWindow, fit
 _BISECTION_EFFORT = 0.05
 # Packs times segments: a larger window takes seconds to bisect, so pairs of its packs are re-split and that is all.
 _MOST_BISECTED = 1 << 17
-# More subset sums than the pairs of 64 packs need, and about half a second.
-_MOST_SPLITS = 20_000
+# More subset sums than the pairs of 64 packs need, and about half a second; fewer where filling takes long as well.
+_MOST_SPLITS, _MOST_SPLITS_OF_LARGE = 20_000, 8_000
 
 
 def level_packs(window: SortedWindow, packs: int, effort: float) -> tuple[Packs | None, Proof, bool]:
@@ -49,7 +49,7 @@ def shortest_longest_pack(window: SortedWindow, packs: int, effort: float) -> tu
     if longest > shortest and replace(window, packing_length=longest).searchable:
         if packs * len(window.lengths) <= _MOST_BISECTED:
             return _bisect(window, packs, best, shortest, effort)
-        best = pairwise_resplit(window.lengths, best, splits=_MOST_SPLITS)
+        best = pairwise_resplit(window.lengths, best, splits=_MOST_SPLITS_OF_LARGE)
     return best, shortest
 
 

@@ -21,8 +21,12 @@ from packsched.planner.pairwise_resplit import pairwise_resplit
 
 # With more segments, filling pack by pack, which is quadratic, costs more than it gains.
 MOST_SEGMENTS = 4096
-# Packs times segments: filling a larger window takes up to a second, so it is done once, after leveling.
+# Packs times segments: filling a larger window can take a second, so it is done once, after leveling, and counted.
 _MOST_FILLED_FAST = 1 << 16
+# Shifts of a larger filling, and re-splits, at any effort: enough for ordinary windows, and at most 0.05 s and 2 ms.
+_LEAST_SHIFTS, _LEAST_SPLITS = 1 << 16, 100
+# Nodes that settle most windows which bin completion settles.
+_SHORT_SEARCH = 300
 # Limits the memory of one subset sum, in bits: 2^24 tokens a pack with 4096 segments.
 _MOST_BITS = 1 << 30
 
@@ -80,7 +84,7 @@ class Stage(NamedTuple):
     Attributes:
         name: Its name in documents and benchmarks.
         applies: Says whether the stage runs for a window and a number of packs.
-        work: Subset sums, nodes or numbers at effort 1, counted and not timed; 0 for a stage that ends by itself.
+        work: Subset sums, shifts, nodes or numbers at effort 1, counted and not timed; 0 for a stage that soon ends.
         levels: Whether the stage runs again for each pack length that the balanced objective tries.
         answer: Takes a window, a number of packs and the work allowed; returns packs, a proof or None.
     """
@@ -151,14 +155,18 @@ def _first_filling(window: SortedWindow, packs: int, work: int) -> Packs | None:
 
 
 def _further_fillings(window: SortedWindow, packs: int, work: int) -> Packs | None:
-    allowances = OTHER_ALLOWANCES if _is_filled_fast(window, packs) else [FAIR_SHARE]
-    return minimum_bin_slack(window.lengths, window.packing_length, packs, allowances)
+    if _is_filled_fast(window, packs):
+        return minimum_bin_slack(window.lengths, window.packing_length, packs, OTHER_ALLOWANCES)
+    return minimum_bin_slack(
+        window.lengths, window.packing_length, packs, [FAIR_SHARE], shifts=max(work, _LEAST_SHIFTS)
+    )
 
 
 def _level(window: SortedWindow, packs: int, work: int) -> Packs | None:
     """Levels the packs until all are within the cap; where segments are nearly equal, filling packs leaves bad ones."""
     start = longest_processing_time(window.lengths, packs)
-    level = pairwise_resplit(window.lengths, start, enough=window.packing_length, splits=work)
+    splits = max(work, _LEAST_SPLITS)
+    level = pairwise_resplit(window.lengths, start, enough=window.packing_length, splits=splits)
     longest = max(sum(window.lengths[position] for position in pack) for pack in level)
     return level if longest <= window.packing_length else None
 
@@ -166,6 +174,12 @@ def _level(window: SortedWindow, packs: int, work: int) -> Packs | None:
 def _column_generation(window: SortedWindow, packs: int, work: int) -> Proof | None:
     bound = column_generation(window.lengths, window.packing_length, packs, work)
     return None if bound is None else Proof(bound, "column generation")
+
+
+def _short_search(window: SortedWindow, packs: int, work: int) -> Packs | Proof | None:
+    """Searches a little before column generation, which is dearer; at any effort where hardly a token is free."""
+    nearly_full = packs * window.packing_length - window.tokens < packs
+    return _bin_completion(window, packs, max(work, _SHORT_SEARCH) if nearly_full else work)
 
 
 def _bin_completion(window: SortedWindow, packs: int, work: int) -> Packs | Proof | None:
@@ -182,7 +196,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("first filling", _is_filled_fast, 0, True, _first_filling),
     Stage("bounds", _always, 0, False, _bounds),
     Stage("level packs", _has_room, 4_000, False, _level),
-    Stage("further fillings", _has_room, 0, True, _further_fillings),
+    Stage("further fillings", _has_room, 300_000, True, _further_fillings),
+    Stage("short search", _has_room, _SHORT_SEARCH, False, _short_search),
     Stage("column generation", _has_room, 100_000_000, False, _column_generation),
     Stage("bin completion", _has_room, 6_000, True, _bin_completion),
 )

@@ -115,7 +115,7 @@ def test_the_packs_of_a_pool_are_the_plan_where_no_rank_finds_one():
         [212, 604, 173, 429, 436, 117, 91, 257, 11, 561, 629, 277, 117, 145, 91, 412, 343, 188],
     ]
     for objective in ("dense", "balanced"):
-        plan = plan_ranks(lens, 1000, 6, effort=0.02, objective=objective)
+        plan = plan_ranks(lens, 1000, 6, effort=0.001, objective=objective)
         assert_is_a_plan(plan, lens, 1000, 6)
         assert all(rank_plan.lower_bound == rank_plan.non_empty == 6 for rank_plan in plan.plans)
 

@@ -307,12 +307,14 @@ def test_giving_up_is_not_called_infeasible():
 def test_a_proof_by_search_says_so():
     """The volume fits, every bound passes, and yet nothing does: only the search can tell."""
     with pytest.raises(InfeasibleWindowError, match="exhaustive search"):
+        plan_window([42, 50, 56, 30, 33, 23, 30, 30], 100, 3)
+    with pytest.raises(InfeasibleWindowError, match="exhaustive search"):
         plan_window([26, 25, 20, 19, 18, 18, 16, 16, 15, 11, 11], 50, 4)
 
 
 def test_a_proof_by_weights_says_so():
     with pytest.raises(InfeasibleWindowError, match="column generation"):
-        plan_window([42, 50, 56, 30, 33, 23, 30, 30], 100, 3)
+        plan_window([58, 52, 49, 47, 44, 42, 41, 40, 37, 33, 31, 13], 100, 5)
 
 
 def test_optimal_is_claimed_only_with_a_proof():

@@ -122,6 +122,29 @@ def test_fillings_waste_what_they_are_allowed_to():
     assert minimum_bin_slack([6, 6], 10, 1, [FAIR_SHARE]) is None
 
 
+@pytest.mark.parametrize("cap", [1000, 40_000])
+def test_a_filling_stops_where_it_is_told_to(monkeypatch, cap):
+    """No sum of even lengths reaches an odd room, so every segment is tried for every pack, until the count ends."""
+    tried = []
+
+    def counted(lengths, room, enough=0):
+        tried.append(len(lengths) * ((room >> 14) + 1))
+        return fill_room(lengths, room, enough)
+
+    monkeypatch.setattr("packsched.planner.bin_slack.fill_room", counted)
+    rng = random.Random(53)
+    lengths = sorted((2 * rng.randint(cap // 20, cap // 5) for _ in range(200)), reverse=True)
+    packs = -(-sum(lengths) // (cap + 1)) + 2
+    for shifts in (0, 500, 1000):
+        tried.clear()
+        assert minimum_bin_slack(lengths, cap + 1, packs, [(0, 1)], shifts) is None
+        assert shifts <= sum(tried) <= shifts + 200 * (cap // 16384 + 1)
+    tried.clear()
+    whole = minimum_bin_slack(lengths, cap + 1, packs, [(0, 1)])
+    assert whole is not None
+    assert minimum_bin_slack(lengths, cap + 1, packs, [(0, 1)], sum(tried) + 1) == whole
+
+
 def best_fit_by_looking_at_every_pack(lengths, cap):
     packs, rooms = [], []
     for at, length in enumerate(lengths):
@@ -189,9 +212,14 @@ FIRST_FIVE = [423, 509, 648, 382, 795]
 
 def test_similar_segments_without_slack_need_no_search():
     lengths = sorted(cut_full_packs(random.Random(51), 24, 16, 16384, even=True), reverse=True)
-    packs = fit(SortedWindow(lengths, 16384), 24, 0.1)
+    packs = fit(SortedWindow(lengths, 16384), 24, 0.01)
     assert isinstance(packs, list)
     assert_packs(packs, lengths, 16384, 24)
+    # One short segment and they are no longer alike.
+    mixed = sorted([*cut_full_packs(random.Random(52), 23, 16, 16384, even=True), 16000, 384], reverse=True)
+    packs = fit(SortedWindow(mixed, 16384), 24, 0.01)
+    assert isinstance(packs, list)
+    assert_packs(packs, mixed, 16384, 24)
 
 
 def test_resplits_stop_where_they_are_told_to():
@@ -285,8 +313,9 @@ DECIDED_BY = {
     "bounds": ([6, 6, 6], 10),
     "level packs": ([47, 46, 42, 41, 36, 27, 27, 23], 100),
     "further fillings": ([99, 90, 85, 79, 54, 49, 41, 40, 38], 200),
-    "bin completion": ([26, 25, 20, 19, 18, 18, 16, 16, 15, 11, 11], 50),
-    "column generation": ([54, 52, 50, 49, 30, 26, 24], 100),
+    "short search": ([42, 50, 56, 30, 33, 23, 30, 30], 100),
+    "column generation": ([58, 52, 49, 47, 44, 42, 41, 40, 37, 33, 31, 13], 100),
+    "bin completion": ([95, 50, 41, 36, 35, 33, 32, 32, 32, 30, 29, 28, 27, 27, 24, 24, 17], 100),
 }
 ALGORITHMS = {
     "best-fit decreasing": "best_fit_decreasing",
@@ -295,8 +324,9 @@ ALGORITHMS = {
     "bounds": "lower_bound",
     "level packs": "pairwise_resplit",
     "further fillings": "minimum_bin_slack",
-    "bin completion": "bin_completion",
+    "short search": "bin_completion",
     "column generation": "column_generation",
+    "bin completion": "bin_completion",
 }
 
 
