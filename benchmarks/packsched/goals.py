@@ -174,6 +174,8 @@ def hopeless(quick: bool) -> Iterator[Row]:
                 plan_window(lens, (sum(lens) + 2) // 3, 3)  # noqa: B023
             except UndecidedWindowError:
                 return True
+            except InfeasibleWindowError:
+                pass
             return False
 
         undecided, ms = cpu_ms(give_up)
