@@ -33,7 +33,7 @@ from rollout_sft.config.releases import check_releases
 from rollout_sft.data.samples import MicroBatch, collate_raw
 from rollout_sft.evaluation import EvaluatingTrainer
 from rollout_sft.findings import find_in_model, report_findings
-from rollout_sft.model.attention import choose_attention
+from rollout_sft.model.attention import choose_attention, reject_chunks_of_row
 from rollout_sft.model.forward import Inputs, prepare_forward
 from rollout_sft.model.inputs import adapter_for, look_for_unused_parameters, split_processor
 from rollout_sft.model.quantized import prepare_quantized
@@ -142,6 +142,7 @@ class RolloutSFTTrainer(EvaluatingTrainer, FiniteTrainer, ResumableTrainer):
         self.attention: str | None = None
         if args.packing:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+            reject_chunks_of_row(plain, args.packing_length)
             self.attention = choose_attention(plain, args.attention, device=args.device, autocast=autocast)
         self.recurrent = RecurrentLayers(plain, device=args.device, one_call=is_deepspeed_zero3_enabled())
         self._to_probe = args.packing and args.check_isolation

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import transformers
+from packaging.version import Version
+
+SINCE = {"internlm3": "5.23", "llama4_text": "5.23"}
+"""The first transformers with a family; for llama4, the first whose masks count chunks from the start of a segment."""
 
 TINY = {
     "vocab_size": 96,
@@ -126,6 +130,12 @@ SPECIAL: dict[str, dict[str, object]] = {
 
 VARIANTS = {"granitemoehybrid, attention only": {"layer_types": ["attention", "attention"]}}
 """Separate rows for what a family's tiny configuration hides."""
+
+
+def available(cases: dict[str, tuple]) -> dict[str, tuple]:
+    """Leaves out the cases, each a family and more, that the installed transformers is too old for."""
+    installed = Version(transformers.__version__)
+    return {name: case for name, case in cases.items() if installed >= Version(SINCE.get(case[0], "0"))}
 
 
 def tiny_config(family: str, **overrides: object):

@@ -20,6 +20,8 @@ import sys
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -111,7 +113,9 @@ def varlen_attention(
         return _fused(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     lens = cu_seq_lens_q.diff().tolist()
     parts = zip(query.split(lens, dim=2), key.split(lens, dim=2), value.split(lens, dim=2), strict=True)
-    outputs = [_alone(module, q, k, v, dropout, scaling, sliding_window) for q, k, v in parts]
+    outputs = []
+    for q, k, v in parts:  # no list comprehension: torch 2.9 cannot compile this one
+        outputs.append(_alone(module, q, k, v, dropout, scaling, sliding_window))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
@@ -229,6 +233,33 @@ def choose_attention(
         raise ValueError(f"rollout_matching.attention is varlen, but {obstacle}. Set it to auto or model.")
     logger.info("attention of packs: the model's own, %s, since %s.", own, obstacle)
     return own
+
+
+def reject_chunks_of_row(model: nn.Module, packing_length: int) -> None:
+    """
+    Refuses packs that are longer than a chunk of `chunked_attention` where chunks are counted from the row's start.
+
+    Args:
+        model (`nn.Module`):
+            The unwrapped model.
+        packing_length (`int`):
+            The most tokens of a pack.
+
+    Raises:
+        `ValueError`: transformers is older than 5.23, whose masks count the chunks of each segment from its own start.
+    """
+    config: Any = getattr(base_model(model), "config", None)
+    text = config.get_text_config() if config is not None else None
+    chunk = getattr(text, "attention_chunk_size", None)
+    chunked = "chunked_attention" in (getattr(text, "layer_types", None) or ())
+    if not chunked or not chunk or packing_length <= chunk or Version(transformers.__version__) >= Version("5.23"):
+        return
+    raise ValueError(
+        f"{type(base_model(model)).__name__} attends in chunks of {chunk} tokens, which transformers "
+        f"{transformers.__version__} counts from the start of a pack, so segments of a pack of {packing_length} tokens "
+        "would not be computed as they are alone. Install transformers 5.23 or later, set global_max_length to at most "
+        f"{chunk}, or train without packing (training.packing: false)."
+    )
 
 
 UNABLE = {

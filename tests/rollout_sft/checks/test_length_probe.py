@@ -9,6 +9,7 @@ from rollout_sft.model import recurrent
 from rollout_sft.model.attention import choose_attention
 from tests.image_runs import adapter_of
 from tests.row_lengths import CPU, as_trained, build, small_config
+from tests.tiny_families import available
 from tests.tiny_images import image_model
 
 PACKING_LENGTH = 160
@@ -23,6 +24,7 @@ FAULTS = {
     "llama4, query scale": ("llama4_text", None),
     "inkling, query scale": ("inkling_text", None),
 }
+FAULTS = available(FAULTS)
 FAMILIES = pytest.mark.parametrize(("family", "kind"), FAULTS.values(), ids=FAULTS)
 
 

@@ -1,6 +1,11 @@
 """Mistakes in a YAML file: the error names the key, the nearest valid one and what it takes."""
 
+from dataclasses import fields
+
 import pytest
+from transformers import TrainingArguments
+
+FIELDS = {field.name for field in fields(TrainingArguments)}  # activation_checkpointing only in newer releases
 
 ERRORS = {
     "resume instead of its full name": (
@@ -329,10 +334,13 @@ ERRORS = {
         "training: {lr_scheduler_kwargs: min_lr}",
         r"^training\.lr_scheduler_kwargs is 'min_lr'; it takes a mapping",
     ),
-    "keyword of checkpointing": (
-        "training: {activation_checkpointing_kwargs: {reentrant: false}}",
-        r"^unknown key training\.activation_checkpointing_kwargs\.reentrant: it takes use_reentrant, ",
-    ),
+    **{
+        f"keyword of {name}": (
+            f"training: {{{name}: {{reentrant: false}}}}",
+            rf"^unknown key training\.{name}\.reentrant: it takes use_reentrant, ",
+        )
+        for name in sorted({"activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"} & FIELDS)
+    },
     "no output folder": (
         "training: {output_dir: ''}",
         r"^training\.output_dir is empty; it takes the path of a folder",

@@ -5,12 +5,20 @@ import logging
 
 import pytest
 import torch
+import transformers
 from packaging.version import Version
 
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
 from rollout_sft.config.decoding import Decoding
 from rollout_sft.inputs.segment import Segment, pack_of
-from rollout_sft.model.attention import VARLEN, _fused, choose_attention, mark_packed, varlen_attention
+from rollout_sft.model.attention import (
+    VARLEN,
+    _fused,
+    choose_attention,
+    mark_packed,
+    reject_chunks_of_row,
+    varlen_attention,
+)
 from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.step.collate import forward_inputs
@@ -176,6 +184,23 @@ def test_what_cannot_run_varlen_is_refused_or_left_alone(caplog):
     ]:
         with pytest.raises(ValueError, match=reason):
             choose_attention(model, "varlen", device=torch.device(device))
+
+
+@pytest.mark.parametrize(("installed", "refused"), [("5.20.0", True), ("5.22.1", True), ("5.23.0", False)])
+def test_chunks_counted_from_the_start_of_a_pack_are_refused(make_trainer, tokenizer, monkeypatch, installed, refused):
+    monkeypatch.setattr(transformers, "__version__", installed)
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "head_dim": 16}
+    for layer_types in (["chunked_attention", "full_attention"], ["full_attention"] * 2):
+        model = model_of("llama4_text", **size, layer_types=layer_types, attention_chunk_size=16)
+        reject_chunks_of_row(model, 16)  # a pack inside the first chunk
+        if refused and "chunked_attention" in layer_types:
+            with pytest.raises(
+                ValueError, match=rf"in chunks of 16 tokens, which transformers {installed} counts from"
+            ):
+                make_trainer(model=model)
+            make_trainer(model=model, packing=False)
+        else:
+            make_trainer(model=model)
 
 
 def test_the_users_own_choice_stays():
