@@ -25,8 +25,8 @@ MOST_SEGMENTS = 4096
 _MOST_FILLED_FAST = 1 << 16
 # Shifts of a larger filling, and re-splits, at any effort: enough for ordinary windows, and at most 0.05 s and 2 ms.
 _LEAST_SHIFTS, _LEAST_SPLITS = 1 << 16, 100
-# Nodes that settle most windows which bin completion settles.
-_SHORT_SEARCH = 300
+# Nodes that settle most windows of so many segments which bin completion settles; longer ones seldom end so soon.
+_SHORT_SEARCH, _MOST_SOON_SEARCHED = 300, 64
 # Limits the memory of one subset sum, in bits: 2^24 tokens a pack with 4096 segments.
 _MOST_BITS = 1 << 30
 
@@ -138,6 +138,15 @@ def _is_filled_fast(window: SortedWindow, packs: int) -> bool:
     return _has_room(window, packs) and packs * len(window.lengths) <= _MOST_FILLED_FAST
 
 
+def _is_soon_searched(window: SortedWindow, packs: int) -> bool:
+    return _has_room(window, packs) and (len(window.lengths) <= _MOST_SOON_SEARCHED or _is_nearly_full(window, packs))
+
+
+def _is_nearly_full(window: SortedWindow, packs: int) -> bool:
+    """Returns whether the window has less than one free token a pack."""
+    return packs * window.packing_length - window.tokens < packs
+
+
 def _best_fit(window: SortedWindow, packs: int, work: int) -> Packs | None:
     return window.best_fit if len(window.best_fit) <= packs else None
 
@@ -178,8 +187,7 @@ def _column_generation(window: SortedWindow, packs: int, work: int) -> Proof | N
 
 def _short_search(window: SortedWindow, packs: int, work: int) -> Packs | Proof | None:
     """Searches a little before column generation, which is dearer; at any effort where hardly a token is free."""
-    nearly_full = packs * window.packing_length - window.tokens < packs
-    return _bin_completion(window, packs, max(work, _SHORT_SEARCH) if nearly_full else work)
+    return _bin_completion(window, packs, max(work, _SHORT_SEARCH) if _is_nearly_full(window, packs) else work)
 
 
 def _bin_completion(window: SortedWindow, packs: int, work: int) -> Packs | Proof | None:
@@ -197,7 +205,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("bounds", _always, 0, False, _bounds),
     Stage("level packs", _has_room, 4_000, False, _level),
     Stage("further fillings", _has_room, 300_000, True, _further_fillings),
-    Stage("short search", _has_room, _SHORT_SEARCH, False, _short_search),
+    Stage("short search", _is_soon_searched, _SHORT_SEARCH, False, _short_search),
     Stage("column generation", _has_room, 100_000_000, False, _column_generation),
     Stage("bin completion", _has_room, 6_000, True, _bin_completion),
 )
