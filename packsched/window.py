@@ -93,9 +93,10 @@ def plan_window(
         PackingError: A count is below 1, a length is not a positive integer, or the objective is unknown.
 
     Cost: `O(n log n)` for nearly every window, under a millisecond up to 512 segments. Windows of up to 64 packs that
-    are never decided cost 0.05 to 0.4 s at effort 1 and packing lengths up to 16384, and 4096 segments in hundreds of
-    nearly full packs up to 1 s. Windows of more than 4096 segments, or with a packing length whose bitsets are too long
-    to keep, are not searched: only best fit, first fit and the bounds run.
+    are never decided cost 0.05 to 0.6 s at effort 1 and packing lengths up to 16384, and 4096 segments in hundreds of
+    nearly full packs up to 0.7 s (1 s at 131072; still longer packs cost more). Windows of more than 4096 segments, or
+    with a packing length whose bitsets are too long to keep, are not searched: only best fit, first fit and the bounds
+    run.
 
     >>> plan_window([1, 1, 4, 6, 6], 10, 2).packs
     ((0, 1, 4), (2, 3))
