@@ -4,8 +4,9 @@ import gc
 from importlib.util import find_spec
 
 MISSING = [name for name in ("vllm", "deepspeed") if find_spec(name) is None]
-# No tests: what processes import before they are forked, and what `make mutants` needs an extra for.
-collect_ignore = ["preloaded.py", "mutants", *MISSING]
+# No tests: what processes import before they are forked, what `make mutants` needs an extra for, and stand-ins for
+# packages, which must not be importable where a test does not ask for them.
+collect_ignore = ["preloaded.py", "mutants", "standins", *MISSING]
 
 
 def pytest_collection_finish():
