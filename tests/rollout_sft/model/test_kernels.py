@@ -1,11 +1,11 @@
 """The ways that packs take on a GPU, with exact stand-ins for the kernels: arguments, borders, gradients."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, set_seed
 
 from rollout_sft.checks.leak_probe import LeakError, check_isolation
@@ -15,7 +15,7 @@ from rollout_sft.inputs.text import TextInputs
 from rollout_sft.model.attention import VARLEN, choose_attention
 from rollout_sft.model.forward import prepare_forward
 from rollout_sft.model.recurrent import RecurrentLayers
-from tests.families_table import record_kernel
+from tests.families_table import RESULTS, record_kernel
 from tests.hybrids import FLOAT32, TOLERANCE, float64_throughout
 from tests.rollout_sft.step.test_image_gradients import TOLERANCE as TOLERANCE_OF_IMAGES
 from tests.rollout_sft.step.test_image_gradients import differences
@@ -48,7 +48,8 @@ REFUSED = {
     "capped logits": "caps its attention logits",
     "a hybrid": "does not hand cu_seq_lens to attentions that are registered from outside",
 }
-FAMILIES = sorted(set(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+FAMILIES = sorted(json.loads((RESULTS / "lengths.json").read_text()))
+"""The decoders that build tiny, from `make masks`; others take minutes or tens of gigabytes."""
 
 
 def segments(vocabulary):
