@@ -74,7 +74,9 @@ def flash_attn_with_kvcache(*args, **kwargs):
 
 def _check(q, k, v, dropout_p, window, alibi_slopes, block_table, return_attn_probs):
     assert q.dtype == k.dtype == v.dtype, f"q, k and v have {q.dtype}, {k.dtype}, {v.dtype}"
-    assert q.shape[-1] == k.shape[-1] == v.shape[-1] <= 256, (q.shape, k.shape, v.shape)
+    if q.shape[-1] > 256:
+        raise RuntimeError("FlashAttention forward only supports head dimension at most 256")
+    assert q.shape[-1] == k.shape[-1] == v.shape[-1], (q.shape, k.shape, v.shape)
     assert k.shape[-2] == v.shape[-2], (k.shape, v.shape)
     assert not dropout_p, dropout_p
     assert alibi_slopes is None
