@@ -29,6 +29,18 @@ NO_LENGTH = re.compile(r"pattern|max_window_layers|audio_|vision_|encoder_|moe_t
 SMALL = {"topk": 8, "block_size": 8, "original_max": BORDER}
 """What a length is made; 16 for the others."""
 
+READ_BY_ROW = {
+    "phi3, longrope": ("phi3", "longrope"),
+    "phimoe, longrope": ("phimoe", "longrope"),
+    "llama, longrope": ("llama", "longrope"),
+    "llama, dynamic": ("llama", "dynamic"),
+    "qwen3, dynamic": ("qwen3", "dynamic"),
+    "internlm3, dynamic": ("internlm3", "dynamic"),
+    "gemma3, each kind of layer": ("gemma3_text", "dynamic"),
+    "llama4, query scale": ("llama4_text", None),
+}
+"""Families whose forward depends on the whole row, and the frequencies with which it does."""
+
 
 def rotary_parameters(config, kind):
     """The configuration's own parameters with another type of frequencies; None for a family without them."""

@@ -8,23 +8,12 @@ from rollout_sft.checks.length_probe import SHORTEST, check_lengths, segment_len
 from rollout_sft.model import recurrent
 from rollout_sft.model.attention import choose_attention
 from tests.image_runs import adapter_of
-from tests.row_lengths import CPU, as_trained, build, small_config
+from tests.row_lengths import CPU, READ_BY_ROW, as_trained, build, small_config
 from tests.tiny_families import available
 from tests.tiny_images import image_model
 
 PACKING_LENGTH = 160
-FAULTS = {
-    "phi3, longrope": ("phi3", "longrope"),
-    "phimoe, longrope": ("phimoe", "longrope"),
-    "llama, longrope": ("llama", "longrope"),
-    "llama, dynamic": ("llama", "dynamic"),
-    "qwen3, dynamic": ("qwen3", "dynamic"),
-    "internlm3, dynamic": ("internlm3", "dynamic"),
-    "gemma3, each kind of layer": ("gemma3_text", "dynamic"),
-    "llama4, query scale": ("llama4_text", None),
-    "inkling, query scale": ("inkling_text", None),
-}
-FAULTS = available(FAULTS)
+FAULTS = available({**READ_BY_ROW, "inkling, query scale": ("inkling_text", None)})
 FAMILIES = pytest.mark.parametrize(("family", "kind"), FAULTS.values(), ids=FAULTS)
 
 

@@ -14,20 +14,22 @@ from rollout_sft.rollouts.base import RolloutRequest
 from rollout_sft.rollouts.hf import HFBackend
 from rollout_sft.step.collate import collate_padded
 from tests.hybrids import float64_throughout
-from tests.row_lengths import BORDER, CPU, alone, as_trained, build, difference, gradient, packed, parts, small_config
+from tests.row_lengths import (
+    BORDER,
+    CPU,
+    READ_BY_ROW,
+    alone,
+    as_trained,
+    build,
+    difference,
+    gradient,
+    packed,
+    parts,
+    small_config,
+)
 from tests.tiny_families import available
 
-CASES = {
-    "phi3, longrope": ("phi3", "longrope"),
-    "phimoe, longrope": ("phimoe", "longrope"),
-    "llama, longrope": ("llama", "longrope"),
-    "llama, dynamic": ("llama", "dynamic"),
-    "qwen3, dynamic": ("qwen3", "dynamic"),
-    "internlm3, dynamic": ("internlm3", "dynamic"),
-    "gemma3, each kind of layer": ("gemma3_text", "dynamic"),
-    "llama4, query scale": ("llama4_text", None),
-}
-CASES = available(CASES)
+CASES = available(READ_BY_ROW)
 FAMILIES = pytest.mark.parametrize(("family", "kind"), CASES.values(), ids=CASES)
 ROLLOUTS = [name for name in CASES if name.startswith(("phi3", "llama"))]
 ROTARY = pytest.mark.parametrize(("family", "kind"), [c for c in CASES.values() if c[1]])
