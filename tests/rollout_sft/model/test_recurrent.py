@@ -23,6 +23,7 @@ from rollout_sft.step.collate import forward_inputs
 from tests.hybrids import FLOAT32, HYBRIDS, TOLERANCE, float64_throughout, hybrid
 from tests.rollout_sft.step.test_gradient import one_by_one, relative_difference, trained
 from tests.rollout_sft.step.test_image_gradients import differences
+from tests.row_lengths import parts
 from tests.tiny_images import CONFIGS
 
 CPU = torch.device("cpu")
@@ -49,9 +50,7 @@ FAMILIES = pytest.mark.parametrize(
 
 
 def segments(lengths=LENGTHS):
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in lengths]
-    return [Segment.from_lists(ids, ids, [0.0] * len(ids)) for ids in drawn]
+    return parts(lengths)
 
 
 def gradient(model, forwards):
